@@ -1,0 +1,7 @@
+"""The policy language: text to IR (`grammar`), and one pass a file from there: ranges, python, smt, native."""
+
+from .errors import LanguageError
+from .grammar import MAX_SOURCE_BYTES, parse
+from .ir import Interface, Module, Param, Signature
+
+__all__ = ["MAX_SOURCE_BYTES", "Interface", "LanguageError", "Module", "Param", "Signature", "parse"]

@@ -1,0 +1,315 @@
+"""The intermediate representation: the one typed tree every meaning of a policy is derived from.
+
+Every value is an integer or a boolean; views appear only as named parameters whose fields are read. Nodes are frozen and are
+identified by object identity (`id`), so that a pass can talk about "this division", and carry the source line they came from.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from ..view import Domain, View
+
+__all__ = [
+    "Abs",
+    "Assign",
+    "Binary",
+    "Call",
+    "Compare",
+    "Cond",
+    "Const",
+    "Expr",
+    "Field",
+    "For",
+    "Function",
+    "If",
+    "Interface",
+    "Local",
+    "Logic",
+    "MinMax",
+    "Module",
+    "Negate",
+    "Not",
+    "Param",
+    "Return",
+    "Signature",
+    "Stmt",
+    "ToBool",
+    "ToInt",
+    "ViewRef",
+    "walk",
+]
+
+ArithmeticOp = Literal["+", "-", "*", "//", "%", "**"]
+CompareOp = Literal["==", "!=", "<", "<=", ">", ">="]
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Node:
+    """What every node has: the source line it came from (0 when made by a program)."""
+
+    line: int = 0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Const(Node):
+    """An integer or boolean constant (an enum member is its integer)."""
+
+    value: int
+    is_bool: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Local(Node):
+    """A read of a scalar parameter or local variable."""
+
+    name: str
+    is_bool: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Field(Node):
+    """A read of `view.field`, where `view` is a parameter of the enclosing function."""
+
+    view: str
+    name: str
+    is_bool: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Negate(Node):
+    """Arithmetic negation."""
+
+    operand: "Expr"
+    is_bool: bool = field(default=False, init=False)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Not(Node):
+    """`not x`; the operand is taken as a truth value."""
+
+    operand: "Expr"
+    is_bool: bool = field(default=True, init=False)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Binary(Node):
+    """Integer arithmetic with Python's meaning: `//` floors, `%` takes the divisor's sign; `**` has a constant exponent."""
+
+    op: ArithmeticOp
+    left: "Expr"
+    right: "Expr"
+    is_bool: bool = field(default=False, init=False)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Compare(Node):
+    """A comparison chain: `operands[0] ops[0] operands[1] ops[1] ...`, lazy from left to right."""
+
+    ops: tuple[CompareOp, ...]
+    operands: tuple["Expr", ...]
+    is_bool: bool = field(default=True, init=False)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Logic(Node):
+    """`and` / `or`: lazy, and the value is that of the operand that decided it."""
+
+    op: Literal["and", "or"]
+    operands: tuple["Expr", ...]
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether every operand is a boolean."""
+        return all(operand.is_bool for operand in self.operands)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cond(Node):
+    """`then if test else orelse`."""
+
+    test: "Expr"
+    then: "Expr"
+    orelse: "Expr"
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether both values are booleans."""
+        return self.then.is_bool and self.orelse.is_bool
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MinMax(Node):
+    """`min` or `max` of two or more values; equals keep the first (its value, whichever the type)."""
+
+    op: Literal["min", "max"]
+    operands: tuple["Expr", ...]
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether every operand is a boolean."""
+        return all(operand.is_bool for operand in self.operands)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Abs(Node):
+    """`abs(x)`."""
+
+    operand: "Expr"
+    is_bool: bool = field(default=False, init=False)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ToInt(Node):
+    """`int(x)` of a boolean or integer."""
+
+    operand: "Expr"
+    is_bool: bool = field(default=False, init=False)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ToBool(Node):
+    """`bool(x)`."""
+
+    operand: "Expr"
+    is_bool: bool = field(default=True, init=False)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ViewRef(Node):
+    """A whole view handed on to a function: the name of the enclosing function's parameter."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Call(Node):
+    """A call of a helper or decision; views are passed by reference, scalars by value."""
+
+    function: str
+    arguments: tuple["Expr | ViewRef", ...]
+    is_bool: bool = False
+
+
+Expr = (
+    Const | Local | Field | Negate | Not | Binary | Compare | Logic | Cond | MinMax | Abs | ToInt | ToBool | Call
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Assign(Node):
+    """`name = value`."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class If(Node):
+    """`if test: then else: orelse`."""
+
+    test: Expr
+    then: tuple["Stmt", ...]
+    orelse: tuple["Stmt", ...] = ()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Return(Node):
+    """`return value`."""
+
+    value: Expr
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class For(Node):
+    """`for name in range(start, stop, step)` with constant bounds."""
+
+    name: str
+    start: int
+    stop: int
+    step: int
+    body: tuple["Stmt", ...]
+
+    @property
+    def iterations(self) -> range:
+        """The values the loop variable takes."""
+        return range(self.start, self.stop, self.step)
+
+
+Stmt = Assign | If | Return | For
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A parameter: of a view (by the view's class name), or a scalar `int` / `bool`."""
+
+    name: str
+    type: str
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the parameter is a view."""
+        return self.type not in ("int", "bool")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Function(Node):
+    """A function that returns on every path, and assigns every local before reading it."""
+
+    name: str
+    params: tuple[Param, ...]
+    body: tuple[Stmt, ...]
+    returns_bool: bool = False
+    doc: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Module:
+    """A policy: its functions in source order (callees may come later; there is no recursion)."""
+
+    functions: Mapping[str, Function]
+    views: Mapping[str, type[View]]
+    """View classes by the name they have in the text."""
+    enums: Mapping[str, type] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A decision as the contract declares it: parameters in order, and the domain of the result."""
+
+    name: str
+    params: tuple[Param, ...]
+    result: Domain
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a policy text may refer to: decisions it must define, views and enums it may import, and from where."""
+
+    decisions: Mapping[str, Signature]
+    views: Mapping[str, type[View]]
+    enums: Mapping[str, type]
+    modules: tuple[str, ...]
+    """Modules the views may be imported from; the first is the one shown in examples."""
+    max_operations: int = 4_096
+    """The worst-case operation count a decision may have."""
+
+
+def children(node: Node) -> Iterator[Node]:
+    """The nodes directly below one."""
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if isinstance(value, Node):
+            yield value
+        elif isinstance(value, tuple):
+            yield from (entry for entry in value if isinstance(entry, Node))
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """Every node below and including `node`, outer ones first."""
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        yield current
+        stack.extend(reversed(list(children(current))))

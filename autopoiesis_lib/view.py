@@ -1,0 +1,137 @@
+"""Views: the frozen, typed records a policy reads. One declaration, five readings.
+
+The pydantic fields of a `View` are at once the mypy types, the Z3 domains, the Hypothesis strategies, the JSON schema in a
+prompt, and the column layout of an adapter.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+from .errors import ContractError
+from .units import Unit
+
+__all__ = ["Domain", "FieldSpec", "Saturates", "View", "domain_of"]
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Saturates:
+    """Marks a field that an adapter may clamp to its bounds; every other field out of its domain drops the step."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The finite set of integers a value may take, with its unit.
+
+    `values` is set for enums only (sorted); otherwise the domain is every integer in `[lo, hi]`.
+    """
+
+    lo: int
+    hi: int
+    kind: Literal["int", "bool", "enum"] = "int"
+    unit: str = ""
+    values: tuple[int, ...] | None = None
+    enum: type[IntEnum] | None = None
+    saturates: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many values the domain holds."""
+        return len(self.values) if self.values is not None else self.hi - self.lo + 1
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, int):
+            return False
+        return value in self.values if self.values is not None else self.lo <= value <= self.hi
+
+    def describe(self) -> str:
+        """The domain in words, for prompts, errors and documentation."""
+        if self.kind == "bool":
+            return "bool"
+        if self.enum is not None:
+            return f"{self.enum.__name__}: " + ", ".join(f"{member.name}={member.value}" for member in self.enum)
+        return f"{self.lo:,} to {self.hi:,}" + (f" {self.unit}" if self.unit else "")
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One field of a view: its name, its domain and what it means."""
+
+    name: str
+    domain: Domain
+    doc: str
+
+
+def domain_of(annotation: Any, where: str, metadata: tuple[Any, ...] = ()) -> Domain:
+    """The domain an annotation declares.
+
+    Raises:
+        ContractError: the annotation is not a bounded `int`, a `bool` or an `IntEnum`.
+    """
+    collected: list[Any] = []
+    while get_origin(annotation) is Annotated:
+        annotation, *inner = get_args(annotation)
+        collected = [*inner, *collected]
+    collected.extend(metadata)
+    flat = [item for entry in collected for item in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
+    saturates = any(isinstance(item, Saturates) for item in flat)
+    if annotation is bool:
+        return Domain(0, 1, "bool", saturates=saturates)
+    if isinstance(annotation, type) and issubclass(annotation, IntEnum):
+        values = tuple(sorted(int(member) for member in annotation))
+        return Domain(values[0], values[-1], "enum", values=values, enum=annotation, saturates=saturates)
+    if annotation is not int:
+        raise ContractError(f"{where}: a view holds bounded int, bool or IntEnum, not {annotation!r}; use autopoiesis_lib.units")
+    lows = [item.ge for item in flat if isinstance(item, Ge)] + [item.gt + 1 for item in flat if isinstance(item, Gt)]  # type: ignore[operator]
+    highs = [item.le for item in flat if isinstance(item, Le)] + [item.lt - 1 for item in flat if isinstance(item, Lt)]  # type: ignore[operator]
+    if not lows or not highs:
+        raise ContractError(f"{where}: an int needs both bounds; use a unit of autopoiesis_lib.units or Field(ge=..., le=...)")
+    lo, hi = int(max(lows)), int(min(highs))  # type: ignore[type-var, call-overload]
+    if not INT64_MIN <= lo <= hi <= INT64_MAX:
+        raise ContractError(f"{where}: the bounds {lo}..{hi} are empty or leave int64")
+    unit = next((item.symbol for item in flat if isinstance(item, Unit)), "")
+    return Domain(lo, hi, unit=unit, saturates=saturates)
+
+
+class View(BaseModel):
+    """Base of every view. Fields are bounded ints (see `autopoiesis_lib.units`), bools or IntEnums."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def fields(cls) -> tuple[FieldSpec, ...]:
+        """The fields in declared order: the column order of `Policy.scorer` and of adapters."""
+        return _fields(cls)
+
+    @classmethod
+    def field(cls, name: str) -> FieldSpec:
+        """One field by name; raises `KeyError` when there is none."""
+        return _fields_by_name(cls)[name]
+
+    def row(self) -> tuple[int, ...]:
+        """The values as plain integers in declared order."""
+        return tuple(int(getattr(self, spec.name)) for spec in type(self).fields())
+
+
+@cache
+def _fields(view: type[View]) -> tuple[FieldSpec, ...]:
+    return tuple(
+        FieldSpec(
+            name,
+            domain_of(info.annotation, f"{view.__name__}.{name}", tuple(info.metadata)),
+            " ".join((info.description or "").split()),
+        )
+        for name, info in view.model_fields.items()
+    )
+
+
+@cache
+def _fields_by_name(view: type[View]) -> dict[str, FieldSpec]:
+    return {spec.name: spec for spec in _fields(view)}
