@@ -1,0 +1,107 @@
+"""A policy: a text that conforms to a contract, parsed once, addressed by its content, runnable as Python or machine code."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from .contract import Contract
+from .errors import PolicyError
+from .language import MAX_SOURCE_BYTES, Module, parse
+from .language.errors import invalid
+from .language.python import compile_python, to_source
+
+if TYPE_CHECKING:
+    from .language.native import NativeFunction
+    from .language.scorer import Scorer
+
+__all__ = ["Policy", "read_policy_text"]
+
+
+def read_policy_text(path: str | Path) -> str:
+    """The text of a policy file.
+
+    Raises:
+        LanguageError: INVALID: the file cannot be read, is larger than a policy may be, or is not UTF-8 text.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_SOURCE_BYTES + 1)
+    except OSError as error:
+        raise invalid(1, f"{path} cannot be read: {error.strerror or error}") from None
+    if len(data) > MAX_SOURCE_BYTES:
+        raise invalid(1, f"{path} is larger than the {MAX_SOURCE_BYTES:,} bytes a policy may have")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        raise invalid(1, f"{path} is not UTF-8 text") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A parsed policy. Build it with `from_source` or `from_file`; equal digests mean equal behaviour under one contract."""
+
+    source: str
+    """The text as it was given."""
+    contract: Contract
+    module: Module
+
+    @classmethod
+    def from_source(cls, source: str, contract: Contract) -> Self:
+        """Parse a text.
+
+        Raises:
+            LanguageError: it is not a policy of this contract; `verdict` tells INVALID from UNSUPPORTED.
+        """
+        return cls(source, contract, parse(source, contract.interface))
+
+    @classmethod
+    def from_file(cls, path: str | Path, contract: Contract) -> Self:
+        """Read and parse a file; raises as `read_policy_text` and `from_source`."""
+        return cls.from_source(read_policy_text(path), contract)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the normalised text (no comments, docstrings or layout) and of the contract."""
+        text = to_source(self.module, docstrings=False)
+        return hashlib.sha256(f"{text}\x1f{self.contract.digest}".encode()).hexdigest()
+
+    @cached_property
+    def functions(self) -> dict[str, Callable[..., int]]:
+        """Every function as CPython runs it, by name; arguments are views (or objects with the same fields)."""
+        return compile_python(self.module)
+
+    def decision(self, name: str | None = None) -> Callable[..., int]:
+        """A decision as a Python callable over views; the name may be left out when there is only one."""
+        return self.functions[self._decision_name(name)]
+
+    def __call__(self, *views: object) -> int:
+        """The only decision, applied to views."""
+        return self.decision()(*views)
+
+    def native(self, decision: str | None = None, layout: Sequence[str] | None = None) -> "NativeFunction":
+        """A decision as machine code over int64 scalars; see `language.native.compile_function` for `layout`.
+
+        Run it only once the policy is certified, and only on values inside the view domains.
+        """
+        from .language.native import compile_function
+
+        return compile_function(self.module, self.contract.decisions[self._decision_name(decision)], layout)
+
+    def scorer(self, decision: str | None = None) -> "Scorer":
+        """A decision as a machine-code loop over int64 columns; see `language.scorer.Scorer`."""
+        from .language.scorer import compile_scorer
+
+        return compile_scorer(self.module, self.contract.decisions[self._decision_name(decision)])
+
+    def _decision_name(self, name: str | None) -> str:
+        names = list(self.contract.decisions)
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is None or name not in names:
+            raise PolicyError(f"name a decision of {self.contract.contract_name}: {', '.join(names)}")
+        return name
+
+

@@ -1,0 +1,216 @@
+"""Which waiting request the engine admits next.
+
+The kernel (an adapter or the simulator) asks `score` of every waiting request under one frozen snapshot of engine and clock,
+admits the highest score while it fits, and breaks ties by enqueue sequence number. A request that does not fit ends admission
+for that step. `waited_us` counts from the request's first enqueue and never restarts, not even after preemption.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from autopoiesis_lib import Contract, Least, Theorem, View, assumption, decision, invariant, lemma
+from autopoiesis_lib.units import Blocks, Count, Micros, Priority, Score, Tokens
+from pydantic import Field
+
+__all__ = ["BoundedBypass", "Engine", "RequestOrdering", "Waiting"]
+
+
+class Waiting(View):
+    """A request in the waiting queue, as the scheduler sees it at one step."""
+
+    waited_us: Micros
+    """Since its first enqueue; a preemption never resets it. Beyond a day the kernel serves it first-in first-out."""
+    num_prompt_tokens: Annotated[Tokens, Field(ge=1)]
+    """Length of the prompt."""
+    num_cached_tokens: Tokens
+    """Prompt tokens already in the prefix cache: a hint, as old as the engine's last look-up (0 when unknown)."""
+    num_output_tokens: Tokens
+    """Tokens generated so far (more than 0 only after a preemption)."""
+    max_tokens: Annotated[Tokens, Field(ge=1)]
+    """The most tokens the request may generate."""
+    priority: Priority
+    """Higher is served first; vLLM's priority p maps to clamp(8 - p, 0, 15), so its default is 8."""
+    num_preemptions: Count
+    """How often the request has been preempted."""
+
+
+class Engine(View):
+    """The engine at one step, the same for every request scored in it."""
+
+    num_waiting: Count
+    """Requests waiting."""
+    num_running: Count
+    """Requests running."""
+    free_blocks: Blocks
+    """KV-cache blocks free or evictable."""
+    total_blocks: Annotated[Blocks, Field(ge=1)]
+    """KV-cache blocks in all."""
+    block_size: Annotated[Tokens, Field(ge=1)]
+    """Tokens a block holds."""
+    max_num_seqs: Annotated[Count, Field(ge=1)]
+    """The most requests that may run at once."""
+    oldest_waited_us: Micros
+    """The longest wait among the waiting requests."""
+
+
+class RequestOrdering(Contract, name="request-ordering"):
+    """Highest score is admitted next; ties go to the earlier arrival."""
+
+    slots: ClassVar[Mapping[str, str]] = {"score": "ordering"}
+
+    max_aging_us: Micros = 600_000_000
+    """A policy is refused when its least aging bound T lies above this."""
+
+    @decision
+    def score(self, request: Waiting, engine: Engine) -> Score:
+        """How urgent a waiting request is; the highest score is admitted next."""
+        raise NotImplementedError
+
+    @assumption
+    def cached_within_prompt(self, request: Waiting) -> bool:
+        """A request has no more cached tokens than prompt tokens."""
+        return request.num_cached_tokens <= request.num_prompt_tokens
+
+    @assumption
+    def free_within_total(self, engine: Engine) -> bool:
+        """No more blocks are free than there are."""
+        return engine.free_blocks <= engine.total_blocks
+
+    @assumption
+    def oldest_is_oldest(self, request: Waiting, engine: Engine) -> bool:
+        """No request has waited longer than the oldest."""
+        return request.waited_us <= engine.oldest_waited_us
+
+    @assumption
+    def running_within_limit(self, engine: Engine) -> bool:
+        """No more requests run than may run at once."""
+        return engine.num_running <= engine.max_num_seqs
+
+    @invariant
+    def ages(
+        self, older: Waiting, newer: Waiting, engine: Engine, aging: Annotated[Micros, Least(limit="max_aging_us")]
+    ) -> bool:
+        """A request that has waited T longer than another is never ranked behind it, whatever their sizes."""
+        return older.waited_us < newer.waited_us + aging or self.score(older, engine) >= self.score(newer, engine)
+
+    @classmethod
+    def theorems(cls) -> tuple[type[Theorem], ...]:
+        """Bounded bypass."""
+        return (BoundedBypass,)
+
+    @classmethod
+    def baselines(cls) -> Mapping[str, str]:
+        """Hand-written orderings; the first is every engine's default."""
+        return BASELINES
+
+
+class BoundedBypass(Theorem):
+    """Before an eligible request r is picked, the kernel picks at most the distinct requests that were present when r was
+    enqueued or were enqueued no later than T after it; re-admissions after preemption do not count again."""
+
+    class State(View):
+        """What is counted from the moment r is enqueued until it is picked."""
+
+        present: Count
+        """Distinct requests waiting or running when r was enqueued."""
+        late_arrivals: Count
+        """Requests enqueued since, no later than T after r."""
+        unpicked: Count
+        """Those of both kinds not yet picked."""
+        picked: Count
+        """Distinct requests picked before r."""
+
+    @lemma
+    def picks_within_aging(
+        self,
+        picked: Waiting,
+        r: Waiting,
+        engine: Engine,
+        aging: Micros,
+        picked_sequence: Count,
+        r_sequence: Count,
+    ) -> bool:
+        """KER-STEP: if the kernel's argmax prefers `picked` to the waiting r, then `picked` was enqueued at most T after r.
+
+        Sequence numbers follow enqueue time: the later enqueued has the larger one."""
+        in_order = picked.waited_us >= r.waited_us or picked_sequence > r_sequence
+        picked_score = self.policy.score(picked, engine)
+        r_score = self.policy.score(r, engine)
+        prefers = picked_score > r_score or (picked_score == r_score and picked_sequence < r_sequence)
+        return not (in_order and prefers) or r.waited_us <= picked.waited_us + aging
+
+    def init(self, s: State) -> bool:
+        """At r's enqueue nothing has been picked and nothing has come since."""
+        return s.picked == 0 and s.late_arrivals == 0 and s.unpicked == s.present
+
+    def step(self, s: State, t: State) -> bool:
+        """KER-IND: an arrival within T, an arrival later than T, a first pick, or a re-admission. By `picks_within_aging`
+        every pick is of a request counted in `unpicked` or of one picked before."""
+        same_present = t.present == s.present
+        arrival = (
+            t.late_arrivals == s.late_arrivals + 1 and t.unpicked == s.unpicked + 1 and t.picked == s.picked
+        )
+        first_pick = (
+            s.unpicked > 0
+            and t.unpicked == s.unpicked - 1
+            and t.picked == s.picked + 1
+            and t.late_arrivals == s.late_arrivals
+        )
+        nothing = t.late_arrivals == s.late_arrivals and t.unpicked == s.unpicked and t.picked == s.picked
+        return same_present and (arrival or first_pick or nothing)
+
+    def inductive(self, s: State) -> bool:
+        """Every counted request is either picked or not yet."""
+        return s.picked + s.unpicked == s.present + s.late_arrivals
+
+    def goal(self, s: State) -> bool:
+        """Never more picks before r than requests present or enqueued within T."""
+        return s.picked <= s.present + s.late_arrivals
+
+    def progress(self, s: State, t: State) -> bool:
+        """A first pick of another request."""
+        return t.picked == s.picked + 1
+
+    def ranking(self, s: State) -> int:
+        """Requests that may still be picked before r, among those enqueued so far."""
+        return s.unpicked
+
+
+BASELINES: Mapping[str, str] = {
+    "fcfs": '''"""First come, first served: every engine's default."""
+
+from autopoiesis_contracts.request_ordering import Engine, Waiting
+
+
+def score(request: Waiting, engine: Engine) -> int:
+    """The longer it has waited, the sooner it goes."""
+    return request.waited_us
+''',
+    "priority-aging": '''"""Priority classes that age: a class is worth ten seconds of waiting."""
+
+from autopoiesis_contracts.request_ordering import Engine, Waiting
+
+
+def score(request: Waiting, engine: Engine) -> int:
+    """Waiting time plus ten seconds a priority level."""
+    return request.waited_us + request.priority * 10_000_000
+''',
+    "shortest-prompt-aging": '''"""Shortest prompt first, but waiting always wins in the end."""
+
+from autopoiesis_contracts.request_ordering import Engine, Waiting
+
+
+def score(request: Waiting, engine: Engine) -> int:
+    """Each prompt token, up to 8,192 of them, weighs as much as ten milliseconds of waiting."""
+    return request.waited_us - min(request.num_prompt_tokens, 8_192) * 10_000
+''',
+    "longest-cached-prefix-aging": '''"""Longest cached prefix first, with aging: reuse the cache while it is warm."""
+
+from autopoiesis_contracts.request_ordering import Engine, Waiting
+
+
+def score(request: Waiting, engine: Engine) -> int:
+    """Each uncached prompt token, up to 8,192 of them, weighs as much as ten milliseconds of waiting."""
+    return request.waited_us - min(request.num_prompt_tokens - request.num_cached_tokens, 8_192) * 10_000
+''',
+}
