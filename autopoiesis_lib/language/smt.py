@@ -1,0 +1,420 @@
+"""IR to Z3: the symbolic meaning of a function, with the obligations that make it the same as the machine's.
+
+Integers are SMT Int (unbounded, as Python's); each operation adds the obligation that it stays in int64 and divides by nothing
+zero, guarded by the path that reaches it. Branches merge with `ite` instead of multiplying paths; loops unroll, their bounds
+being constants. SMT's `div` and `mod` are Euclidean, so flooring is spelled out unless the divisor is known to be positive.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import z3
+
+from ..view import INT64_MAX, INT64_MIN, Domain, View
+from .ir import (
+    Abs,
+    Assign,
+    Binary,
+    Call,
+    Compare,
+    Cond,
+    Const,
+    Expr,
+    Field,
+    For,
+    Function,
+    If,
+    Local,
+    Logic,
+    MinMax,
+    Module,
+    Negate,
+    Node,
+    Not,
+    Return,
+    Stmt,
+    ToBool,
+    ToInt,
+    ViewRef,
+)
+from .ranges import Ranges
+
+__all__ = ["Encoder", "Obligation", "SymbolicView", "Term", "as_bool", "as_int", "symbolic_scalar"]
+
+Term = Any
+"""A Python int or bool (a constant), or a Z3 Int or Bool term."""
+
+Oracle = Callable[[str, Sequence["SymbolicView | Term"]], Term]
+
+
+@dataclass(frozen=True, eq=False)
+class SymbolicView:
+    """A view as one Z3 constant a field."""
+
+    name: str
+    view: type[View]
+    terms: Mapping[str, Term]
+
+    @classmethod
+    def fresh(cls, name: str, view: type[View]) -> "SymbolicView":
+        """Constants called `name.field`."""
+        return cls(name, view, {spec.name: symbolic_scalar(f"{name}.{spec.name}", spec.domain) for spec in view.fields()})
+
+    def domain(self) -> list[z3.BoolRef]:
+        """What the declared domains say of the fields."""
+        return [
+            bound for spec in self.view.fields() for bound in domain_constraints(self.terms[spec.name], spec.domain)
+        ]
+
+
+def symbolic_scalar(name: str, domain: Domain) -> Term:
+    """A constant of a domain's sort."""
+    return z3.Bool(name) if domain.kind == "bool" else z3.Int(name)
+
+
+def domain_constraints(term: Term, domain: Domain) -> list[z3.BoolRef]:
+    """That a term lies in a domain."""
+    if domain.kind == "bool":
+        return []
+    bounds = [term >= domain.lo, term <= domain.hi]
+    if domain.values is not None and len(domain.values) != domain.hi - domain.lo + 1:
+        bounds.append(z3.Or([term == value for value in domain.values]))
+    return bounds
+
+
+@dataclass(frozen=True, eq=False)
+class Obligation:
+    """Something that must hold whenever `guard` does."""
+
+    kind: Literal["int64 overflow", "division by zero"]
+    node: Node
+    guard: Term
+    condition: Term
+
+    def negation(self) -> Term:
+        """The violation, as one formula."""
+        return conjunction(self.guard, negation(self.condition))
+
+
+def as_int(term: Term) -> Term:
+    """A term as an integer: a boolean counts 1 or 0."""
+    if isinstance(term, bool):
+        return int(term)
+    if isinstance(term, z3.BoolRef):
+        return z3.If(term, z3.IntVal(1), z3.IntVal(0))
+    return term
+
+
+def as_bool(term: Term) -> Term:
+    """A term as a truth value: an integer is true unless it is 0."""
+    if isinstance(term, (bool, int)):
+        return bool(term)
+    if isinstance(term, z3.BoolRef):
+        return term
+    return term != 0
+
+
+def conjunction(first: Term, second: Term) -> Term:
+    """`and` of truth values, folding constants."""
+    if first is True:
+        return second
+    if second is True:
+        return first
+    return False if first is False or second is False else z3.And(first, second)
+
+
+def disjunction(first: Term, second: Term) -> Term:
+    """`or` of truth values, folding constants."""
+    return negation(conjunction(negation(first), negation(second))) if isinstance(first, bool) or isinstance(second, bool) else z3.Or(first, second)
+
+
+def negation(term: Term) -> Term:
+    """`not` of a truth value, folding constants."""
+    return (not term) if isinstance(term, bool) else z3.Not(term)
+
+
+def choose(test: Term, then: Term, orelse: Term) -> Term:
+    """`ite` of two values of any sort, folding constants; a boolean met by an integer becomes one."""
+    if isinstance(test, bool):
+        return then if test else orelse
+    if then is orelse:
+        return then
+    if not _is_bool(then) or not _is_bool(orelse):
+        then, orelse = as_int(then), as_int(orelse)
+        return z3.If(test, _int_term(then), _int_term(orelse))
+    return z3.If(test, _bool_term(then), _bool_term(orelse))
+
+
+def _is_bool(term: Term) -> bool:
+    return isinstance(term, (bool, z3.BoolRef))
+
+
+def _int_term(term: Term) -> z3.ArithRef:
+    return z3.IntVal(term) if isinstance(term, int) else term
+
+
+def _bool_term(term: Term) -> z3.BoolRef:
+    return z3.BoolVal(term) if isinstance(term, bool) else term
+
+
+Environment = dict[str, "SymbolicView | Term"]
+
+
+@dataclass
+class _State:
+    """Where symbolic execution stands: the locals, whether control is here, and the value if it has returned."""
+
+    environment: Environment
+    alive: Term
+    value: Term = None
+
+
+@dataclass
+class Encoder:
+    """Encodes functions of one module. `obligations` collects what `call` met, unless `ranges` discharged it."""
+
+    module: Module
+    ranges: Ranges | None = None
+    oracle: Oracle | None = None
+    """How calls of functions outside the module (a contract's decisions) are encoded."""
+    obligations: list[Obligation] = field(default_factory=list)
+
+    def call(self, function: str, arguments: Sequence[SymbolicView | Term], guard: Term = True) -> Term:
+        """The value of a function; obligations are guarded by `guard`."""
+        return self._call(self.module.functions[function], arguments, guard)
+
+    def _call(self, function: Function, arguments: Sequence[SymbolicView | Term], guard: Term) -> Term:
+        environment: Environment = {param.name: argument for param, argument in zip(function.params, arguments, strict=True)}
+        state = _State(environment, guard)
+        self._block(function.body, state)
+        return as_bool(state.value) if function.returns_bool else as_int(state.value)
+
+    def _block(self, body: tuple[Stmt, ...], state: _State) -> None:
+        for statement in body:
+            if state.alive is False:
+                return
+            self._statement(statement, state)
+
+    def _statement(self, statement: Stmt, state: _State) -> None:
+        match statement:
+            case Assign(name, value):
+                state.environment[name] = self._expression(value, state)
+            case Return(value):
+                returned = self._expression(value, state)
+                state.value = returned if state.value is None else choose(state.alive, returned, state.value)
+                state.alive = False
+            case If(test, then, orelse):
+                self._if(as_bool(self._expression(test, state)), then, orelse, state)
+            case For():
+                for turn in statement.iterations:
+                    if state.alive is False:
+                        return
+                    state.environment[statement.name] = turn
+                    self._block(statement.body, state)
+
+    def _if(self, test: Term, then: tuple[Stmt, ...], orelse: tuple[Stmt, ...], state: _State) -> None:
+        if isinstance(test, bool):
+            self._block(then if test else orelse, state)
+            return
+        one = _State(dict(state.environment), conjunction(state.alive, test), state.value)
+        self._block(then, one)
+        other = _State(dict(state.environment), conjunction(state.alive, negation(test)), one.value)
+        self._block(orelse, other)
+        state.value = other.value
+        if one.alive is False or other.alive is False:
+            survivor = other if one.alive is False else one
+            state.environment, state.alive = survivor.environment, survivor.alive
+            return
+        still_whole = one.alive is not False and other.alive is not False and _falls_through(then) and _falls_through(orelse)
+        state.alive = state.alive if still_whole else disjunction(one.alive, other.alive)
+        state.environment = {
+            name: choose(test, value, other.environment[name]) if not isinstance(value, SymbolicView) else value
+            for name, value in one.environment.items()
+            if name in other.environment
+        }
+
+    def _expression(self, expression: Expr, state: _State) -> Term:
+        match expression:
+            case Const(value, is_bool):
+                return bool(value) if is_bool else value
+            case Local(name):
+                return state.environment[name]
+            case Field(view, name):
+                symbolic = state.environment[view]
+                assert isinstance(symbolic, SymbolicView)
+                return symbolic.terms[name]
+            case Negate(operand):
+                return self._fits(expression, -as_int(self._expression(operand, state)), state)
+            case Not(operand):
+                return negation(as_bool(self._expression(operand, state)))
+            case Abs(operand):
+                value = as_int(self._expression(operand, state))
+                return self._fits(expression, choose(_compare("<", value, 0), -value, value), state)
+            case ToInt(operand):
+                return as_int(self._expression(operand, state))
+            case ToBool(operand):
+                return as_bool(self._expression(operand, state))
+            case Binary():
+                return self._binary(expression, state)
+            case Compare(ops, operands):
+                return self._chain(ops, operands, state)
+            case Logic(op, operands):
+                return self._logic(op, operands, state)
+            case Cond(test, then, orelse):
+                return self._cond(as_bool(self._expression(test, state)), then, orelse, state)
+            case MinMax(op, operands):
+                best = self._expression(operands[0], state)
+                for operand in operands[1:]:
+                    value = self._expression(operand, state)
+                    keep = _compare("<=" if op == "min" else ">=", as_int(best), as_int(value))
+                    best = choose(keep, best, value)
+                return best
+            case Call(name, arguments):
+                values = [
+                    state.environment[item.name] if isinstance(item, ViewRef) else self._expression(item, state) for item in arguments
+                ]
+                if name in self.module.functions:
+                    return self._call(self.module.functions[name], values, state.alive)
+                if self.oracle is None:
+                    raise LookupError(f"`{name}` is not defined")
+                return self.oracle(name, values)
+
+    def _guarded(self, expression: Expr, guard: Term, state: _State) -> Term:
+        """An operand that is evaluated only when `guard` holds."""
+        return self._expression(expression, _State(state.environment, conjunction(state.alive, guard), state.value))
+
+    def _cond(self, test: Term, then: Expr, orelse: Expr, state: _State) -> Term:
+        if isinstance(test, bool):
+            return self._expression(then if test else orelse, state)
+        return choose(test, self._guarded(then, test, state), self._guarded(orelse, negation(test), state))
+
+    def _chain(self, ops: Sequence[str], operands: tuple[Expr, ...], state: _State) -> Term:
+        left = as_int(self._expression(operands[0], state))
+        holds: Term = True
+        for op, operand in zip(ops, operands[1:], strict=True):
+            right = as_int(self._guarded(operand, holds, state))
+            holds = conjunction(holds, _compare(op, left, right))
+            if holds is False:
+                return False
+            left = right
+        return holds
+
+    def _logic(self, op: str, operands: tuple[Expr, ...], state: _State) -> Term:
+        seen: list[Term] = []
+        reach: Term = True
+        for operand in operands:
+            value = self._guarded(operand, reach, state)
+            seen.append(value)
+            truth = as_bool(value)
+            reach = conjunction(reach, truth if op == "and" else negation(truth))
+            if reach is False:
+                break
+        result = seen[-1]
+        for value in reversed(seen[:-1]):
+            truth = as_bool(value)
+            if _is_bool(value) and _is_bool(result):
+                result = conjunction(truth, result) if op == "and" else disjunction(truth, result)
+            else:
+                result = choose(truth, result, value) if op == "and" else choose(truth, value, result)
+        return result
+
+    def _binary(self, node: Binary, state: _State) -> Term:
+        left = as_int(self._expression(node.left, state))
+        right = as_int(self._expression(node.right, state))
+        match node.op:
+            case "+":
+                return self._fits(node, left + right, state)
+            case "-":
+                return self._fits(node, left - right, state)
+            case "*":
+                return self._fits(node, left * right, state)
+            case "**":
+                return self._fits(node, _power(left, right), state)
+            case "//" | "%":
+                self._oblige("division by zero", node, negation(_compare("==", right, 0)), state)
+                if right == 0 if isinstance(right, int) else False:
+                    return 0
+                value = _floor_divide(left, right, self._positive(node)) if node.op == "//" else _modulo(left, right, self._positive(node))
+                return self._fits(node, value, state) if node.op == "//" else value
+
+    def _positive(self, node: Binary) -> bool:
+        """Whether the divisor is known to be positive."""
+        if isinstance(node.right, Const):
+            return node.right.value > 0
+        known = self.ranges.intervals.get(id(node.right)) if self.ranges is not None else None
+        return known is not None and known.lo > 0
+
+    def _fits(self, node: Node, value: Term, state: _State) -> Term:
+        if isinstance(value, int):
+            if not INT64_MIN <= value <= INT64_MAX:
+                self._oblige("int64 overflow", node, False, state)
+            return value
+        if self.ranges is None or not self.ranges.discharged(node):
+            self._oblige("int64 overflow", node, z3.And(value >= INT64_MIN, value <= INT64_MAX), state)
+        return value
+
+    def _oblige(self, kind: Literal["int64 overflow", "division by zero"], node: Node, condition: Term, state: _State) -> None:
+        if condition is True or state.alive is False:
+            return
+        if condition is not False and self.ranges is not None and self.ranges.discharged(node):
+            return
+        self.obligations.append(Obligation(kind, node, state.alive, condition))
+
+
+def _falls_through(body: tuple[Stmt, ...]) -> bool:
+    """Whether no statement below can return."""
+    for statement in body:
+        match statement:
+            case Return():
+                return False
+            case If(_, then, orelse) if not (_falls_through(then) and _falls_through(orelse)):
+                return False
+            case For() if not _falls_through(statement.body):
+                return False
+    return True
+
+
+def _compare(op: str, left: Term, right: Term) -> Term:
+    match op:
+        case "==":
+            return left == right
+        case "!=":
+            return left != right
+        case "<":
+            return left < right
+        case "<=":
+            return left <= right
+        case ">":
+            return left > right
+        case _:
+            return left >= right
+
+
+def _floor_divide(left: Term, right: Term, positive: bool) -> Term:
+    if isinstance(left, int) and isinstance(right, int):
+        return left // right
+    dividend, divisor = _int_term(left), _int_term(right)
+    if positive:
+        return dividend / divisor
+    return z3.If(divisor > 0, dividend / divisor, (-dividend) / (-divisor))
+
+
+def _modulo(left: Term, right: Term, positive: bool) -> Term:
+    if isinstance(left, int) and isinstance(right, int):
+        return left % right
+    dividend, divisor = _int_term(left), _int_term(right)
+    if positive:
+        return dividend % divisor
+    return z3.If(divisor > 0, dividend % divisor, -((-dividend) % (-divisor)))
+
+
+def _power(base: Term, exponent: Term) -> Term:
+    if isinstance(base, int):
+        return base**exponent
+    result: Term = 1
+    for _ in range(exponent):
+        result = base if isinstance(result, int) else result * base
+    return result
+
+
