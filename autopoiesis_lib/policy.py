@@ -5,19 +5,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .contract import Contract
 from .errors import PolicyError
-from .language import MAX_SOURCE_BYTES, Module, parse
+from .language import MAX_SOURCE_BYTES, Module, Signature, parse
 from .language.errors import invalid
+from .language.interpreter import Fault, Rows, evaluate
 from .language.python import compile_python, to_source
+from .view import View
 
 if TYPE_CHECKING:
     from .language.native import NativeFunction
     from .language.scorer import Scorer
 
-__all__ = ["Policy", "read_policy_text"]
+__all__ = ["Policy", "fault_on", "read_policy_text"]
 
 
 def read_policy_text(path: str | Path) -> str:
@@ -37,6 +39,17 @@ def read_policy_text(path: str | Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise invalid(1, f"{path} is not UTF-8 text") from None
+
+
+def fault_on(policy: "Policy", signature: Signature, rows: Sequence[Rows]) -> str | None:
+    """`Policy.fault` on rows in the order of the signature's parameters."""
+    try:
+        result = evaluate(policy.module, signature.name, rows)
+    except Fault as fault:
+        return str(fault)
+    if result not in signature.result:
+        return f"`{signature.name}` returns {result:,}, outside {signature.result.describe()}"
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +93,30 @@ class Policy:
     def __call__(self, *views: object) -> int:
         """The only decision, applied to views."""
         return self.decision()(*views)
+
+    @cached_property
+    def stand_in(self) -> Any:
+        """What to pass as `self` to the contract's own formulas: its parameters, and this policy's decisions."""
+        return self.contract.stand_in({name: self.functions[name] for name in self.contract.decisions})
+
+    def holds(self, invariant: str, **arguments: View | int) -> bool:
+        """Whether an invariant of the contract holds for this policy on given values, evaluated by CPython.
+
+        Raises:
+            KeyError: the contract has no such invariant.
+            ArithmeticError: a decision raises on these values.
+        """
+        formula = {formula.name: formula for formula in self.contract.invariants}[invariant]
+        return bool(formula.method(self.stand_in, **arguments))
+
+    def fault(self, decision: str, **views: View) -> str | None:
+        """What goes wrong when a decision runs on given views: a zero divisor, an int64 overflow, a result out of its range.
+
+        None when nothing does.
+        """
+        signature = self.contract.decisions[decision]
+        rows = [dict(zip((spec.name for spec in type(view).fields()), view.row(), strict=True)) for view in views.values()]
+        return fault_on(self, signature, rows)
 
     def native(self, decision: str | None = None, layout: Sequence[str] | None = None) -> "NativeFunction":
         """A decision as machine code over int64 scalars; see `language.native.compile_function` for `layout`.

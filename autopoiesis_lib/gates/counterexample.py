@@ -1,0 +1,202 @@
+"""Counterexamples: evaluate formulas on concrete values, make the values small, replay them, print them as a test.
+
+Evaluation runs the author's own Python for the formula and the policy's Python meaning, so it shares nothing with the solver
+encoding it checks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from types import SimpleNamespace
+
+from ..contract import Contract, Formula, FormulaParam
+from ..errors import AutopoiesisError
+from ..policy import Policy, fault_on
+from ..view import View
+from .verdict import Counterexample, Row
+
+__all__ = ["Arguments", "EncoderBug", "Evaluator", "minimise"]
+
+Arguments = dict[str, Row | int]
+"""Values of a formula's or decision's parameters, by name."""
+
+
+class EncoderBug(AutopoiesisError):
+    """The solver and CPython disagree about a policy: our encoding is wrong. Never reported as UNKNOWN."""
+
+
+def instances(formula: Formula, views: Mapping[str, type[View]]) -> Iterator[tuple[str, ...]]:
+    """Every way to apply a formula over views to views in scope: tuples of names in scope."""
+    choices = [[name for name, view in views.items() if view is param.view] for param in formula.params]
+    yield from product(*choices)
+
+
+class Evaluator:
+    """Evaluates one policy's decisions and its contract's formulas on values, as CPython does."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.contract: Contract = policy.contract
+        self._self = policy.stand_in
+
+    def holds(self, formula: Formula, arguments: Mapping[str, Row | int]) -> bool:
+        """Whether a formula holds on values; a decision that raises makes it false."""
+        values = [_value(arguments[param.name]) for param in formula.params]
+        try:
+            return bool(formula.method(self._self, *values))
+        except ArithmeticError:
+            return False
+
+    def admissible(self, params: tuple[FormulaParam, ...], arguments: Mapping[str, Row | int]) -> bool:
+        """Whether values lie in their domains and satisfy every assumption about the views in scope."""
+        views = {param.name: param.view for param in params if param.view is not None}
+        for param in params:
+            value = arguments[param.name]
+            if param.view is not None:
+                assert isinstance(value, dict)
+                if any(value[spec.name] not in spec.domain for spec in param.view.fields()):
+                    return False
+            elif param.domain is not None and value not in param.domain:
+                return False
+        for formula in self.contract.assumptions:
+            for names in instances(formula, views):
+                if not formula.method(self._self, *(_value(arguments[name]) for name in names)):
+                    return False
+        return True
+
+    def fault(self, decision: str, arguments: Mapping[str, Row | int]) -> str | None:
+        """What goes wrong when a decision runs on values: an overflow, a zero divisor, a result out of range; else None."""
+        signature = self.contract.decisions[decision]
+        rows = [arguments[param.name] for param in signature.params]
+        return fault_on(self.policy, signature, [row for row in rows if isinstance(row, dict)])
+
+    def counterexample(self, formula: Formula, arguments: Arguments) -> Counterexample:
+        """A replayed counterexample of an invariant, its values made small.
+
+        Raises:
+            EncoderBug: the invariant holds on these values.
+        """
+        if not self.admissible(formula.params, arguments) or self.holds(formula, arguments):
+            raise EncoderBug(f"the counterexample of `{formula.name}` does not replay: {arguments}; please report this policy")
+        small = minimise(arguments, formula.params, lambda candidate: self._breaks(formula, candidate))
+        return Counterexample(
+            arguments=small,
+            explanation=self._explain(formula, small),
+            pytest=_pytest(self.contract, formula.name, formula.params, small, f'policy.holds("{formula.name}", {{}})'),
+        )
+
+    def fault_counterexample(self, decision: str, arguments: Arguments) -> Counterexample:
+        """A replayed counterexample of safety: values on which a decision faults.
+
+        Raises:
+            EncoderBug: the decision runs well on these values.
+        """
+        params = tuple(FormulaParam(param.name, view=self.contract.views[param.type]) for param in self.contract.decisions[decision].params)
+        fault = self.fault(decision, arguments)
+        if fault is None or not self.admissible(params, arguments):
+            raise EncoderBug(f"the counterexample of `{decision}` does not replay: {arguments}; please report this policy")
+        small = minimise(
+            arguments, params, lambda candidate: self.admissible(params, candidate) and self.fault(decision, candidate) is not None
+        )
+        return Counterexample(
+            arguments=small,
+            explanation=self.fault(decision, small) or fault,
+            pytest=_pytest(self.contract, f"{decision}_is_safe", params, small, f'policy.fault("{decision}", {{}}) is None'),
+        )
+
+    def _breaks(self, formula: Formula, arguments: Arguments) -> bool:
+        return self.admissible(formula.params, arguments) and not self.holds(formula, arguments)
+
+    def _explain(self, formula: Formula, arguments: Arguments) -> str:
+        parts: list[str] = []
+        by_view: dict[type[View], list[str]] = {}
+        for param in formula.params:
+            if param.view is not None:
+                by_view.setdefault(param.view, []).append(param.name)
+        for decision, signature in self.contract.decisions.items():
+            choices = [by_view.get(self.contract.views[param.type], []) for param in signature.params]
+            for names in product(*choices):
+                rows = [_value(arguments[name]) for name in names]
+                try:
+                    shown = f"{self.policy.functions[decision](*rows):,}"
+                except ArithmeticError as error:
+                    shown = str(error)
+                parts.append(f"{decision}({', '.join(names)}) = {shown}")
+        scalars = [f"{name} = {value:,}" for name, value in arguments.items() if isinstance(value, int)]
+        return f"`{formula.name}` is false: {'; '.join([*parts, *scalars])}"
+
+
+def minimise(arguments: Arguments, params: tuple[FormulaParam, ...], breaks: Callable[[Arguments], bool]) -> Arguments:
+    """Smaller values that still break: each field moved as far to the value nearest 0 of its domain as one binary search allows."""
+    current: Arguments = {name: dict(value) if isinstance(value, dict) else value for name, value in arguments.items()}
+    for _ in range(2):
+        for param in params:
+            if param.view is None:
+                continue
+            row = current[param.name]
+            assert isinstance(row, dict)
+            for spec in param.view.fields():
+                target = min(max(0, spec.domain.lo), spec.domain.hi)
+                low, high = target, row[spec.name]
+                if low == high:
+                    continue
+                if breaks({**current, param.name: {**row, spec.name: low}}):
+                    row[spec.name] = low
+                    continue
+                while abs(high - low) > 1:
+                    middle = (low + high) // 2
+                    if breaks({**current, param.name: {**row, spec.name: middle}}):
+                        high = middle
+                    else:
+                        low = middle
+                row[spec.name] = high
+    return current
+
+
+def _value(value: Row | int) -> object:
+    return SimpleNamespace(**value) if isinstance(value, dict) else value
+
+
+def view_instance(view: type[View], row: Row) -> View:
+    """A row as a real, validated view."""
+    values = {
+        spec.name: bool(row[spec.name]) if spec.domain.kind == "bool" else spec.domain.enum(row[spec.name]) if spec.domain.enum else row[spec.name]
+        for spec in view.fields()
+    }
+    return view(**values)
+
+
+def _pytest(contract: Contract, name: str, params: tuple[FormulaParam, ...], arguments: Arguments, check: str) -> str:
+    views = {param.view for param in params if param.view is not None}
+    enums = {spec.domain.enum for view in views for spec in view.fields() if spec.domain.enum is not None}
+    module = contract.interface.modules[0]
+    changed = {
+        field: getattr(contract, field) for field, info in type(contract).model_fields.items() if getattr(contract, field) != info.default
+    }
+    lines = [
+        f"from {module} import {', '.join(sorted(item.__name__ for item in (*views, *enums, type(contract))))}",
+        "",
+        "from autopoiesis_lib import Policy",
+        "",
+        "",
+        f"def test_{name}() -> None:",
+        f"    contract = {type(contract).__name__}({', '.join(f'{key}={value!r}' for key, value in changed.items())})",
+        '    policy = Policy.from_file("policy.py", contract)',
+    ]
+    for param in params:
+        value = arguments[param.name]
+        if param.view is None:
+            lines.append(f"    {param.name} = {value}")
+            continue
+        assert isinstance(value, dict)
+        shown = ", ".join(
+            f"{spec.name}={bool(value[spec.name]) if spec.domain.kind == 'bool' else _enum_source(spec.domain.enum, value[spec.name])}"
+            for spec in param.view.fields()
+        )
+        lines.append(f"    {param.name} = {param.view.__name__}({shown})")
+    names = ", ".join(f"{param.name}={param.name}" for param in params)
+    lines.append(f"    assert {check.replace('{}', names)}")
+    return "\n".join(lines) + "\n"
+
+
+def _enum_source(enum: type | None, value: int) -> str:
+    return str(value) if enum is None else f"{enum.__name__}({value})"

@@ -1,0 +1,206 @@
+"""The proof gate: every obligation of a policy, for every input of its contract, by Z3.
+
+For each decision: it is safe (no zero divisor, nothing outside int64) and its result lies in the declared range. For the
+contract: every invariant holds, at the least value of its bound where it has one, and is not vacuous. Every counterexample is
+replayed in CPython; one that does not replay is a bug of ours and raises.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..contract import Formula, FormulaParam
+from ..language.ir import Signature
+from ..language.ranges import Ranges, analyse
+from ..language.smt import Encoder, SymbolicView, Term, as_int, negation
+from ..policy import Policy
+from .counterexample import Evaluator
+from .least import find_least
+from .solving import DEFAULT_RLIMIT, Scope, ask, encode_formula, scope_of, values_of
+from .verdict import GateResult, ObligationResult, Verdict, worst
+
+__all__ = ["check", "prove_invariant", "prove_safety"]
+
+
+def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True) -> GateResult:
+    """Prove every obligation of a policy.
+
+    With `least=False` invariants are proved at the contract's limit only, which is quicker.
+
+    Raises:
+        EncoderBug: a counterexample of the solver does not replay in CPython.
+    """
+    started = time.perf_counter()
+    results: list[ObligationResult] = []
+    evaluator = Evaluator(policy)
+    for signature in policy.contract.decisions.values():
+        results += prove_safety(policy, signature, evaluator, rlimit)
+    if all(result.verdict.green for result in results):
+        results += [prove_invariant(policy, formula, evaluator, rlimit, least) for formula in policy.contract.invariants]
+    verdict = worst(*(result.verdict for result in results))
+    failed = next((result for result in results if result.verdict == verdict and not verdict.green), None)
+    return GateResult(
+        name="proof",
+        verdict=verdict,
+        seconds=time.perf_counter() - started,
+        detail=f"{failed.name}: {failed.detail}" if failed is not None else f"{len(results)} obligations proved",
+        obligations=tuple(results),
+        counterexample=failed.counterexample if failed is not None else None,
+    )
+
+
+def prove_safety(policy: Policy, signature: Signature, evaluator: Evaluator, rlimit: int) -> list[ObligationResult]:
+    """That a decision neither faults nor leaves its range, as two obligations."""
+    started = time.perf_counter()
+    params = [FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params]
+    scope = scope_of(policy.contract, params)
+    ranges = analyse(policy.module, signature)
+    encoder = Encoder(policy.module, ranges)
+    value = as_int(encoder.call(signature.name, [scope.symbols[param.name] for param in params]))
+    violations = [obligation.negation() for obligation in encoder.obligations]
+    discharged = len(ranges.checked) - len(ranges.open)
+    safe = _prove_all(f"{signature.name} is safe", violations, scope, signature, evaluator, rlimit, started)
+    detail = f"{discharged} of {len(ranges.checked)} operations by intervals, {len(violations)} obligations by Z3"
+    results = [safe.model_copy(update={"detail": safe.detail or detail})]
+    started = time.perf_counter()
+    outside = _outside(value, signature, ranges)
+    results.append(
+        _prove_all(f"{signature.name} is in range", outside, scope, signature, evaluator, rlimit, started).model_copy(
+            update={} if outside else {"detail": f"by intervals: {signature.result.describe()}"}
+        )
+    )
+    return results
+
+
+def _outside(value: Term, signature: Signature, ranges: Ranges) -> list[Term]:
+    domain = signature.result
+    if domain.kind == "bool":
+        return []
+    if domain.values is None and domain.lo <= ranges.result.lo and ranges.result.hi <= domain.hi:
+        return []
+    if isinstance(value, int):
+        return [] if value in domain else [True]
+    violations = [value < domain.lo, value > domain.hi]
+    if domain.values is not None:
+        import z3
+
+        violations.append(z3.And([value != member for member in domain.values]))
+    return violations
+
+
+def _prove_all(
+    name: str, violations: Sequence[Term], scope: Scope, signature: Signature, evaluator: Evaluator, rlimit: int, started: float
+) -> ObligationResult:
+    """That none of the violations can happen."""
+    import z3
+
+    answer = "unsat"
+    if violations:
+        terms = [z3.BoolVal(term) if isinstance(term, bool) else term for term in violations]
+        answer, model = ask([*scope.constraints, z3.Or(terms) if len(terms) > 1 else terms[0]], rlimit)
+        if answer == "sat" and model is not None:
+            example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
+            return ObligationResult(
+                name=name, verdict=Verdict.REFUTED, seconds=time.perf_counter() - started, detail=example.explanation, counterexample=example
+            )
+    verdict = Verdict.PROVED if answer == "unsat" else Verdict.UNKNOWN
+    detail = "" if verdict is Verdict.PROVED else f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit"
+    return ObligationResult(name=name, verdict=verdict, seconds=time.perf_counter() - started, detail=detail)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """An invariant over a policy, as the constraints of a search for a counterexample."""
+
+    formula: Formula
+    scope: Scope
+    term: Term
+    """The negated invariant."""
+
+    def at_least(self, low: int, high: int) -> list[Term]:
+        """The constraints, with the invariant's bound between two values."""
+        constraints: list[Term] = [*self.scope.constraints, self.term]
+        if self.formula.least is not None:
+            bound = self.scope.symbols[self.formula.least.name]
+            constraints += [bound >= low, bound <= high]
+        return constraints
+
+
+def violation_of(policy: Policy, formula: Formula) -> Violation:
+    """The negation of an invariant for this policy."""
+    scope = scope_of(policy.contract, formula.params)
+    ranges = {name: analyse(policy.module, signature) for name, signature in policy.contract.decisions.items()}
+    known: dict[tuple[str, ...], Term] = {}
+
+    def oracle(name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
+        key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
+        if key not in known:
+            known[key] = Encoder(policy.module, ranges[name]).call(name, arguments)
+        return known[key]
+
+    holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)
+    return Violation(formula, scope, negation(holds))
+
+
+def prove_invariant(policy: Policy, formula: Formula, evaluator: Evaluator, rlimit: int, least: bool = True) -> ObligationResult:
+    """That an invariant holds for every input: at its limit, and at the least value of its bound when asked for."""
+    started = time.perf_counter()
+    violation = violation_of(policy, formula)
+    bound = formula.least
+    limit = bound.least_limit if bound is not None and bound.least_limit is not None else 0
+
+    def result(verdict: Verdict, detail: str, **extra: object) -> ObligationResult:
+        return ObligationResult.model_validate(
+            {"name": formula.name, "verdict": verdict, "seconds": time.perf_counter() - started, "detail": detail, **extra}
+        )
+
+    answer, model = ask(violation.at_least(limit, limit), rlimit)
+    if answer == "unknown":
+        return result(Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit")
+    if answer == "sat" and model is not None:
+        example = evaluator.counterexample(formula, values_of(model, violation.scope.symbols))
+        detail = example.explanation if bound is None else _starved(violation, evaluator, rlimit, limit) or example.explanation
+        return result(Verdict.REFUTED, detail, counterexample=example)
+    if bound is None or not least:
+        vacuous = not _falsifiable(policy, formula, limit, rlimit)
+        return result(Verdict.VACUOUS if vacuous else Verdict.PROVED, _vacuous(formula) if vacuous else formula.doc)
+    found = find_least(violation, evaluator, limit, rlimit)
+    if not _falsifiable(policy, formula, found.value, rlimit):
+        return result(Verdict.VACUOUS, _vacuous(formula), least=found)
+    return result(Verdict.PROVED, formula.doc, least=found)
+
+
+def _vacuous(formula: Formula) -> str:
+    return f"no policy at all could break `{formula.name}` here: its premises cannot be met; mend the contract's bounds or assumptions"
+
+
+def _falsifiable(policy: Policy, formula: Formula, bound: int, rlimit: int) -> bool:
+    """Whether some policy could break the invariant at this bound: decisions are left free."""
+    import z3
+
+    scope = scope_of(policy.contract, formula.params)
+    free: dict[tuple[str, ...], Term] = {}
+
+    def oracle(name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
+        key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
+        boolean = policy.contract.decisions[name].result.kind == "bool"
+        return free.setdefault(key, z3.Bool("!".join(key)) if boolean else z3.Int("!".join(key)))
+
+    holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)
+    at = [] if formula.least is None else [scope.symbols[formula.least.name] == bound]
+    return ask([*scope.constraints, *at, negation(holds)], rlimit)[0] == "sat"
+
+
+def _starved(violation: Violation, evaluator: Evaluator, rlimit: int, limit: int) -> str | None:
+    """In words: whether the bound fails even at the longest value its domain knows."""
+    bound = violation.formula.least
+    if bound is None or bound.domain is None:
+        return None
+    longest = bound.domain.hi
+    answer, model = ask(violation.at_least(longest, longest), rlimit)
+    if answer == "sat" and model is not None:
+        witness = evaluator.counterexample(violation.formula, values_of(model, violation.scope.symbols))
+        return f"still broken at {bound.name} = {longest:,} {bound.domain.unit}, the longest there is: {witness.explanation}"
+    return f"not certified at {bound.name} <= {limit:,} {bound.domain.unit}"
+
+

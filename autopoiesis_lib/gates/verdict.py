@@ -1,0 +1,140 @@
+"""What a gate says. Only PROVED and PASSED are green; anything else keeps a policy from running."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Counterexample", "GateReport", "GateResult", "LeastBound", "ObligationResult", "Row", "Verdict", "worst"]
+
+Row = dict[str, int]
+"""A view as field name -> integer."""
+
+
+class Verdict(StrEnum):
+    """A gate's answer."""
+
+    PROVED = "PROVED"
+    """Holds for every input, by proof."""
+    PASSED = "PASSED"
+    """Nothing wrong was found by a gate that tests."""
+    REFUTED = "REFUTED"
+    """A counterexample exists, and it replays."""
+    UNKNOWN = "UNKNOWN"
+    """Neither proved nor refuted within the budget."""
+    UNSUPPORTED = "UNSUPPORTED"
+    """The text uses Python the policy language leaves out."""
+    VACUOUS = "VACUOUS"
+    """Proved only because nothing can satisfy the premises."""
+    INVALID = "INVALID"
+    """The text is not a policy of this contract."""
+
+    @property
+    def green(self) -> bool:
+        """Whether the policy may go on."""
+        return self in (Verdict.PROVED, Verdict.PASSED)
+
+
+_SEVERITY = [
+    Verdict.PASSED,
+    Verdict.PROVED,
+    Verdict.UNKNOWN,
+    Verdict.VACUOUS,
+    Verdict.REFUTED,
+    Verdict.UNSUPPORTED,
+    Verdict.INVALID,
+]
+
+
+def worst(*verdicts: Verdict) -> Verdict:
+    """The verdict that decides: the worst one; PROVED when all is green and anything was proved."""
+    return max(verdicts, key=_SEVERITY.index, default=Verdict.PASSED)
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Counterexample(_Value):
+    """Values on which a policy breaks an obligation, and a test that shows it."""
+
+    arguments: Mapping[str, Row | int]
+    """By argument name of the obligation: a view as its fields, a scalar as its value."""
+    explanation: str
+    """What happens on these values, in one line."""
+    pytest: str
+    """A test, ready to run, that fails for this policy."""
+
+
+class LeastBound(_Value):
+    """The least value of an invariant's parameter that makes the invariant true."""
+
+    parameter: str
+    value: int
+    unit: str
+    tight: bool
+    """Whether value - 1 was refuted; if not, `value` is sufficient but perhaps not least."""
+    refuted_below: Counterexample | None = None
+    """Values that break the invariant at value - 1."""
+
+
+class ObligationResult(_Value):
+    """One thing that had to be shown."""
+
+    name: str
+    verdict: Verdict
+    seconds: float
+    detail: str = ""
+    counterexample: Counterexample | None = None
+    least: LeastBound | None = None
+    assumptions_used: tuple[str, ...] | None = None
+    """Which assumptions the proof needed; None when that was not asked for."""
+    solvers: tuple[str, ...] = ()
+    """The solvers that agree; one name only means the other gave up."""
+    smtlib: str | None = Field(default=None, repr=False)
+    """The refutation query: unsatisfiable exactly when the obligation holds; None unless asked for."""
+
+
+class GateResult(_Value):
+    """One gate's answer."""
+
+    name: str
+    verdict: Verdict
+    seconds: float
+    detail: str = ""
+    obligations: tuple[ObligationResult, ...] = ()
+    counterexample: Counterexample | None = None
+
+
+class GateReport(_Value):
+    """The chain's answer: every gate that ran, up to the first that was not green."""
+
+    contract: str
+    contract_digest: str
+    policy_digest: str | None
+    """None when the text could not be read as a policy."""
+    verdict: Verdict
+    seconds: float
+    gates: tuple[GateResult, ...]
+    claims: tuple[str, ...] = ()
+    """What can never happen, in plain words; empty unless the verdict is PROVED."""
+
+    @property
+    def obligations(self) -> tuple[ObligationResult, ...]:
+        """Every obligation of every gate."""
+        return tuple(obligation for gate in self.gates for obligation in gate.obligations)
+
+    @property
+    def counterexample(self) -> Counterexample | None:
+        """The first counterexample, if any gate found one."""
+        found = [gate.counterexample for gate in self.gates] + [item.counterexample for item in self.obligations]
+        return next((item for item in found if item is not None), None)
+
+    @property
+    def failed(self) -> GateResult | None:
+        """The gate that was not green, if any."""
+        return next((gate for gate in self.gates if not gate.verdict.green), None)
+
+    def least(self) -> dict[str, int]:
+        """The least bounds that were proved: obligation name -> value."""
+        return {item.name: item.least.value for item in self.obligations if item.least is not None and item.verdict.green}
