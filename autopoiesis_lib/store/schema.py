@@ -1,0 +1,126 @@
+"""The tables, and the DDL that makes the append-only ones refuse changes."""
+
+from collections.abc import Iterator
+
+import sqlalchemy as sa
+
+SCHEMA_VERSION = 1
+"""Raised whenever a table changes; a store of another version is refused at open."""
+
+metadata = sa.MetaData()
+meta = sa.Table(
+    "meta", metadata, sa.Column("key", sa.String(64), primary_key=True), sa.Column("value", sa.Text, nullable=False)
+)
+policies = sa.Table(
+    "policies",
+    metadata,
+    sa.Column("digest", sa.String(128), primary_key=True),
+    sa.Column("contract", sa.String(128), nullable=False),
+    sa.Column("contract_digest", sa.String(128), nullable=False, index=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    sa.Column("digest", sa.String(128), primary_key=True),
+    sa.Column("policy_digest", sa.String(128), nullable=False, index=True),
+    sa.Column("contract_digest", sa.String(128), nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("contract", sa.String(128), nullable=False),
+    sa.Column("contract_digest", sa.String(128), nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("config", sa.JSON, nullable=False),
+    sa.Column("started_at", sa.String(32), nullable=False),
+    sa.Column("spent_seconds", sa.Float, nullable=False, default=0.0),
+    sa.Column("result", sa.JSON, nullable=True),
+)
+proposals = sa.Table(
+    "proposals",
+    metadata,
+    sa.Column("run", sa.String(64), sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("move", sa.String(64), nullable=False),
+    sa.Column("island", sa.Integer, nullable=False),
+    sa.Column("rationale", sa.Text, nullable=False),
+    sa.Column("details", sa.JSON, nullable=False),
+)
+lineage = sa.Table(
+    "lineage",
+    metadata,
+    sa.Column("run", sa.String(64), primary_key=True),
+    sa.Column("child", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("parent", sa.Integer, nullable=False),
+    sa.ForeignKeyConstraint(["run", "child"], ["proposals.run", "proposals.id"]),
+)
+candidates = sa.Table(
+    "candidates",
+    metadata,
+    sa.Column("run", sa.String(64), primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("verdict", sa.String(16), nullable=False),
+    sa.Column("gate", sa.String(32), nullable=True),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(128), nullable=True, index=True),
+    sa.Column("fingerprint", sa.String(128), nullable=True),
+    sa.Column("descriptor", sa.String(256), nullable=True),
+    sa.Column("counterexample", sa.JSON, nullable=True),
+    sa.Column("scores", sa.JSON, nullable=True),
+    sa.Column("fitness", sa.Float, nullable=True),
+    sa.Column("seconds", sa.JSON, nullable=False),
+    sa.ForeignKeyConstraint(["run", "id"], ["proposals.run", "proposals.id"]),
+)
+counterexamples = sa.Table(
+    "counterexamples",
+    metadata,
+    sa.Column("contract_digest", sa.String(128), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+deployments = sa.Table(
+    "deployments",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("channel", sa.String(512), nullable=False, index=True),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("policy_digest", sa.String(128), nullable=True),
+    sa.Column("certificate_digest", sa.String(128), nullable=True),
+    sa.Column("actor", sa.String(256), nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+)
+
+APPEND_ONLY = ("lineage", "deployments", "policies", "certificates")
+
+
+def freeze_statements(dialect: str) -> Iterator[str]:
+    """DDL that makes the append-only tables refuse UPDATE and DELETE."""
+    if dialect == "sqlite":
+        for table in APPEND_ONLY:
+            for verb in ("UPDATE", "DELETE"):
+                yield (
+                    f"CREATE TRIGGER IF NOT EXISTS {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                    f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+                )
+    elif dialect == "postgresql":
+        yield (
+            "CREATE OR REPLACE FUNCTION autopoiesis_append_only() RETURNS trigger AS "
+            "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$ LANGUAGE plpgsql"
+        )
+        for table in APPEND_ONLY:
+            yield (
+                f"CREATE OR REPLACE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} "
+                "FOR EACH ROW EXECUTE FUNCTION autopoiesis_append_only()"
+            )
