@@ -16,7 +16,7 @@ from ..language.smt import Encoder, SymbolicView, Term, as_int, negation
 from ..policy import Policy
 from .counterexample import Evaluator
 from .least import find_least
-from .solving import DEFAULT_RLIMIT, Scope, ask, encode_formula, scope_of, values_of
+from .solving import DEFAULT_RLIMIT, IncrementalSolver, Scope, ask, encode_formula, scope_of, values_of
 from .verdict import GateResult, ObligationResult, Verdict, worst
 
 __all__ = ["check", "prove_invariant", "prove_safety"]
@@ -117,13 +117,17 @@ class Violation:
     term: Term
     """The negated invariant."""
 
-    def at_least(self, low: int, high: int) -> list[Term]:
-        """The constraints, with the invariant's bound between two values."""
-        constraints: list[Term] = [*self.scope.constraints, self.term]
-        if self.formula.least is not None:
-            bound = self.scope.symbols[self.formula.least.name]
-            constraints += [bound >= low, bound <= high]
-        return constraints
+    @property
+    def constraints(self) -> list[Term]:
+        """What a counterexample satisfies, whatever the invariant's bound."""
+        return [*self.scope.constraints, self.term]
+
+    def between(self, low: int, high: int) -> list[Term]:
+        """That the invariant's bound, if it has one, lies between two values."""
+        if self.formula.least is None:
+            return []
+        bound = self.scope.symbols[self.formula.least.name]
+        return [bound >= low, bound <= high]
 
 
 def violation_of(policy: Policy, formula: Formula) -> Violation:
@@ -154,17 +158,18 @@ def prove_invariant(policy: Policy, formula: Formula, evaluator: Evaluator, rlim
             {"name": formula.name, "verdict": verdict, "seconds": time.perf_counter() - started, "detail": detail, **extra}
         )
 
-    answer, model = ask(violation.at_least(limit, limit), rlimit)
+    solver = IncrementalSolver(violation.constraints, rlimit)
+    answer, model = solver.ask(violation.between(limit, limit))
     if answer == "unknown":
         return result(Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit")
     if answer == "sat" and model is not None:
         example = evaluator.counterexample(formula, values_of(model, violation.scope.symbols))
-        detail = example.explanation if bound is None else _starved(violation, evaluator, rlimit, limit) or example.explanation
+        detail = example.explanation if bound is None else _starved(violation, solver, evaluator, limit) or example.explanation
         return result(Verdict.REFUTED, detail, counterexample=example)
     if bound is None or not least:
         vacuous = not _falsifiable(policy, formula, limit, rlimit)
         return result(Verdict.VACUOUS if vacuous else Verdict.PROVED, _vacuous(formula) if vacuous else formula.doc)
-    found = find_least(violation, evaluator, limit, rlimit)
+    found = find_least(violation, solver, evaluator, limit)
     if not _falsifiable(policy, formula, found.value, rlimit):
         return result(Verdict.VACUOUS, _vacuous(formula), least=found)
     return result(Verdict.PROVED, formula.doc, least=found)
@@ -191,13 +196,13 @@ def _falsifiable(policy: Policy, formula: Formula, bound: int, rlimit: int) -> b
     return ask([*scope.constraints, *at, negation(holds)], rlimit)[0] == "sat"
 
 
-def _starved(violation: Violation, evaluator: Evaluator, rlimit: int, limit: int) -> str | None:
+def _starved(violation: Violation, solver: IncrementalSolver, evaluator: Evaluator, limit: int) -> str | None:
     """In words: whether the bound fails even at the longest value its domain knows."""
     bound = violation.formula.least
     if bound is None or bound.domain is None:
         return None
     longest = bound.domain.hi
-    answer, model = ask(violation.at_least(longest, longest), rlimit)
+    answer, model = solver.ask(violation.between(longest, longest))
     if answer == "sat" and model is not None:
         witness = evaluator.counterexample(violation.formula, values_of(model, violation.scope.symbols))
         return f"still broken at {bound.name} = {longest:,} {bound.domain.unit}, the longest there is: {witness.explanation}"

@@ -11,7 +11,7 @@ from ..contract import Contract, Formula, FormulaParam, formula_module
 from ..language.smt import Encoder, Oracle, SymbolicView, Term, as_bool, domain_constraints, symbolic_scalar
 from .counterexample import Arguments, instances
 
-__all__ = ["DEFAULT_RLIMIT", "Answer", "Scope", "ask", "encode_formula", "values_of"]
+__all__ = ["DEFAULT_RLIMIT", "Answer", "IncrementalSolver", "Scope", "ask", "encode_formula", "scope_of", "to_smtlib", "values_of"]
 
 DEFAULT_RLIMIT = 4_000_000
 """Z3 resource units a query may use: about two seconds here, and the same verdict everywhere."""
@@ -82,6 +82,35 @@ def ask(constraints: Sequence[Term], rlimit: int) -> tuple[Answer, z3.ModelRef |
     if answer == z3.sat:
         return "sat", solver.model()
     return ("unsat" if answer == z3.unsat else "unknown"), None
+
+
+class IncrementalSolver:
+    """One solver for many queries that share constraints; gives up on a query after `rlimit` resource units."""
+
+    def __init__(self, constraints: Sequence[Term], rlimit: int) -> None:
+        self._solver = z3.Solver()
+        self._solver.set("rlimit", rlimit)
+        self._constraints = [constraint for constraint in constraints if constraint is not True]
+        self._rlimit = rlimit
+        self._impossible = any(constraint is False for constraint in self._constraints)
+        if not self._impossible:
+            self._solver.add(*self._constraints)
+
+    def ask(self, extra: Sequence[Term] = ()) -> tuple[Answer, z3.ModelRef | None]:
+        """As `ask`, with further constraints for this query only; a fresh solver has the last word when this one gives up."""
+        if self._impossible:
+            return "unsat", None
+        self._solver.push()
+        try:
+            self._solver.add(*extra)
+            answer = self._solver.check()
+            if answer == z3.sat:
+                return "sat", self._solver.model()
+            if answer == z3.unsat:
+                return "unsat", None
+        finally:
+            self._solver.pop()
+        return ask([*self._constraints, *extra], self._rlimit)
 
 
 def to_smtlib(constraints: Sequence[Term]) -> str:
