@@ -1,0 +1,277 @@
+"""Moves of the search: each changes a module at one place, or gives None when it does not apply."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from random import Random
+
+from ..contract import Contract
+from ..language.ir import (
+    ArithmeticOp,
+    Binary,
+    Compare,
+    CompareOp,
+    Cond,
+    Const,
+    Expr,
+    Field,
+    Function,
+    If,
+    Logic,
+    MinMax,
+    Module,
+    Not,
+    Return,
+    walk,
+)
+from .palette import SIGNS, Palette
+from .tree import Site, copy, free_of_locals, rename_views, replace_in, returns, sites, with_function
+
+__all__ = ["MOVES", "Move", "Workbench", "decision_palette", "tuned"]
+
+
+class Workbench:
+    """What a move works with: the module, the contract, a second parent for crossover, and the run's random numbers."""
+
+    def __init__(
+        self, contract: Contract, module: Module, rng: Random, mate: Module | None = None, sigma: float = 0.5
+    ) -> None:
+        self.contract = contract
+        self.module = module
+        self.mate = mate
+        self.rng = rng
+        self.sigma = sigma
+        """Step size of constant tuning, in the logarithm of the constant."""
+        self.decision = rng.choice(list(contract.decisions))
+        self.palette = decision_palette(contract, module, self.decision)
+
+    @property
+    def function(self) -> Function:
+        """The decision being worked on."""
+        return self.module.functions[self.decision]
+
+    def pick(self, wanted: Callable[[Expr], bool]) -> Site | None:
+        """A random expression of the module that qualifies."""
+        found = [site for site in sites(self.module) if wanted(site.node)]
+        return self.rng.choice(found) if found else None
+
+    def put(self, site: Site, new: Expr) -> Module:
+        """The module with `new` in the place of a site."""
+        return with_function(self.module, replace_in(site.function, site.node, new))
+
+    def pick_return(self) -> Site | None:
+        """The value of a random return statement of the decision."""
+        found = returns(self.function)
+        return Site(self.function, self.rng.choice(found).value) if found else None
+
+
+Move = Callable[[Workbench], Module | None]
+
+
+def decision_palette(contract: Contract, module: Module, decision: str) -> Palette:
+    """The palette with the names that the module's own function gives to the views."""
+    return Palette(contract, decision, tuple(param.name for param in module.functions[decision].params))
+
+
+def tune(bench: Workbench) -> Module | None:
+    """Multiply one to three constants by log-normal factors."""
+    return tuned(bench.module, bench.rng, bench.sigma, share=None)
+
+
+def tuned(module: Module, rng: Random, sigma: float, share: float | None) -> Module | None:
+    """A module with some constants multiplied by exp(N(0, sigma)): one to three, or a share of all."""
+    found = [
+        site
+        for site in sites(module)
+        if isinstance(site.node, Const) and not site.node.is_bool and site.node.value != 0
+    ]
+    if not found:
+        return None
+    count = min(len(found), rng.choice((1, 1, 2, 3))) if share is None else max(1, round(share * len(found)))
+    for site in rng.sample(found, count):
+        assert isinstance(site.node, Const)
+        value = site.node.value
+        new = round(value * math.exp(rng.gauss(0.0, sigma)))
+        if new == value:
+            new = value + rng.choice((-1, 1)) * max(1, abs(value) // 50)
+        new = max(-(2**53), min(2**53, new)) or (1 if value > 0 else -1)
+        function = module.functions[site.function.name]
+        module = with_function(module, replace_in(function, site.node, Const(new)))
+    return module
+
+
+def add_term(bench: Workbench) -> Module | None:
+    """Add or subtract a new term in what the decision returns."""
+    site = bench.pick_return()
+    if site is None or site.node.is_bool:
+        return None
+    aging = bench.palette.aging
+    currency = aging.limit if aging is not None else max(1, min(bench.palette.signature.result.hi, 1_000_000_000))
+    return bench.put(site, Binary(bench.rng.choice(SIGNS), site.node, bench.palette.term(bench.rng, currency)))
+
+
+def drop_term(bench: Workbench) -> Module | None:
+    """Replace an operation by one of its operands."""
+    site = bench.pick(lambda node: isinstance(node, (Binary, MinMax, Cond)) and not _is_power(node))
+    if site is None:
+        return None
+    match site.node:
+        case Binary(_, left, right):
+            return bench.put(site, bench.rng.choice((left, left, right)))
+        case MinMax(_, operands):
+            return bench.put(site, bench.rng.choice(operands))
+        case Cond(_, then, orelse):
+            return bench.put(site, bench.rng.choice((then, orelse)))
+    return None
+
+
+def swap_field(bench: Workbench) -> Module | None:
+    """Read another field, most often one of the same unit."""
+    site = bench.pick(lambda node: isinstance(node, Field) and not node.is_bool)
+    if site is None or site.function.name != bench.decision:
+        return None
+    assert isinstance(site.node, Field)
+    here = next((f for f in bench.palette.features if (f.view, f.name) == (site.node.view, site.node.name)), None)
+    if here is None:
+        return None
+    unit = here.domain.unit if bench.rng.random() < 0.7 else None
+    other = bench.palette.feature(bench.rng, unit=unit)
+    return None if other is None or other == here else bench.put(site, other.read())
+
+
+def swap_operator(bench: Workbench) -> Module | None:
+    """Exchange an operator for a related one."""
+    site = bench.pick(lambda node: isinstance(node, (Binary, MinMax, Compare, Logic)) and not _is_power(node))
+    if site is None:
+        return None
+    match site.node:
+        case Binary(op):
+            other: ArithmeticOp = _RELATED[op]
+            return bench.put(site, replace(site.node, op=other))
+        case MinMax(op, _):
+            return bench.put(site, replace(site.node, op="max" if op == "min" else "min"))
+        case Compare(ops, _):
+            return bench.put(site, replace(site.node, ops=tuple(_FLIPPED[op] for op in ops)))
+        case Logic(op, _):
+            return bench.put(site, replace(site.node, op="or" if op == "and" else "and"))
+    return None
+
+
+def wrap(bench: Workbench) -> Module | None:
+    """Clamp an integer expression from above or below by a constant near what it usually is, or halve it."""
+    site = bench.pick(lambda node: not node.is_bool and not isinstance(node, Const))
+    if site is None:
+        return None
+    reach = 8_192
+    if isinstance(site.node, Field) and site.function.name == bench.decision:
+        feature = next((f for f in bench.palette.features if f.name == site.node.name), None)
+        reach = feature.reach if feature is not None else reach
+    roll = bench.rng.random()
+    constant = bench.palette.constant(bench.rng, reach)
+    if roll < 0.5:
+        return bench.put(site, MinMax("min", (site.node, constant)))
+    if roll < 0.7:
+        return bench.put(site, MinMax("max", (Binary("-", site.node, constant), Const(0))))
+    if roll < 0.85:
+        return bench.put(site, Binary("//", Binary("*", site.node, copy(site.node)), constant))
+    return bench.put(site, MinMax("max", (site.node, constant)))
+
+
+def guard(bench: Workbench) -> Module | None:
+    """Decide by a condition between what is there and a variant of it."""
+    site = (
+        bench.pick_return()
+        if bench.rng.random() < 0.5
+        else bench.pick(lambda node: not node.is_bool and not isinstance(node, Const))
+    )
+    if site is None or site.function.name != bench.decision:
+        return None
+    variant = copy(site.node)
+    inner = sites(Module({site.function.name: replace(site.function, body=(Return(variant),))}, {}))
+    constants = [item.node for item in inner if isinstance(item.node, Const) and not item.node.is_bool]
+    other: Expr = Const(0)
+    if constants:
+        chosen = bench.rng.choice(constants)
+        factor = math.exp(bench.rng.gauss(0.0, 1.5))
+        other = replace_in(variant, chosen, Const(round(chosen.value * factor) or 1))
+    elif site.node.is_bool:
+        other = Not(variant)
+    test = bench.palette.test(bench.rng)
+    return bench.put(site, Cond(test, site.node, other))
+
+
+def change_guard(bench: Workbench) -> Module | None:
+    """Put a new condition in the place of one that is there."""
+    found = [
+        site for site in sites(bench.module) if isinstance(site.node, Cond) and site.function.name == bench.decision
+    ]
+    tests = _ifs(bench.function)
+    if found and (not tests or bench.rng.random() < 0.5):
+        site = bench.rng.choice(found)
+        assert isinstance(site.node, Cond)
+        return bench.put(site, replace(site.node, test=bench.palette.test(bench.rng)))
+    if tests:
+        return bench.put(Site(bench.function, bench.rng.choice(tests).test), bench.palette.test(bench.rng))
+    return None
+
+
+def crossover(bench: Workbench) -> Module | None:
+    """Put a part of the second parent in the place of a part of the first, or blend or guard the two results."""
+    if bench.mate is None or bench.decision not in bench.mate.functions:
+        return None
+    theirs = bench.mate.functions[bench.decision]
+    names = {
+        theirs_param.name: ours.name for theirs_param, ours in zip(theirs.params, bench.function.params, strict=True)
+    }
+    donors = [
+        site.node
+        for site in sites(Module({theirs.name: theirs}, {}))
+        if free_of_locals(site.node) and not isinstance(site.node, Const)
+    ]
+    if not donors:
+        return None
+    whole = [node.value for node in returns(theirs) if free_of_locals(node.value)]
+    site = bench.pick_return()
+    if site is not None and whole and bench.rng.random() < 0.3:
+        other = rename_views(bench.rng.choice(whole), names)
+        if bench.rng.random() < 0.5 and not site.node.is_bool and not other.is_bool:
+            return bench.put(site, Binary("//", Binary("+", site.node, other), Const(2)))
+        return bench.put(site, Cond(bench.palette.test(bench.rng), site.node, other))
+    donor = rename_views(bench.rng.choice(donors), names)
+    place = bench.pick(lambda node: node.is_bool == donor.is_bool and not isinstance(node, Const))
+    if place is None or place.function.name != bench.decision:
+        return None
+    return bench.put(place, donor)
+
+
+def renew(bench: Workbench) -> Module | None:
+    """Write the decision anew."""
+    body = (Return(bench.palette.result(bench.rng)),)
+    return with_function(bench.module, replace(bench.function, body=body))
+
+
+_RELATED: Mapping[ArithmeticOp, ArithmeticOp] = {"+": "-", "-": "+", "*": "//", "//": "*", "%": "//"}
+_FLIPPED: Mapping[CompareOp, CompareOp] = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "!=", "!=": "=="}
+
+
+def _is_power(node: Expr) -> bool:
+    return isinstance(node, Binary) and node.op == "**"
+
+
+def _ifs(function: Function) -> list[If]:
+    return [node for node in walk(function) if isinstance(node, If)]
+
+
+MOVES: Mapping[str, tuple[Move, float]] = {
+    "tune": (tune, 0.34),
+    "add-term": (add_term, 0.16),
+    "drop-term": (drop_term, 0.08),
+    "swap-field": (swap_field, 0.07),
+    "swap-operator": (swap_operator, 0.04),
+    "wrap": (wrap, 0.07),
+    "guard": (guard, 0.07),
+    "change-guard": (change_guard, 0.03),
+    "crossover": (crossover, 0.10),
+    "renew": (renew, 0.04),
+}
+"""Name -> (move, share of candidates made by it)."""

@@ -1,0 +1,132 @@
+"""`SearchProposer`: candidates by typed program search, with no key, no network, and the same ones for the same
+seed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Literal
+
+from ..contract import Contract
+from ..language import LanguageError, Module, parse
+from ..language.ir import Function, Param, Return
+from ..language.python import to_source
+from .moves import MOVES, Workbench, tuned
+from .palette import Palette
+from .proposer import Context, Draft, Parent, Slot
+from .repair import repair
+from .tree import simplify, size
+
+__all__ = ["SearchProposer", "fresh_module"]
+
+MAX_SIZE = 120
+"""Nodes a candidate may have; larger offspring are thrown away before anybody sees them."""
+TRIES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchProposer:
+    """Typed mutation and crossover on the policy IR, constant tuning by a self-adaptive evolution strategy, and
+    repairs that make a failed proof go through. Deterministic: a draft depends on the run's seed, the generation,
+    its slot and its parents.
+    """
+
+    mode: Literal["full", "random", "tune"] = "full"
+    """`random` samples the same grammar afresh each time and `tune` only moves the constants of its parents: the two
+    controls that the full search is measured against."""
+    moves: Mapping[str, float] = field(default_factory=lambda: {name: share for name, (_, share) in MOVES.items()})
+    """Move name -> relative frequency."""
+
+    @property
+    def name(self) -> str:
+        """`search`, or the control's name."""
+        return "search" if self.mode == "full" else f"search-{self.mode}"
+
+    def describe(self) -> Mapping[str, Any]:
+        """Settings for the run's record."""
+        return {"proposer": self.name, "moves": dict(self.moves)}
+
+    def propose(self, context: Context, slots: Sequence[Slot]) -> Sequence[Draft]:
+        """One draft a slot."""
+        return [self.draft(context, slot) for slot in slots]
+
+    def draft(self, context: Context, slot: Slot) -> Draft:
+        """The draft of one slot."""
+        rng = Random(f"{context.seed}/{context.generation}/{slot.id}")
+        contract = context.contract
+        parents = [(parent, _read(parent, contract)) for parent in slot.parents]
+        readable = [(parent, module) for parent, module in parents if module is not None]
+        if self.mode == "random" or not readable:
+            return _printed(fresh_module(contract, rng), contract, "renew", ())
+        parent, module = readable[0]
+        mate = readable[1] if len(readable) > 1 else None
+        if parent.gate is not None:
+            repaired = repair(contract, module, rng, parent.gate, parent.detail)
+            if repaired is not None:
+                return _printed(repaired[0], contract, repaired[1], (parent.id,))
+        sigma = _sigma(parent, rng)
+        if self.mode == "tune":
+            new = tuned(module, rng, sigma, share=None)
+            return _printed(new or module, contract, "tune", (parent.id,), {"sigma": sigma})
+        return self._vary(contract, rng, parent, module, mate, sigma)
+
+    def _vary(
+        self,
+        contract: Contract,
+        rng: Random,
+        parent: Parent,
+        module: Module,
+        mate: tuple[Parent, Module] | None,
+        sigma: float,
+    ) -> Draft:
+        names, weights = list(self.moves), list(self.moves.values())
+        before = to_source(module, docstrings=False)
+        for _ in range(TRIES):
+            chosen = rng.choices(names, weights)[0]
+            bench = Workbench(contract, module, rng, mate[1] if mate is not None else None, sigma)
+            changed = MOVES[chosen][0](bench)
+            if changed is None:
+                continue
+            if chosen != "tune" and rng.random() < 0.3:
+                changed = tuned(changed, rng, sigma, share=None) or changed
+            changed = simplified(changed)
+            if size(changed) > MAX_SIZE or to_source(changed, docstrings=False) == before:
+                continue
+            made_from = (parent.id, mate[0].id) if chosen == "crossover" and mate is not None else (parent.id,)
+            return _printed(changed, contract, chosen, made_from, {"sigma": sigma})
+        return _printed(fresh_module(contract, rng), contract, "renew", ())
+
+
+def fresh_module(contract: Contract, rng: Random) -> Module:
+    """A random policy of the contract's grammar."""
+    functions: dict[str, Function] = {}
+    for name, signature in contract.decisions.items():
+        params = tuple(Param(param.name, param.type) for param in signature.params)
+        body = (Return(Palette(contract, name).result(rng)),)
+        functions[name] = Function(name, params, body, signature.result.kind == "bool")
+    return simplified(Module(functions, dict(contract.views)))
+
+
+def simplified(module: Module) -> Module:
+    """The module with every function simplified."""
+    return replace(module, functions={name: simplify(function) for name, function in module.functions.items()})
+
+
+def _sigma(parent: Parent, rng: Random) -> float:
+    """The parent's step size, varied: what led to good constants is inherited."""
+    inherited = float(parent.details.get("sigma", 0.6))
+    return min(2.0, max(0.02, inherited * math.exp(rng.gauss(0.0, 0.5))))
+
+
+def _read(parent: Parent, contract: Contract) -> Module | None:
+    try:
+        return parse(parent.source, contract.interface)
+    except LanguageError:
+        return None
+
+
+def _printed(
+    module: Module, contract: Contract, move: str, parents: tuple[int, ...], details: Mapping[str, Any] | None = None
+) -> Draft:
+    bare = replace(module, functions={name: replace(item, doc="") for name, item in module.functions.items()})
+    return Draft(source=to_source(bare, contract.interface), move=move, parents=parents, details=details or {})
