@@ -1,0 +1,153 @@
+"""The fuzz gate: Hypothesis looks for what the proof may have missed because *we* are wrong.
+
+On real, validated views it checks that every proved invariant holds in CPython at its proved bound, that no decision faults, and
+that CPython, the reference interpreter and the machine code agree. A failure here on a proved policy is a bug in the verifier;
+either way the policy does not run.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from ..contract import FormulaParam
+from ..language.interpreter import Fault, evaluate
+from ..language.native import NativeFunction
+from ..policy import Policy
+from ..view import Domain, View
+from .counterexample import Arguments, Evaluator, view_instance
+from .samples import repair
+from .verdict import Counterexample, GateResult, Row, Verdict
+
+__all__ = ["DEFAULT_EXAMPLES", "check", "view_rows"]
+
+DEFAULT_EXAMPLES = 25
+"""Examples an obligation; the same ones for the same policy (Hypothesis is derandomised)."""
+
+
+def check(policy: Policy, evaluator: Evaluator, bounds: Mapping[str, int], examples: int = DEFAULT_EXAMPLES) -> GateResult:
+    """Test a policy at its proved bounds (`bounds`: invariant -> least value)."""
+    started = time.perf_counter()
+    natives = {name: policy.native(name) for name in policy.contract.decisions}
+    found: Counterexample | None = None
+    detail = ""
+    for name, signature in policy.contract.decisions.items():
+        params = [FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params]
+        failing = _search(policy, params, examples, lambda values, name=name: _disagreement(policy, name, natives[name], values))
+        if failing is not None:
+            arguments, detail = failing
+            found = Counterexample(arguments=arguments, explanation=detail, pytest="")
+            if evaluator.fault(name, arguments) is not None:
+                found = evaluator.fault_counterexample(name, arguments)
+            break
+    for formula in policy.contract.invariants if found is None else ():
+        bound = formula.least
+        params = [param for param in formula.params if param is not bound]
+
+        def broken(values: Arguments, formula=formula, bound=bound) -> str | None:  # type: ignore[no-untyped-def]
+            if bound is not None:
+                values = {**values, bound.name: bounds.get(formula.name, bound.least_limit or 0)}
+            real = {name: _real(policy, value, formula.params, name) for name, value in values.items()}
+            return None if policy.holds(formula.name, **real) else f"`{formula.name}` is false"
+
+        failing = _search(policy, params, examples, broken)
+        if failing is not None:
+            arguments, _ = failing
+            if bound is not None:
+                arguments[bound.name] = bounds.get(formula.name, bound.least_limit or 0)
+            found = evaluator.counterexample(formula, arguments)
+            detail = found.explanation
+            break
+    return GateResult(
+        name="fuzz",
+        verdict=Verdict.REFUTED if found is not None else Verdict.PASSED,
+        seconds=time.perf_counter() - started,
+        detail=detail or f"{examples} examples an obligation: invariants in CPython, and CPython = interpreter = machine code",
+        counterexample=found,
+    )
+
+
+def _real(policy: Policy, value: Row | int, params: Sequence[FormulaParam], name: str) -> View | int:
+    view = next((param.view for param in params if param.name == name), None)
+    return view_instance(view, value) if view is not None and isinstance(value, dict) else int(value)  # type: ignore[arg-type]
+
+
+def _disagreement(policy: Policy, decision: str, native: NativeFunction, values: Arguments) -> str | None:
+    signature = policy.contract.decisions[decision]
+    rows = [values[param.name] for param in signature.params]
+    try:
+        expected = evaluate(policy.module, decision, rows)
+    except Fault as fault:
+        return str(fault)
+    if expected not in signature.result:
+        return f"`{decision}` returns {expected:,}, outside {signature.result.describe()}"
+    views = [view_instance(policy.contract.views[param.type], row) for param, row in zip(signature.params, rows, strict=True) if isinstance(row, dict)]
+    in_python = int(policy.functions[decision](*views))
+    in_machine = native(*(number for view in views for number in view.row()))
+    if not expected == in_python == in_machine:
+        return f"`{decision}`: the interpreter gives {expected}, CPython {in_python}, machine code {in_machine}"
+    return None
+
+
+def _search(policy: Policy, params, examples: int, failure) -> tuple[Arguments, str] | None:  # type: ignore[no-untyped-def]
+    """Values on which `failure` says something, with what it says; None when Hypothesis finds none."""
+    found: list[tuple[Arguments, str]] = []
+
+    class _Found(Exception):
+        pass
+
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(arguments(policy, params))
+    def search(values: Arguments) -> None:
+        said = failure(values)
+        if said is not None:
+            found.append((values, said))
+            raise _Found
+
+    try:
+        search()
+    except _Found:
+        return found[-1]
+    return None
+
+
+def arguments(policy: Policy, params: Sequence[FormulaParam]) -> st.SearchStrategy[Arguments]:
+    """Admissible arguments: drawn field by field, then moved until the contract's assumptions hold."""
+    shapes = [(param, [spec.domain for spec in param.view.fields()] if param.view is not None else [param.domain]) for param in params]
+    flat = st.tuples(*(value(domain) for _, domains in shapes for domain in domains if domain is not None))
+
+    def build(drawn: tuple[int, ...]) -> Arguments:
+        values = iter(drawn)
+        built: Arguments = {}
+        for param, _ in shapes:
+            if param.view is not None:
+                built[param.name] = {spec.name: next(values) for spec in param.view.fields()}
+            else:
+                built[param.name] = next(values)
+        return repair(policy.contract, params, built, Random(hash(drawn)))
+
+    evaluator = Evaluator(policy)
+    return flat.map(build).filter(lambda values: evaluator.admissible(tuple(params), values))
+
+
+def view_rows(view: type[View]) -> st.SearchStrategy[Row]:
+    """Rows of a view, its ends well represented; relations between fields are not."""
+    return st.fixed_dictionaries({spec.name: value(spec.domain) for spec in view.fields()})
+
+
+def value(domain: Domain) -> st.SearchStrategy[int]:
+    """Values of a domain, its ends well represented."""
+    if domain.values is not None:
+        return st.sampled_from(domain.values)
+    if domain.hi - domain.lo < 64:
+        return st.integers(domain.lo, domain.hi)
+    return st.one_of(st.integers(domain.lo, domain.hi), st.sampled_from([domain.lo, domain.lo + 1, domain.hi - 1, domain.hi]))
