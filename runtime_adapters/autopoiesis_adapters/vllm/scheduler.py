@@ -1,0 +1,106 @@
+"""The scheduler vLLM would have chosen, with its waiting queue ordered by a verified policy. No vLLM code is copied."""
+
+import logging
+from collections.abc import Hashable
+from functools import cache
+from typing import Any
+
+from .engine_side import EngineSide, attach
+from .settings import SettingsError
+
+__all__ = ["PolicyScheduler", "make_scheduler", "policy_scheduler_class"]
+
+logger = logging.getLogger("autopoiesis.vllm")
+
+
+class PolicyScheduler:
+    """Mixin over vLLM's `Scheduler`, `AsyncScheduler` or any subclass: brackets its calls, changes none of its logic.
+
+    `autopoiesis` holds everything of ours; it is None when the adapter could not be set up, and then this is vLLM as
+    it was.
+    """
+
+    autopoiesis: EngineSide | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:
+            self.autopoiesis = attach(self)
+        except SettingsError:
+            raise
+        except Exception:
+            logger.exception("autopoiesis: the adapter could not be attached; serving with vLLM's own order")
+
+    def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stamp the request with the engine's clock, once in its life, then hand it to vLLM."""
+        side = self.autopoiesis
+        if side is None:
+            return super().add_request(request, *args, **kwargs)  # type: ignore[misc]
+        side.stamp(request)
+        answer = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
+        if getattr(request, "resumable", False):
+            side.updated(request.request_id)
+        return answer
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """One step: our boundary work, vLLM's whole step (which asks our queue), our record of it."""
+        side = self.autopoiesis
+        if side is None:
+            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+        side.begin_step()
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        side.end_step(output)
+        return output
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM takes in the model's output; we note first tokens."""
+        outputs = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
+        if self.autopoiesis is not None:
+            self.autopoiesis.tokens_arrived()
+        return outputs
+
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.autopoiesis is not None:
+            self.autopoiesis.finished(request)
+        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+
+    def shutdown(self) -> None:
+        """Stop our thread, then vLLM's own shutdown."""
+        if self.autopoiesis is not None:
+            self.autopoiesis.close()
+        super().shutdown()  # type: ignore[misc]
+
+
+@cache
+def policy_scheduler_class(base: type[Any]) -> type[Any]:
+    """`base` with the mixin over it. One class a base, so that `isinstance` checks against it hold."""
+    return type(f"Policy{base.__name__}", (PolicyScheduler, base), {"__module__": __name__})
+
+
+def make_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """Factory for `--scheduler-cls autopoiesis_adapters.vllm.make_scheduler`.
+
+    Takes what a vLLM scheduler takes and returns one of the class vLLM would have chosen: choosing `Scheduler` where
+    `AsyncScheduler` belongs would cost throughput.
+    """
+    base: Hashable = base_scheduler(vllm_config)
+    return policy_scheduler_class(base)(vllm_config, *args, **kwargs)
+
+
+def base_scheduler(vllm_config: Any) -> type[Any]:
+    """The scheduler class vLLM picks when nobody names one."""
+    asynchronous = bool(getattr(vllm_config.scheduler_config, "async_scheduling", False))
+    if getattr(vllm_config, "diffusion_config", None) is not None:
+        # Naming a scheduler class keeps vLLM from choosing its diffusion ones, so they are chosen here.
+        from vllm.v1.core.sched import diffusion_scheduler
+
+        name = "DiffusionAsyncScheduler" if asynchronous else "DiffusionScheduler"
+        found: type[Any] = getattr(diffusion_scheduler, name)
+        return found
+    if asynchronous:
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+        return AsyncScheduler  # type: ignore[no-any-return]
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return Scheduler  # type: ignore[no-any-return]

@@ -1,0 +1,95 @@
+"""The waiting queue a policy orders: vLLM's own queue interface over int64 columns. Nothing is ever permuted."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.request import Request
+
+from .builtin_order import BuiltinOrder
+from .waiting_columns import WaitingColumns
+
+__all__ = ["BUILT_IN", "PolicyQueue"]
+
+BUILT_IN = -1
+"""What a chooser answers to leave the pick to the engine's built-in order."""
+
+
+class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type information
+    """`peek_request` is the policy's argmax (or the built-in order's first), `pop_request` hands out that same peek.
+
+    Everything vLLM does to its queue works as before: requests vLLM skips in a pass are popped and prepended again,
+    and so are out of reach of the policy for exactly that pass.
+    """
+
+    def __init__(self, columns: WaitingColumns, order: BuiltinOrder, choose: Callable[[], int]) -> None:
+        self._columns = columns
+        self._order = order
+        self._choose = choose
+        self._peeked: Request | None = None
+        self.popped: list[Request] = []
+        """Requests handed out since the owner last emptied the list: admitted in this step, or skipped by vLLM."""
+        self.unsettled: list[Request] = []
+        """Preempted requests whose last tokens are still on their way: their fields will change while they wait."""
+
+    def peek_request(self) -> Request:
+        """The request to serve next; `IndexError` when nobody waits."""
+        if self._peeked is None:
+            columns = self._columns
+            if not columns.n:
+                raise IndexError("peek from an empty queue")
+            slot = self._choose()
+            self._peeked = columns.requests[slot if slot != BUILT_IN else columns.slot(self._order.first())]
+        return self._peeked
+
+    def pop_request(self) -> Request:
+        """Take out exactly what `peek_request` shows."""
+        request = self.peek_request()
+        self.remove_request(request)
+        self.popped.append(request)
+        return request
+
+    def add_request(self, request: Request) -> None:
+        """A new request, or one that comes back to wait."""
+        self._columns.add(request)
+        self._order.append(request)
+        self._peeked = None
+
+    def prepend_request(self, request: Request) -> None:
+        """A preempted or skipped request. It keeps its stamp and its sequence number, so the policy sees its whole
+        wait."""
+        self._columns.add(request)
+        self._order.prepend(request)
+        self._peeked = None
+        if getattr(request, "num_stale_output_tokens", 0):
+            self.unsettled.append(request)
+
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        """One after the other to the front, as a deque's `extendleft` does."""
+        for request in requests:
+            self.prepend_request(request)
+
+    def remove_request(self, request: Request) -> None:
+        """Take out one request; `KeyError` when it does not wait here."""
+        self._columns.remove(request)
+        self._order.discard(request)
+        self._peeked = None
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        """Take out those of `requests` that wait here; vLLM asks every queue it has."""
+        for request in list(requests):
+            if request in self._columns:
+                self.remove_request(request)
+
+    def forget_peek(self) -> None:
+        """A new step: what was on top may not be any more."""
+        self._peeked = None
+
+    def __bool__(self) -> bool:
+        return self._columns.n > 0
+
+    def __len__(self) -> int:
+        return self._columns.n
+
+    def __iter__(self) -> Iterator[Request]:
+        columns = self._columns
+        return iter([columns.requests[columns.slot(request_id)] for request_id in self._order])

@@ -1,0 +1,191 @@
+"""A real vLLM scheduler with no model behind it: the scheduler decides, a stand-in for the GPU hands back tokens."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from autopoiesis_adapters.vllm.engine_side import attach
+from autopoiesis_adapters.vllm.scheduler import base_scheduler, policy_scheduler_class
+from autopoiesis_adapters.vllm.settings import Settings
+from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+BLOCK_SIZE = 16
+
+TINY_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "vocab_size": 32_000,
+    "max_position_embeddings": 4_096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "float32",
+}
+
+
+def write_tiny_llama(folder: Path) -> Path:
+    """A model folder that vLLM can load with random weights; smaller shapes have no CPU kernels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(TINY_LLAMA))
+    return folder
+
+
+def vllm_config(
+    model: Path,
+    *,
+    max_num_seqs: int = 4,
+    num_blocks: int = 1_000,
+    max_tokens_a_step: int = 512,
+    asynchronous: bool = False,
+    prefix_caching: bool = False,
+    policy: str = "fcfs",
+    additional: dict[str, Any] | None = None,
+) -> VllmConfig:
+    """The configuration of an engine, without an engine."""
+    model_config = ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0, max_model_len=4_096)
+    scheduler_config = SchedulerConfig(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_tokens_a_step,
+        max_model_len=4_096,
+        enable_chunked_prefill=True,
+        is_encoder_decoder=False,
+        async_scheduling=asynchronous,
+        policy=policy,
+    )
+    cache_config = CacheConfig(
+        block_size=BLOCK_SIZE, gpu_memory_utilization=0.9, cache_dtype="auto", enable_prefix_caching=prefix_caching
+    )
+    cache_config.num_gpu_blocks = num_blocks
+    config = VllmConfig(
+        model_config=model_config,
+        scheduler_config=scheduler_config,
+        cache_config=cache_config,
+        additional_config=additional or {},
+    )
+    # vLLM turns async scheduling off for the CPU; nothing here runs on a device, so the async scheduler can be tested
+    # anyway.
+    config.scheduler_config.async_scheduling = asynchronous
+    return config
+
+
+def new_scheduler(config: VllmConfig, cls: Callable[..., Any]) -> Any:
+    """A scheduler of the given class (or factory), called the way vLLM's engine core calls it."""
+    spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    kv_cache = KVCacheConfig(
+        num_blocks=config.cache_config.num_gpu_blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+    )
+    return cls(
+        vllm_config=config,
+        kv_cache_config=kv_cache,
+        structured_output_manager=StructuredOutputManager(config),
+        include_finished_set=False,
+        log_stats=True,
+        block_size=BLOCK_SIZE,
+        hash_block_size=BLOCK_SIZE,
+    )
+
+
+def request(name: str, prompt: int = 8, output: int = 4, **more: Any) -> Request:
+    """A request with a prompt of so many tokens that stops after so many outputs."""
+    params = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=True)
+    params.update_from_generation_config({}, 2)
+    return Request(
+        request_id=name,
+        prompt_token_ids=[hash(name) % 997 + 3] * prompt,
+        sampling_params=params,
+        pooling_params=None,
+        **more,
+    )
+
+
+@dataclass
+class Bench:
+    """Runs a scheduler step by step; `in_flight` steps are scheduled before the first output comes back (2 when
+    async)."""
+
+    scheduler: Any
+    in_flight: int = 1
+    finished: list[str] = field(default_factory=list)
+    admitted: list[str] = field(default_factory=list)
+    """Every admission in order, re-admissions after preemption included."""
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    preemptions: int = 0
+    _flying: "deque[tuple[Any, ModelRunnerOutput]]" = field(default_factory=deque)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Requests arrive, in this order."""
+        for one in requests:
+            self.scheduler.add_request(one)
+
+    def step(self) -> None:
+        """Schedule once, and take in the oldest output when enough steps are in flight."""
+        running_before = {one.request_id for one in self.scheduler.running}
+        output = self.scheduler.schedule()
+        still_running = {one.request_id for one in self.scheduler.running}
+        self.preemptions += len([name for name in running_before - still_running if name in self.scheduler.requests])
+        self.admitted += [one.request_id for one in self.scheduler.running if one.request_id not in running_before]
+        if output.total_num_scheduled_tokens:
+            self._flying.append((output, self._model(output)))
+        if len(self._flying) >= self.in_flight or (self._flying and not output.total_num_scheduled_tokens):
+            self._land()
+
+    def run(self, max_steps: int = 10_000) -> "Bench":
+        """Step until nobody waits or runs; fails when that takes more than `max_steps`."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_unfinished_requests() and not self._flying:
+                return self
+            self.step()
+        raise AssertionError(f"requests left after {max_steps} steps: {self.scheduler.get_request_counts()}")
+
+    def _model(self, output: Any) -> ModelRunnerOutput:
+        ids = list(output.num_scheduled_tokens)
+        requests = self.scheduler.requests
+        tokens = [[] if requests[name].is_prefill_chunk else [7] for name in ids]
+        return ModelRunnerOutput(
+            req_ids=ids, req_id_to_index={name: i for i, name in enumerate(ids)}, sampled_token_ids=tokens
+        )
+
+    def _land(self) -> None:
+        output, answer = self._flying.popleft()
+        for batch in self.scheduler.update_from_output(output, answer).values():
+            for one in batch.outputs:
+                self.outputs.setdefault(one.request_id, []).extend(one.new_token_ids)
+                if one.finish_reason is not None:
+                    self.finished.append(one.request_id)
+
+
+def policy_bench(
+    config: VllmConfig, load: Any = None, settings: Settings | None = None, base: type[Scheduler] | None = None
+) -> Bench:
+    """A bench whose scheduler has the adapter, set up by hand so that a test can hold its settings and its loader."""
+    scheduler = new_scheduler(config, policy_scheduler_class(base or base_scheduler(config)))
+    assert scheduler.autopoiesis is not None
+    if load is not None or settings is not None:
+        scheduler.autopoiesis.close()
+        scheduler.autopoiesis = attach(scheduler, settings or Settings(), load)
+    return Bench(scheduler, 2 if config.scheduler_config.async_scheduling else 1)
+
+
+def plain_bench(config: VllmConfig) -> Bench:
+    """The same engine without the adapter."""
+    return Bench(new_scheduler(config, base_scheduler(config)), 2 if config.scheduler_config.async_scheduling else 1)
