@@ -1,0 +1,143 @@
+"""The archive: islands of elites kept apart by what they do, built from committed candidates in id order and nothing
+else.
+
+Each island is a grid whose cells are behaviour descriptors (which fields move the result, and which way); a cell
+keeps its few best. Policies of a kind compete with each other, so that a good family cannot crowd out a different
+one that is still growing.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..store import CandidateRow, ProposalRow
+from ..synthesis.proposer import Parent
+
+__all__ = ["Archive", "Elite"]
+
+CELL_SIZE = 3
+REPAIRABLE = frozenset({"ranges", "fuzz", "proof"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elite:
+    """A candidate that was evaluated in full."""
+
+    id: int
+    island: int
+    source: str
+    digest: str
+    descriptor: str
+    fitness: float
+    scores: Mapping[str, float]
+    move: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Lower is better; the earlier candidate wins a tie."""
+        return (self.fitness, self.id)
+
+    def parent(self) -> Parent:
+        """As proposers see it."""
+        return Parent(
+            id=self.id, source=self.source, move=self.move, fitness=self.fitness, scores=self.scores,
+            details=self.details
+        )  # fmt: skip
+
+
+class Archive:
+    """Elites by island and cell, recent rejections worth repairing, and the fingerprints seen."""
+
+    def __init__(self, islands: int) -> None:
+        self._cells: list[dict[str, list[Elite]]] = [{} for _ in range(islands)]
+        self.fingerprints: dict[str, int] = {}
+        """Fingerprint -> the candidate that had it first."""
+        self.rejected: deque[Parent] = deque(maxlen=48)
+        self.counterexamples: deque[Mapping[str, Any]] = deque(maxlen=8)
+        self.best: Elite | None = None
+        self.history: list[Elite] = []
+        """Every candidate that was the best when it came."""
+        self.moves: dict[str, list[int]] = {}
+        """Move -> [tried, passed every gate, became an elite, became the best]."""
+
+    @property
+    def islands(self) -> int:
+        """How many islands there are."""
+        return len(self._cells)
+
+    def elites(self, island: int | None = None) -> list[Elite]:
+        """The elites of an island, or of all, best first."""
+        cells = self._cells if island is None else [self._cells[island]]
+        return sorted(
+            (elite for grid in cells for cell in grid.values() for elite in cell), key=lambda elite: elite.rank
+        )
+
+    def cells(self, island: int) -> list[list[Elite]]:
+        """The cells of an island in the order they were first filled."""
+        return list(self._cells[island].values())
+
+    def add(self, proposal: ProposalRow, candidate: CandidateRow) -> None:
+        """Take in one committed candidate; call in id order."""
+        tally = self.moves.setdefault(proposal.move, [0, 0, 0, 0])
+        tally[0] += 1
+        if candidate.fingerprint is not None:
+            self.fingerprints.setdefault(candidate.fingerprint, candidate.id)
+        if candidate.gate is not None:
+            self._reject(proposal, candidate)
+            return
+        tally[1] += 1
+        if candidate.fitness is None or candidate.digest is None or candidate.fitness != candidate.fitness:
+            return
+        elite = Elite(
+            id=proposal.id,
+            island=proposal.island,
+            source=proposal.source,
+            digest=candidate.digest,
+            descriptor=candidate.descriptor or "",
+            fitness=candidate.fitness,
+            scores=candidate.scores or {},
+            move=proposal.move,
+            details=proposal.details,
+        )
+        tally[2] += self._place(elite, proposal.island)
+        if self.best is None or elite.rank < self.best.rank:
+            self.best = elite
+            self.history.append(elite)
+            tally[3] += 1
+
+    def migrate(self) -> None:
+        """Show each island the best of the one before it."""
+        bests = [self.elites(island)[:1] for island in range(self.islands)]
+        for island, migrants in enumerate(bests):
+            for elite in migrants:
+                self._place(elite, (island + 1) % self.islands)
+
+    def runners_up(self, count: int) -> Iterator[Elite]:
+        """Distinct elites, best first."""
+        seen: set[str] = set()
+        for elite in self.elites():
+            if elite.digest not in seen and len(seen) < count:
+                seen.add(elite.digest)
+                yield elite
+
+    def _place(self, elite: Elite, island: int) -> bool:
+        cell = self._cells[island].setdefault(elite.descriptor, [])
+        if any(other.digest == elite.digest for other in cell):
+            return False
+        cell.append(elite)
+        cell.sort(key=lambda item: item.rank)
+        del cell[CELL_SIZE:]
+        return elite in cell
+
+    def _reject(self, proposal: ProposalRow, candidate: CandidateRow) -> None:
+        if candidate.counterexample is not None:
+            self.counterexamples.append(candidate.counterexample)
+        if candidate.gate in REPAIRABLE and not proposal.move.startswith("repair"):
+            self.rejected.append(
+                Parent(
+                    id=proposal.id, source=proposal.source, move=proposal.move, gate=candidate.gate,
+                    detail=candidate.detail, counterexample=candidate.counterexample, details=proposal.details,
+                )
+            )  # fmt: skip

@@ -1,0 +1,234 @@
+"""The local executor: worker processes with CPU, memory and time limits, killed and replaced when they pass one.
+
+A worker leads its own process group and dies with its parent, so nothing it started outlives it. A spawned process
+costs about a second, so workers serve many jobs; a job can only hurt the one it runs in.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .budget import Limits
+from .errors import EvolutionError
+from .executor import Done, Failure, Key
+from .work import Setup, Worker
+
+__all__ = ["LocalPool"]
+
+START_S = 120.0
+"""How long a worker may take to start: imports, and a first compilation on a fresh machine."""
+PR_SET_PDEATHSIG = 1
+
+
+class LocalPool:
+    """A fixed number of worker processes on this machine."""
+
+    def __init__(self, setup: Setup, workers: int, limits: Limits) -> None:
+        if workers < 1:
+            raise EvolutionError(f"workers={workers}: give at least 1")
+        self.workers = workers
+        self._setup = _pickled(setup)
+        self._limits = limits
+        self._queue: deque[tuple[Key, object]] = deque()
+        self._failed_starts = 0
+        self._staff = [_Member(self._setup, limits) for _ in range(workers)]
+
+    def submit(self, key: Key, job: object) -> None:
+        """Queue a job."""
+        self._queue.append((key, job))
+        self._assign()
+
+    def wait(self, timeout_s: float | None) -> Sequence[Done]:
+        """Answers and failures since the last call; blocks until there is one or the time is up."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._assign()
+            if not any(member.key for member in self._staff) and not self._queue:
+                return []
+            now = time.monotonic()
+            limits = [member.deadline for member in self._staff if member.deadline is not None]
+            until = min([*limits, *([end] if end is not None else [])], default=now + 1.0)
+            ready = wait([item for member in self._staff for item in member.waitables], max(0.0, until - now))
+            done = [item for member in list(self._staff) if (item := self._attend(member, ready)) is not None]
+            if done:
+                self._assign()
+                return done
+            if end is not None and time.monotonic() >= end:
+                return []
+
+    def close(self) -> None:
+        """Kill all workers."""
+        for member in self._staff:
+            member.kill()
+        self._staff, self._queue = [], deque()
+
+    def _assign(self) -> None:
+        for member in self._staff:
+            if self._queue and member.ready and member.key is None:
+                key, job = self._queue.popleft()
+                member.start(key, job)
+
+    def _attend(self, member: "_Member", ready: Sequence[object]) -> Done | None:
+        """Take what a worker has to say; replace it when it is dead or out of time."""
+        if member.connection in ready:
+            try:
+                kind, content = member.connection.recv()
+            except (EOFError, OSError):
+                return self._replace(member, _cause(member.process))
+            except Exception as error:  # an answer that cannot be read back costs its candidate only
+                return self._replace(member, Failure("raised", f"unreadable answer: {type(error).__name__}: {error}"))
+            if kind == "ready":
+                member.ready, member.deadline = True, None
+                self._failed_starts = 0
+                return None
+            if kind == "broken":
+                self.close()
+                raise EvolutionError(f"a worker cannot start: {content}")
+            return member.finish(content)
+        if member.process.sentinel in ready:
+            return self._replace(member, _cause(member.process))
+        if member.deadline is not None and time.monotonic() >= member.deadline:
+            return self._replace(member, Failure("time", f"killed after {self._limits.wall_s:g} s"))
+        return None
+
+    def _replace(self, member: "_Member", failure: Failure) -> Done | None:
+        member.kill()
+        if not member.ready:
+            self._failed_starts += 1
+            if self._failed_starts > 2 * self.workers:
+                self.close()
+                raise EvolutionError(
+                    f"workers die while starting ({failure.detail}); raise Limits(memory_mib=...) or free memory"
+                )
+        self._staff[self._staff.index(member)] = _Member(self._setup, self._limits)
+        return member.finish(failure) if member.key is not None else None
+
+
+class _Member:
+    """One worker process as the pool sees it."""
+
+    def __init__(self, setup: bytes, limits: Limits) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.limits = limits
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(theirs, setup, limits, os.getpid()), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.ready = False
+        self.key: Key | None = None
+        self.started = 0.0
+        self.deadline: float | None = time.monotonic() + START_S
+
+    @property
+    def waitables(self) -> tuple[Connection, int]:
+        """What to wait on."""
+        return self.connection, self.process.sentinel
+
+    def start(self, key: Key, job: object) -> None:
+        """Hand over a job."""
+        self.key, self.started = key, time.monotonic()
+        self.deadline = self.started + self.limits.wall_s
+        with contextlib.suppress(OSError):  # a worker that died just now is noticed by its sentinel
+            self.connection.send(job)
+
+    def finish(self, answer: object) -> Done:
+        """The job is over."""
+        assert self.key is not None
+        done = Done(self.key, answer, time.monotonic() - self.started)
+        self.key, self.deadline = None, None
+        return done
+
+    def kill(self) -> None:
+        """Kill the worker and everything in its process group."""
+        pid = self.process.pid
+        if pid is not None:
+            for target in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    target(pid, signal.SIGKILL)
+        self.process.join(5)
+        self.connection.close()
+
+
+def _pickled(setup: Setup) -> bytes:
+    try:
+        return pickle.dumps(setup)
+    except Exception as error:
+        raise EvolutionError(
+            f"the contract or evaluator cannot be sent to a worker process ({error}); define it in an importable module"
+        ) from None
+
+
+def _cause(process: BaseProcess) -> Failure:
+    process.join(2)
+    code = process.exitcode
+    if code == -signal.SIGXCPU:
+        return Failure("cpu", "killed at its CPU limit")
+    name = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
+    return Failure("died", f"the worker died ({name})")
+
+
+def _serve(connection: Connection, setup: bytes, limits: Limits, parent: int) -> None:
+    """The worker process: limits first, then jobs until the pipe closes."""
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    memory = limits.memory_mib * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        worker = Worker(pickle.loads(setup))
+    except BaseException as error:
+        connection.send(("broken", f"{type(error).__name__}: {error}"))
+        return
+    connection.send(("ready", None))
+    while True:
+        try:
+            job = connection.recv()
+        except (EOFError, OSError):
+            return
+        _limit_cpu(limits.cpu_s)
+        answer = _answer(worker, job)
+        _limit_cpu(None)
+        _send(connection, answer)
+
+
+def _answer(worker: Worker, job: object) -> object:
+    try:
+        return worker(job)
+    except MemoryError:
+        return Failure("memory", "out of its memory limit")
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return Failure("raised", f"{type(error).__name__}: {error} ({frame.name})"[:500])
+
+
+def _send(connection: Connection, answer: Any) -> None:
+    try:
+        connection.send(("done", answer))
+    except (TypeError, pickle.PicklingError, AttributeError) as error:
+        connection.send(("done", Failure("raised", f"the answer cannot be pickled: {error}")))
+
+
+def _limit_cpu(seconds: float | None) -> None:
+    """A soft limit counts from now; SIGXCPU then ends the process."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = resource.RLIM_INFINITY if seconds is None else int(used.ru_utime + used.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))

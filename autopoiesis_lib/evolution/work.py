@@ -1,0 +1,231 @@
+"""What a worker does with a candidate: the cascade, cheapest first, as plain functions of a job.
+
+Candidate text is parsed and re-generated from the IR, never executed as it was written.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..contract import Contract
+from ..gates import proof, quick_fuzz, ranges, types
+from ..gates.counterexample import Arguments
+from ..gates.counterexample import Evaluator as Values
+from ..gates.verdict import GateResult, Verdict
+from ..language import LanguageError
+from ..policy import Policy
+from .evaluator import Evaluator, Measurement, Window
+from .fingerprint import Probes, behaviour
+
+__all__ = ["Judge", "Judged", "Measure", "Screen", "Screened", "Setup", "Worker", "fitness_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What every worker starts from. Picklable."""
+
+    contract: Contract
+    evaluator: Evaluator
+    objectives: Mapping[str, float]
+    """Metric -> weight; the fitness is the weighted sum of metrics relative to the reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """Grammar, types, ranges, quick fuzz, and what the policy does on the probes."""
+
+    source: str
+    regressions: Mapping[str, Sequence[Arguments]] = field(default_factory=dict)
+    """Kept counterexamples by invariant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """The answer to `Screen`; `gate` is the one that said no, or None."""
+
+    verdict: str
+    gate: str | None = None
+    detail: str = ""
+    digest: str | None = None
+    fingerprint: str | None = None
+    descriptor: str | None = None
+    counterexample: Mapping[str, Any] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Proof, then the short window, then the whole train window."""
+
+    source: str
+    reference: Mapping[str, float]
+    """The default baseline's train metrics."""
+    short_reference: Mapping[str, float]
+    cutoff: float | None = None
+    """A fitness on the short window above which the whole is not run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The answer to `Judge`."""
+
+    verdict: str
+    gate: str | None = None
+    detail: str = ""
+    counterexample: Mapping[str, Any] | None = None
+    scores: Mapping[str, float] | None = None
+    fitness: float | None = None
+    short_fitness: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Scores without gates: of baselines, and of the winner on held-out windows. For texts that passed the gates."""
+
+    source: str
+    window: Window
+    samples: bool = False
+
+
+def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], objectives: Mapping[str, float]) -> float:
+    """The weighted mean of metrics relative to the reference, 1 being as good; lower is better.
+
+    A metric of `HIGHER_IS_BETTER` enters inverted. Where the reference is 0 the metric enters as 1 + itself.
+    """
+    from .evaluator import HIGHER_IS_BETTER
+
+    total = 0.0
+    for name, weight in objectives.items():
+        ours, theirs = scores[name], reference.get(name, 0.0)
+        if name in HIGHER_IS_BETTER:
+            ours, theirs = theirs, ours
+        total += weight * (ours / theirs if theirs else 1.0 + ours)
+    return total / sum(objectives.values())
+
+
+def mean_metrics(parts: Sequence[Measurement]) -> dict[str, float]:
+    """The plain mean over the parts of a window."""
+    return {name: sum(part.metrics[name] for part in parts) / len(parts) for name in parts[0].metrics}
+
+
+GATE_NAMES = {"quick-fuzz": "fuzz"}
+
+
+class Worker:
+    """Runs jobs of one setup. One a process."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    def __call__(self, job: object) -> object:
+        """The answer to a job."""
+        match job:
+            case Screen():
+                return self.screen(job)
+            case Judge():
+                return self.judge(job)
+            case Measure():
+                policy = Policy.from_source(job.source, self.setup.contract)
+                return self.setup.evaluator.measure(policy, job.window, samples=job.samples)
+        raise TypeError(f"unknown job {type(job).__name__}")
+
+    @cached_property
+    def probes(self) -> list[Probes]:
+        """Probe columns of every decision."""
+        contract = self.setup.contract
+        return [Probes.of(contract, name, self.setup.evaluator.probes(contract, name)) for name in contract.decisions]
+
+    def screen(self, job: Screen) -> Screened:
+        """The gates that cost microseconds to milliseconds."""
+        seconds: dict[str, float] = {}
+        started = time.perf_counter()
+        try:
+            policy = Policy.from_source(job.source, self.setup.contract)
+            digest = policy.digest
+        except LanguageError as error:
+            seconds["grammar"] = time.perf_counter() - started
+            return Screened(verdict=str(error.verdict), gate="grammar", detail=str(error), seconds=seconds)
+        seconds["grammar"] = time.perf_counter() - started
+        values = Values(policy)
+        checks: tuple[Callable[[], GateResult], ...] = (
+            lambda: types.check(policy),
+            lambda: ranges.check(policy, values),
+            lambda: quick_fuzz.check(policy, values, job.regressions),
+        )
+        for check in checks:
+            result = check()
+            seconds[_gate(result)] = result.seconds
+            if not result.verdict.green:
+                return Screened(digest=digest, seconds=seconds, **_rejection(result))
+        started = time.perf_counter()
+        found = behaviour(policy, self.probes)
+        seconds["fingerprint"] = time.perf_counter() - started
+        return Screened(
+            verdict=str(Verdict.PASSED),
+            digest=digest,
+            fingerprint=found.fingerprint,
+            descriptor=found.descriptor,
+            seconds=seconds,
+        )
+
+    def judge(self, job: Judge) -> Judged:
+        """The proof and the replays."""
+        policy = Policy.from_source(job.source, self.setup.contract)
+        result = proof.check(policy, least=False)
+        seconds = {"proof": result.seconds}
+        if not result.verdict.green:
+            return Judged(seconds=seconds, **_rejection(result))
+        evaluator, objectives = self.setup.evaluator, self.setup.objectives
+        started = time.perf_counter()
+        short_fitness = None
+        if job.cutoff is not None and job.short_reference:
+            scores = mean_metrics(evaluator.measure(policy, "short"))
+            short_fitness = fitness_of(scores, job.short_reference, objectives)
+            seconds["short"] = time.perf_counter() - started
+            if short_fitness > job.cutoff:
+                return Judged(
+                    verdict=str(result.verdict), detail="stopped after the short window", scores=scores,
+                    short_fitness=short_fitness, seconds=seconds,
+                )  # fmt: skip
+        scores = mean_metrics(evaluator.measure(policy, "train"))
+        seconds["replay"] = time.perf_counter() - started
+        return Judged(
+            verdict=str(result.verdict),
+            scores=scores,
+            fitness=fitness_of(scores, job.reference, objectives),
+            short_fitness=short_fitness,
+            seconds=seconds,
+        )
+
+
+def _gate(result: GateResult) -> str:
+    return GATE_NAMES.get(result.name, result.name)
+
+
+def _rejection(result: GateResult) -> dict[str, Any]:
+    failed = next((item for item in result.obligations if not item.verdict.green), None)
+    example = result.counterexample or (failed.counterexample if failed is not None else None)
+    name = failed.name if failed is not None else None
+    return {
+        "verdict": str(result.verdict),
+        "gate": _gate(result),
+        "detail": result.detail or (failed.detail if failed is not None else ""),
+        "counterexample": None
+        if example is None
+        else {
+            "obligation": name or _obligation(example.explanation),
+            "arguments": {
+                key: dict(value) if not isinstance(value, int) else value for key, value in example.arguments.items()
+            },
+            "explanation": example.explanation,
+            "pytest": example.pytest,
+        },
+    }
+
+
+def _obligation(explanation: str) -> str:
+    """The invariant a counterexample is about: gates that test name it first in the explanation, in backquotes."""
+    return explanation.split("`")[1] if explanation.startswith("`") else ""
