@@ -1,22 +1,57 @@
-"""Serving policies that evolve while the engine runs, and are proved safe before they run."""
+"""Serving policies that evolve while the engine runs, and are proved safe before they run.
+
+The light nouns are imported here; what needs a solver, a simulator or an LLM client is loaded when its name is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .contract import Contract, Least, Theorem, assumption, decision, invariant, lemma
 from .errors import AutopoiesisError, ContractError, PolicyError
 from .policy import Policy
+from .registry import contract_named, contract_names
 from .view import Saturates, View
+
+if TYPE_CHECKING:
+    from .certificate import Certificate, CertificateError, Rejected, verify
+    from .gates import Verdict
+    from .simulation.trace import Trace
 
 __all__ = [
     "AutopoiesisError",
+    "Certificate",
+    "CertificateError",
     "Contract",
     "ContractError",
     "Least",
     "Policy",
     "PolicyError",
+    "Rejected",
     "Saturates",
     "Theorem",
+    "Trace",
+    "Verdict",
     "View",
     "assumption",
+    "contract_named",
+    "contract_names",
     "decision",
     "invariant",
     "lemma",
+    "verify",
 ]
+
+_LAZY = {
+    "Certificate": ".certificate",
+    "CertificateError": ".certificate",
+    "Rejected": ".certificate",
+    "Trace": ".simulation.trace",
+    "Verdict": ".gates.verdict",
+    "verify": ".certificate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)

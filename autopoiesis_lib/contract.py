@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +25,9 @@ from .language import Interface, LanguageError, Param, Signature
 from .language.functions import FunctionReader, Scope
 from .language.ir import Const, Function, Module
 from .view import Domain, View, domain_of
+
+if TYPE_CHECKING:
+    from .simulation.result import SimulationResult
 
 __all__ = ["Contract", "Formula", "FormulaParam", "Least", "Theorem", "assumption", "decision", "invariant", "lemma"]
 
@@ -124,6 +127,11 @@ class Contract(BaseModel):
     def baselines(cls) -> Mapping[str, str]:
         """Hand-written policies to compare with: name -> policy text, the engine's own default first."""
         return {}
+
+    def check_replay(self, result: "SimulationResult", bounds: Mapping[str, int]) -> str | None:
+        """What a replay shows to be against the contract, in one line, or None; `bounds` are proved ones by invariant."""
+        del result, bounds
+        return None
 
     @cached_property
     def decisions(self) -> Mapping[str, Signature]:

@@ -16,27 +16,40 @@ from ..language.smt import Encoder, SymbolicView, Term, as_int, negation
 from ..policy import Policy
 from .counterexample import Evaluator
 from .least import find_least
-from .solving import DEFAULT_RLIMIT, IncrementalSolver, Scope, ask, encode_formula, scope_of, values_of
+from .second_solver import Disagreement, second_opinion
+from .solving import (
+    DEFAULT_RLIMIT,
+    IncrementalSolver,
+    Scope,
+    ask,
+    assumptions_used,
+    encode_formula,
+    scope_of,
+    to_smtlib,
+    values_of,
+)
 from .verdict import GateResult, ObligationResult, Verdict, worst
 
 __all__ = ["check", "prove_invariant", "prove_safety"]
 
 
-def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True) -> GateResult:
+def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True, certify: bool = False) -> GateResult:
     """Prove every obligation of a policy.
 
-    With `least=False` invariants are proved at the contract's limit only, which is quicker.
+    With `least=False` invariants are proved at the contract's limit only, which is quicker. With `certify` each proof also keeps
+    its SMT-LIB text (safety without the help of intervals), says which assumptions it used, and is put to cvc5.
 
     Raises:
         EncoderBug: a counterexample of the solver does not replay in CPython.
+        Disagreement: Z3 proves what cvc5 refutes.
     """
     started = time.perf_counter()
     results: list[ObligationResult] = []
     evaluator = Evaluator(policy)
     for signature in policy.contract.decisions.values():
-        results += prove_safety(policy, signature, evaluator, rlimit)
+        results += prove_safety(policy, signature, evaluator, rlimit, certify)
     if all(result.verdict.green for result in results):
-        results += [prove_invariant(policy, formula, evaluator, rlimit, least) for formula in policy.contract.invariants]
+        results += [prove_invariant(policy, formula, evaluator, rlimit, least, certify) for formula in policy.contract.invariants]
     verdict = worst(*(result.verdict for result in results))
     failed = next((result for result in results if result.verdict == verdict and not verdict.green), None)
     return GateResult(
@@ -49,7 +62,9 @@ def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True) -
     )
 
 
-def prove_safety(policy: Policy, signature: Signature, evaluator: Evaluator, rlimit: int) -> list[ObligationResult]:
+def prove_safety(
+    policy: Policy, signature: Signature, evaluator: Evaluator, rlimit: int, certify: bool = False
+) -> list[ObligationResult]:
     """That a decision neither faults nor leaves its range, as two obligations."""
     started = time.perf_counter()
     params = [FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params]
@@ -64,19 +79,26 @@ def prove_safety(policy: Policy, signature: Signature, evaluator: Evaluator, rli
     results = [safe.model_copy(update={"detail": safe.detail or detail})]
     started = time.perf_counter()
     outside = _outside(value, signature, ranges)
+    if certify and safe.verdict is Verdict.PROVED:
+        everything = Encoder(policy.module)
+        plain = as_int(everything.call(signature.name, [scope.symbols[param.name] for param in params]))
+        results[0] = _certified(results[0], scope, [obligation.negation() for obligation in everything.obligations], rlimit)
+        outside_plain = _outside(plain, signature, None)
     results.append(
         _prove_all(f"{signature.name} is in range", outside, scope, signature, evaluator, rlimit, started).model_copy(
             update={} if outside else {"detail": f"by intervals: {signature.result.describe()}"}
         )
     )
+    if certify and results[1].verdict is Verdict.PROVED and results[0].verdict is Verdict.PROVED:
+        results[1] = _certified(results[1], scope, outside_plain, rlimit)
     return results
 
 
-def _outside(value: Term, signature: Signature, ranges: Ranges) -> list[Term]:
+def _outside(value: Term, signature: Signature, ranges: Ranges | None) -> list[Term]:
     domain = signature.result
     if domain.kind == "bool":
         return []
-    if domain.values is None and domain.lo <= ranges.result.lo and ranges.result.hi <= domain.hi:
+    if ranges is not None and domain.values is None and domain.lo <= ranges.result.lo and ranges.result.hi <= domain.hi:
         return []
     if isinstance(value, int):
         return [] if value in domain else [True]
@@ -146,7 +168,32 @@ def violation_of(policy: Policy, formula: Formula) -> Violation:
     return Violation(formula, scope, negation(holds))
 
 
-def prove_invariant(policy: Policy, formula: Formula, evaluator: Evaluator, rlimit: int, least: bool = True) -> ObligationResult:
+def _certified(result: ObligationResult, scope: Scope, violations: Sequence[Term], rlimit: int) -> ObligationResult:
+    """A proved obligation with its SMT-LIB text, the assumptions it used, and the second solver's word.
+
+    Raises:
+        Disagreement: cvc5 finds a model where Z3 found none.
+    """
+    import z3
+
+    terms = [z3.BoolVal(term) if isinstance(term, bool) else term for term in violations]
+    violation = z3.simplify(z3.Or(terms)) if terms else z3.BoolVal(False)
+    text = to_smtlib([*scope.constraints, violation])
+    answer = second_opinion(text)
+    if answer == "sat":
+        raise Disagreement(f"`{result.name}`: Z3 proves it and cvc5 refutes it; please report this policy")
+    return result.model_copy(
+        update={
+            "smtlib": text,
+            "assumptions_used": assumptions_used(scope, violation, rlimit),
+            "solvers": ("z3", "cvc5") if answer == "unsat" else ("z3",),
+        }
+    )
+
+
+def prove_invariant(
+    policy: Policy, formula: Formula, evaluator: Evaluator, rlimit: int, least: bool = True, certify: bool = False
+) -> ObligationResult:
     """That an invariant holds for every input: at its limit, and at the least value of its bound when asked for."""
     started = time.perf_counter()
     violation = violation_of(policy, formula)
@@ -166,13 +213,18 @@ def prove_invariant(policy: Policy, formula: Formula, evaluator: Evaluator, rlim
         example = evaluator.counterexample(formula, values_of(model, violation.scope.symbols))
         detail = example.explanation if bound is None else _starved(violation, solver, evaluator, limit) or example.explanation
         return result(Verdict.REFUTED, detail, counterexample=example)
-    if bound is None or not least:
-        vacuous = not _falsifiable(policy, formula, limit, rlimit)
-        return result(Verdict.VACUOUS if vacuous else Verdict.PROVED, _vacuous(formula) if vacuous else formula.doc)
-    found = find_least(violation, solver, evaluator, limit)
-    if not _falsifiable(policy, formula, found.value, rlimit):
+    found = find_least(violation, solver, evaluator, limit) if bound is not None and least else None
+    value = found.value if found is not None else limit
+    if not _falsifiable(policy, formula, value, rlimit):
         return result(Verdict.VACUOUS, _vacuous(formula), least=found)
-    return result(Verdict.PROVED, formula.doc, least=found)
+    proved = result(Verdict.PROVED, formula.doc, least=found)
+    if not certify:
+        return proved
+    import z3
+
+    at_bound = z3.And([violation.term, *violation.between(value, limit)])
+    certified = _certified(proved, violation.scope, [at_bound], rlimit)
+    return certified.model_copy(update={"seconds": time.perf_counter() - started})
 
 
 def _vacuous(formula: Formula) -> str:

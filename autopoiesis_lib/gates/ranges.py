@@ -6,7 +6,7 @@ from ..language.ranges import analyse
 from ..policy import Policy
 from .counterexample import Evaluator
 from .samples import pool_of
-from .verdict import GateResult, Verdict
+from .verdict import GateResult, ObligationResult, Verdict
 
 __all__ = ["check"]
 
@@ -25,8 +25,12 @@ def check(policy: Policy, evaluator: Evaluator) -> GateResult:
         for arguments in pool_of(policy.contract).decisions[name]:
             if evaluator.fault(name, arguments) is not None:
                 example = evaluator.fault_counterexample(name, arguments)
+                seconds = time.perf_counter() - started
+                obligation = ObligationResult(
+                    name=f"{name} is safe", verdict=Verdict.REFUTED, seconds=seconds, detail=example.explanation, counterexample=example
+                )
                 return GateResult(
-                    name="ranges", verdict=Verdict.REFUTED, seconds=time.perf_counter() - started, detail=example.explanation, counterexample=example
+                    name="ranges", verdict=Verdict.REFUTED, seconds=seconds, detail=example.explanation, obligations=(obligation,), counterexample=example
                 )
     detail = f"{settled} of {total} operations cannot overflow or divide by zero; {total - settled} left to the proof"
     return GateResult(name="ranges", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail=detail)

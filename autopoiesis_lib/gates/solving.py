@@ -11,7 +11,7 @@ from ..contract import Contract, Formula, FormulaParam, formula_module
 from ..language.smt import Encoder, Oracle, SymbolicView, Term, as_bool, domain_constraints, symbolic_scalar
 from .counterexample import Arguments, instances
 
-__all__ = ["DEFAULT_RLIMIT", "Answer", "IncrementalSolver", "Scope", "ask", "encode_formula", "scope_of", "to_smtlib", "values_of"]
+__all__ = ["DEFAULT_RLIMIT", "Answer", "IncrementalSolver", "Scope", "ask", "assumptions_used", "encode_formula", "refuted_text", "scope_of", "to_smtlib", "values_of"]
 
 DEFAULT_RLIMIT = 4_000_000
 """Z3 resource units a query may use: about two seconds here, and the same verdict everywhere."""
@@ -113,12 +113,37 @@ class IncrementalSolver:
         return ask([*self._constraints, *extra], self._rlimit)
 
 
+def assumptions_used(scope: Scope, violation: z3.BoolRef, rlimit: int) -> tuple[str, ...] | None:
+    """The assumptions in an unsatisfiable core of a proved obligation, by name; None when the solver gives up on finding one."""
+    solver = z3.Solver()
+    solver.set("rlimit", rlimit)
+    solver.set("core.minimize", True)
+    solver.add(*scope.domains, violation)
+    tracked: dict[str, str] = {}
+    for index, (name, term) in enumerate(scope.assumptions):
+        label = f"assumption!{index}"
+        tracked[label] = name
+        solver.assert_and_track(term, label)
+    if solver.check() != z3.unsat:
+        return None
+    return tuple(sorted({tracked[str(label)] for label in solver.unsat_core()}))
+
+
 def to_smtlib(constraints: Sequence[Term]) -> str:
     """A query as SMT-LIB 2 text that any solver reads."""
     solver = z3.Solver()
     for constraint in constraints:
         solver.add(z3.BoolVal(constraint) if isinstance(constraint, bool) else constraint)
     return str(solver.to_smt2())
+
+
+def refuted_text(smtlib: str, rlimit: int) -> Answer:
+    """Z3's answer to an SMT-LIB 2 text."""
+    solver = z3.Solver()
+    solver.set("rlimit", rlimit)
+    solver.from_string(smtlib)
+    answer = solver.check()
+    return "sat" if answer == z3.sat else "unsat" if answer == z3.unsat else "unknown"
 
 
 def values_of(model: z3.ModelRef, symbols: Mapping[str, SymbolicView | Term]) -> Arguments:

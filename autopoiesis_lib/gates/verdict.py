@@ -121,8 +121,8 @@ class GateReport(_Value):
 
     @property
     def obligations(self) -> tuple[ObligationResult, ...]:
-        """Every obligation of every gate."""
-        return tuple(obligation for gate in self.gates for obligation in gate.obligations)
+        """Every obligation once; where two gates spoke of it, as the later one has it."""
+        return tuple({item.name: item for gate in self.gates for item in gate.obligations}.values())
 
     @property
     def counterexample(self) -> Counterexample | None:

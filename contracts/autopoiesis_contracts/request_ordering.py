@@ -6,11 +6,15 @@ for that step. `waited_us` counts from the request's first enqueue and never res
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+import numpy as np
 from autopoiesis_lib import Contract, Least, Theorem, View, assumption, decision, invariant, lemma
 from autopoiesis_lib.units import Blocks, Count, Micros, Priority, Score, Tokens
 from pydantic import Field
+
+if TYPE_CHECKING:
+    from autopoiesis_lib.simulation.result import SimulationResult
 
 __all__ = ["BoundedBypass", "Engine", "RequestOrdering", "Waiting"]
 
@@ -92,6 +96,18 @@ class RequestOrdering(Contract, name="request-ordering"):
     ) -> bool:
         """A request that has waited T longer than another is never ranked behind it, whatever their sizes."""
         return older.waited_us < newer.waited_us + aging or self.score(older, engine) >= self.score(newer, engine)
+
+    def check_replay(self, result: "SimulationResult", bounds: Mapping[str, int]) -> str | None:
+        """Bounded bypass as it shows in a replay on one replica: nobody enqueued more than T after r is first admitted before it."""
+        aging_us = bounds.get("ages", self.max_aging_us)
+        arrival, first_admitted = result.times.arrival_ns, result.times.scheduled_ns
+        earliest_after = np.minimum.accumulate(first_admitted[::-1])[::-1]
+        later = np.searchsorted(arrival, arrival + aging_us * 1_000, side="right")
+        known = np.append(earliest_after, np.iinfo(np.int64).max)[later]
+        bypassed = np.flatnonzero(result.times.served & (known < first_admitted))
+        if len(bypassed) == 0:
+            return None
+        return f"request {bypassed[0]} was overtaken by one enqueued more than {aging_us:,} us after it"
 
     @classmethod
     def theorems(cls) -> tuple[type[Theorem], ...]:

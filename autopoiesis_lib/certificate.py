@@ -1,0 +1,244 @@
+"""Certificates: what was proved of a policy, how, by which versions, and what is not covered.
+
+A certificate holds the SMT-LIB text of every obligation, so that `recheck` proves them again with two solvers and without our
+encoder. It is bound to the digests of the policy and the contract. Deployment signs it; unsigned it is still a proof, but an
+engine runs it only when told to allow unsigned policies.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .contract import Contract
+from .errors import AutopoiesisError
+from .gates import GATES, GateReport, GateResult, ObligationResult, Verdict, check
+from .gates.claims import NOT_COVERED
+from .gates.fuzz import DEFAULT_EXAMPLES
+from .gates.samples import SEED
+from .gates.second_solver import DEFAULT_RESOURCES, second_opinion
+from .gates.solving import DEFAULT_RLIMIT, refuted_text
+from .gates.theorems import prove_theorem
+from .policy import Policy
+
+__all__ = ["FORMAT", "Certificate", "CertificateError", "Rejected", "Signature", "Theorem", "certify", "verify"]
+
+FORMAT = 1
+"""The version of this file format; a reader refuses others."""
+
+
+class CertificateError(AutopoiesisError):
+    """A certificate cannot be read, or does not belong to the policy or contract it is used with."""
+
+
+class Rejected(AutopoiesisError):
+    """A policy did not pass the gates; `report` says why."""
+
+    def __init__(self, report: GateReport) -> None:
+        failed = report.failed
+        super().__init__(f"{report.verdict}: {failed.name}: {failed.detail}" if failed is not None else str(report.verdict))
+        self.report = report
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Theorem(_Value):
+    """A system property of the contract, with the lemmas it follows from."""
+
+    name: str
+    statement: str
+    lemmas: tuple[ObligationResult, ...]
+
+
+class Signature(_Value):
+    """Who vouches for a certificate: an Ed25519 signature over `Certificate.signed_bytes`."""
+
+    algorithm: Literal["ed25519"] = "ed25519"
+    key_id: str
+    """SHA-256 of the public key, in hex."""
+    value: str
+    """The signature, in base64."""
+
+
+class Certificate(_Value):
+    """What may be said of one policy under one contract."""
+
+    format: Literal[1] = FORMAT
+    contract: str
+    contract_digest: str
+    contract_parameters: Mapping[str, int | bool]
+    policy_digest: str
+    policy_source: str
+    verdict: Literal[Verdict.PROVED] = Verdict.PROVED
+    claims: tuple[str, ...]
+    bounds: Mapping[str, int]
+    """The proved bound of each invariant that has one."""
+    obligations: tuple[ObligationResult, ...]
+    theorems: tuple[Theorem, ...]
+    gates: tuple[GateResult, ...]
+    """The other gates' answers (obligations are above)."""
+    single_solver: tuple[str, ...] = ()
+    """Obligations on which the second solver gave up."""
+    not_covered: tuple[str, ...] = NOT_COVERED
+    versions: Mapping[str, str]
+    budgets: Mapping[str, int]
+    """Resource limits and seeds: with them the verdict repeats."""
+    created: str
+    """UTC, ISO 8601."""
+    signature: Signature | None = Field(default=None)
+
+    def signed_bytes(self) -> bytes:
+        """What a signature covers: everything but the signature, as canonical JSON."""
+        body = self.model_dump(mode="json", exclude={"signature"})
+        return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `signed_bytes`."""
+        return hashlib.sha256(self.signed_bytes()).hexdigest()
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, all at once: a reader sees the old file or the new one, never half of one."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.model_dump_json(indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a certificate.
+
+        Raises:
+            CertificateError: the file cannot be read, or is not a certificate of this format.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise CertificateError(f"the certificate {path} cannot be read: {error.strerror or error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise CertificateError(f"{path} is not a certificate: {where}: {first['msg']}; make a new one with `autopoiesis verify`") from None
+
+    def check_binding(self, contract: Contract, source: str | None = None) -> Policy:
+        """The certified policy, parsed again, once it is sure that the certificate is about it, this contract and these versions.
+
+        `source` is a policy text found beside the certificate; it must be the certified one.
+
+        Raises:
+            CertificateError: a digest differs, an obligation or gate is not green, or the policy does not parse.
+        """
+        if contract.contract_name != self.contract or contract.digest != self.contract_digest:
+            raise CertificateError(
+                f"the certificate is for another version of {self.contract} (contract digest {self.contract_digest[:12]}, here "
+                f"{contract.digest[:12]}); verify the policy again"
+            )
+        try:
+            policy = Policy.from_source(self.policy_source if source is None else source, contract)
+        except AutopoiesisError as error:
+            raise CertificateError(f"the certified policy cannot be read: {error}") from None
+        if policy.digest != self.policy_digest:
+            raise CertificateError(f"the policy is not the certified one (digest {policy.digest[:12]}, certified {self.policy_digest[:12]})")
+        names = {gate.name for gate in self.gates}
+        if not set(GATES) <= names or not all(gate.verdict.green for gate in self.gates):
+            raise CertificateError("the certificate does not show every gate green; verify the policy again")
+        proved = {item.name for item in self.obligations if item.verdict is Verdict.PROVED}
+        expected = {formula.name for formula in contract.invariants}
+        expected |= {f"{name} {claim}" for name in contract.decisions for claim in ("is safe", "is in range")}
+        if expected - proved:
+            raise CertificateError(f"the certificate does not prove `{min(expected - proved)}`; verify the policy again")
+        return policy
+
+    def recheck(self, rlimit: int = 4 * DEFAULT_RLIMIT) -> tuple[ObligationResult, ...]:
+        """Prove every obligation and lemma again from its SMT-LIB text, with Z3 and cvc5; our encoder takes no part.
+
+        An obligation is PROVED when at least one solver refutes its negation and none finds a model.
+        """
+        results: list[ObligationResult] = []
+        for item in (*self.obligations, *(lemma for theorem in self.theorems for lemma in theorem.lemmas)):
+            if item.smtlib is None:
+                results.append(ObligationResult(name=item.name, verdict=Verdict.UNKNOWN, seconds=0.0, detail="the certificate has no text of it"))
+                continue
+            answers = {"z3": refuted_text(item.smtlib, rlimit), "cvc5": second_opinion(item.smtlib, 4 * DEFAULT_RESOURCES)}
+            agreed = tuple(name for name, answer in answers.items() if answer == "unsat")
+            verdict = Verdict.REFUTED if "sat" in answers.values() else Verdict.PROVED if agreed else Verdict.UNKNOWN
+            detail = ", ".join(f"{name}: {answer}" for name, answer in answers.items())
+            results.append(ObligationResult(name=item.name, verdict=verdict, seconds=0.0, detail=detail, solvers=agreed))
+        return tuple(results)
+
+
+def verify(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT) -> Certificate:
+    """Run every gate on a policy and certify it.
+
+    Raises:
+        Rejected: a gate was not green; its report holds verdicts and counterexamples.
+    """
+    report = check(policy.source, policy.contract, rlimit=rlimit, explain=True, certify=True)
+    if report.verdict is not Verdict.PROVED:
+        raise Rejected(report)
+    return certify(policy, report, rlimit=rlimit)
+
+
+def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT) -> Certificate:
+    """A certificate from a report of `gates.check(..., certify=True)` whose verdict is PROVED.
+
+    Raises:
+        Rejected: the report is not green.
+        CertificateError: the report is of another policy, or a theorem of the contract does not hold.
+    """
+    if report.verdict is not Verdict.PROVED:
+        raise Rejected(report)
+    if report.policy_digest != policy.digest or report.contract_digest != policy.contract.digest:
+        raise CertificateError("the report is about another policy or contract")
+    theorems = []
+    for theorem in policy.contract.theorems():
+        lemmas = prove_theorem(policy.contract, theorem, rlimit)
+        broken = next((item for item in lemmas if not item.verdict.green), None)
+        if broken is not None:
+            raise CertificateError(f"the theorem {theorem.__name__} of {policy.contract.contract_name} does not hold: {broken.name}: {broken.detail}")
+        theorems.append(Theorem(name=theorem.__name__, statement=" ".join((theorem.__doc__ or "").split()), lemmas=lemmas))
+    contract = policy.contract
+    return Certificate(
+        contract=contract.contract_name,
+        contract_digest=contract.digest,
+        contract_parameters=contract.model_dump(),
+        policy_digest=policy.digest,
+        policy_source=policy.source,
+        claims=report.claims,
+        bounds=report.least(),
+        obligations=report.obligations,
+        theorems=tuple(theorems),
+        gates=tuple(gate.model_copy(update={"obligations": ()}) for gate in report.gates),
+        single_solver=tuple(item.name for item in report.obligations if len(item.solvers) < 2),
+        versions=_versions(),
+        budgets={"z3_rlimit": rlimit, "cvc5_rlimit": DEFAULT_RESOURCES, "fuzz_examples": DEFAULT_EXAMPLES, "sample_seed": SEED},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("autopoiesis-lib", "z3-solver", "cvc5", "mypy", "hypothesis", "llvmlite"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found

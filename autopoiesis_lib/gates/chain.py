@@ -1,0 +1,101 @@
+"""The gates in order, cheapest first; the first that is not green ends the chain."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+from ..contract import Contract
+from ..language import LanguageError
+from ..policy import Policy
+from . import fuzz, proof, quick_fuzz, ranges, replay, types
+from .claims import claims_of
+from .counterexample import Arguments, Evaluator
+from .solving import DEFAULT_RLIMIT
+from .verdict import GateReport, GateResult, Verdict, worst
+
+__all__ = ["GATES", "check"]
+
+GATES = ("grammar", "types", "ranges", "quick-fuzz", "proof", "fuzz", "replay")
+"""Every gate by name, in the order they run."""
+
+
+def check(
+    text_or_policy: str | Policy,
+    contract: Contract,
+    *,
+    rlimit: int = DEFAULT_RLIMIT,
+    gates: Sequence[str] = GATES,
+    explain: bool = False,
+    certify: bool = False,
+    regressions: Mapping[str, Sequence[Arguments]] | None = None,
+    on_gate: Callable[[GateResult], None] | None = None,
+) -> GateReport:
+    """Run a policy through the gates.
+
+    `gates` selects some of `GATES` (a report of fewer than all never counts as proved: its verdict is at most PASSED, and only
+    all of them make a certificate). With `explain`, a policy refuted by a test still goes to the proof gate, which says more;
+    with `certify`, the proof gate also keeps SMT-LIB texts, asks the second solver and says which assumptions were used.
+    `regressions` are kept counterexamples, tried first. `on_gate` hears each result as it comes.
+
+    Raises:
+        EncoderBug: the solver and CPython disagree; report the policy.
+    """
+    started = time.perf_counter()
+    results: list[GateResult] = []
+    policy: Policy | None = None
+
+    def add(result: GateResult) -> GateResult:
+        results.append(result)
+        if on_gate is not None:
+            on_gate(result)
+        return result
+
+    if isinstance(text_or_policy, Policy):
+        policy = text_or_policy
+        add(GateResult(name="grammar", verdict=Verdict.PASSED, seconds=0.0, detail="parsed"))
+    else:
+        grammar, policy = _grammar(text_or_policy, contract)
+        add(grammar)
+    if policy is not None:
+        for name, gate in _gates(policy, results, rlimit, regressions, certify):
+            refuted = any(result.verdict is Verdict.REFUTED for result in results)
+            stopped = not all(result.verdict.green for result in results)
+            if name in gates and (not stopped or (explain and refuted and name == "proof")):
+                add(gate())
+    verdict = worst(*(result.verdict for result in results))
+    if verdict is Verdict.PROVED and not set(GATES) <= {result.name for result in results}:
+        verdict = Verdict.PASSED
+    report = GateReport(
+        contract=contract.contract_name,
+        contract_digest=contract.digest,
+        policy_digest=policy.digest if policy is not None else None,
+        verdict=verdict,
+        seconds=time.perf_counter() - started,
+        gates=tuple(results),
+    )
+    return report.model_copy(update={"claims": claims_of(contract, report)}) if verdict is Verdict.PROVED else report
+
+
+def _grammar(text: str, contract: Contract) -> tuple[GateResult, Policy | None]:
+    started = time.perf_counter()
+    try:
+        policy = Policy.from_source(text, contract)
+    except LanguageError as error:
+        return GateResult(name="grammar", verdict=Verdict(error.verdict), seconds=time.perf_counter() - started, detail=str(error)), None
+    return GateResult(name="grammar", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail="in the policy language"), policy
+
+
+def _gates(
+    policy: Policy, results: Sequence[GateResult], rlimit: int, regressions: Mapping[str, Sequence[Arguments]] | None, certify: bool
+) -> Iterator[tuple[str, Callable[[], GateResult]]]:
+    evaluator = Evaluator(policy)
+
+    def bounds() -> dict[str, int]:
+        return {item.name: item.least.value for result in results for item in result.obligations if item.least is not None}
+
+    yield "types", partial(types.check, policy)
+    yield "ranges", partial(ranges.check, policy, evaluator)
+    yield "quick-fuzz", partial(quick_fuzz.check, policy, evaluator, regressions)
+    yield "proof", partial(proof.check, policy, rlimit=rlimit, certify=certify)
+    yield "fuzz", lambda: fuzz.check(policy, evaluator, bounds())
+    yield "replay", lambda: replay.check(policy, bounds())

@@ -1,0 +1,45 @@
+"""What a green report promises, in plain words, and what it does not."""
+
+from ..contract import Contract
+from .verdict import GateReport, LeastBound, Verdict
+
+__all__ = ["NOT_COVERED", "claims_of", "in_words"]
+
+NOT_COVERED = (
+    "requests the engine itself holds back in a pass (grammar not ready, remote KV pending, LoRA limit, connector)",
+    "requests that already hold KV, which vLLM resumes before it admits others",
+    "speculative decoding, prefill/decode disaggregation and routing between data-parallel replicas",
+    "the engine's own bugs, and hardware or driver faults",
+    "how good the policy is: speed is measured, not proved",
+)
+"""What no certificate of this library covers."""
+
+
+def claims_of(contract: Contract, report: GateReport) -> tuple[str, ...]:
+    """The claims of a report whose verdict is PROVED: safety, each invariant with its least bound, and the theorems."""
+    claims = [
+        f"`{name}` always returns a value within {signature.result.describe()}: it never divides by zero, never overflows int64 and "
+        "always ends"
+        for name, signature in contract.decisions.items()
+    ]
+    for item in report.obligations:
+        if item.verdict is not Verdict.PROVED or item.name not in {formula.name for formula in contract.invariants}:
+            continue
+        claims.append(item.detail.rstrip(".") + (f" ({_bound(item.least)})" if item.least is not None else ""))
+    claims += [" ".join((theorem.__doc__ or theorem.__name__).split()).rstrip(".") for theorem in contract.theorems()]
+    return tuple(claims)
+
+
+def _bound(least: LeastBound) -> str:
+    symbol = "T" if least.parameter == "aging" else least.parameter
+    words = in_words(least.value, least.unit)
+    return f"{symbol} = {words}, and less is refuted" if least.tight and least.refuted_below else f"{symbol} = {words}"
+
+
+def in_words(value: int, unit: str) -> str:
+    """A value with its unit, as people say it: 8,191,000 us is 8.191 s."""
+    if unit != "us":
+        return f"{value:,} {unit}".strip()
+    if value >= 1_000_000:
+        return f"{value / 1_000_000:,.6f}".rstrip("0").rstrip(".") + " s"
+    return f"{value / 1_000:,.3f}".rstrip("0").rstrip(".") + " ms" if value >= 1_000 else f"{value} us"

@@ -1,0 +1,31 @@
+"""cvc5 as a second opinion: it reads the SMT-LIB text of an obligation, sharing nothing with our encoder or with Z3."""
+
+from ..errors import AutopoiesisError
+from .solving import Answer
+
+__all__ = ["DEFAULT_RESOURCES", "Disagreement", "second_opinion"]
+
+DEFAULT_RESOURCES = 300_000
+"""cvc5 resource units a query may use: about a second here, and the same answer everywhere."""
+
+
+class Disagreement(AutopoiesisError):
+    """Two solvers disagree about one query: one of them has a bug. The policy does not run; please report it."""
+
+
+def second_opinion(smtlib: str, resources: int = DEFAULT_RESOURCES) -> Answer:
+    """cvc5's answer to an SMT-LIB 2 text with one `check-sat`."""
+    import cvc5
+
+    solver = cvc5.Solver(cvc5.TermManager())
+    solver.setOption("rlimit", str(resources))
+    solver.setLogic("QF_NIA")
+    parser = cvc5.InputParser(solver)
+    parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, smtlib, "obligation")
+    symbols = parser.getSymbolManager()
+    answer = ""
+    while not (command := parser.nextCommand()).isNull():
+        answer = command.invoke(solver, symbols).strip() or answer
+    if answer == "sat":
+        return "sat"
+    return "unsat" if answer == "unsat" else "unknown"
