@@ -1,0 +1,258 @@
+# mypy: disable-error-code="no-any-return"
+"""KV blocks in the compiled kernel: the free queue, the prefix cache, taking and giving back.
+
+As in vLLM, freed blocks keep their content and join the tail of a first-in first-out queue; new blocks are taken from
+its head, which is what evicts. A node of the queue is a hash block nobody pins, what a preempted request left behind
+(it gets back whatever is still there), or the remains of a finished request. Every node's weight is in engine blocks.
+"""
+
+from autopoiesis_lib.simulation import _columns as c
+from autopoiesis_lib.simulation._native import State, call_policy, kernel
+
+
+@kernel
+def prefix_length(s: State, i: int) -> int:
+    """Hash blocks of request i that are full of prompt tokens, hence cacheable."""
+    if s.p[c.NUM_HASHES] == 0:
+        return 0
+    known = s.prefix_ptr[i + 1] - s.prefix_ptr[i]
+    full = s.q[i, c.PROMPT] // (s.p[c.HASH_WEIGHT] * s.p[c.BLOCK_SIZE])
+    return min(known, full)
+
+
+@kernel
+def cached_prefix(s: State, r: int, i: int) -> int:
+    """Leading hash blocks of request i cached on replica r, leaving at least one token to compute."""
+    limit = prefix_length(s, i)
+    if limit == 0:
+        return 0
+    limit = min(limit, (s.q[i, c.PROMPT] + s.q[i, c.GENERATED] - 1) // (s.p[c.HASH_WEIGHT] * s.p[c.BLOCK_SIZE]))
+    first = s.prefix_ptr[i]
+    offset = r * s.p[c.NUM_HASHES]
+    for j in range(limit):
+        if s.cache[offset + s.prefix_ids[first + j], 0] < 0:
+            return j
+    return limit
+
+
+@kernel
+def append_free(s: State, sentinel: int, node: int, weight: int) -> None:
+    last = s.links[sentinel, 0]
+    s.links[last, 1] = node
+    s.links[node, 0] = last
+    s.links[node, 1] = sentinel
+    s.links[sentinel, 0] = node
+    s.links[node, 2] = weight
+
+
+@kernel
+def unlink_free(s: State, node: int) -> None:
+    before = s.links[node, 0]
+    after = s.links[node, 1]
+    s.links[before, 1] = after
+    s.links[after, 0] = before
+    s.links[node, 2] = 0
+
+
+@kernel
+def sentinel_of(s: State, r: int) -> int:
+    return s.rep.shape[0] * s.p[c.NUM_HASHES] + s.q.shape[0] + r
+
+
+@kernel
+def request_node(s: State, i: int) -> int:
+    return s.rep.shape[0] * s.p[c.NUM_HASHES] + i
+
+
+@kernel
+def _to_evict(s: State, r: int, sentinel: int, oldest_waited_us: int) -> int:
+    """Node the eviction policy values least; the least recently used of equals."""
+    hashes = s.rep.shape[0] * s.p[c.NUM_HASHES]
+    now_us = s.rep[r, c.NOW_NS] // 1000
+    best = s.links[sentinel, 1]
+    least = 0
+    node = best
+    first = True
+    while node != sentinel:
+        if node < hashes:
+            idle, hits, depth, preempted = now_us - s.cache[node, 1], s.cache[node, 2], s.cache[node, 3], 0
+        else:
+            idle, hits, depth, preempted = now_us - s.q[node - hashes, c.PREFIX_DONE], 0, 0, 1
+        score = call_policy(
+            s.slots[c.KEEP],
+            (
+                idle,
+                hits,
+                depth,
+                s.links[node, 2],
+                preempted,
+                s.rep[r, c.NUM_WAITING],
+                s.rep[r, c.NUM_RUNNING],
+                s.rep[r, c.FREE],
+                s.p[c.TOTAL_BLOCKS],
+                s.p[c.BLOCK_SIZE],
+                s.p[c.MAX_NUM_SEQS],
+                oldest_waited_us,
+            ),
+        )
+        if first or score < least:
+            best, least, first = node, score, False
+        node = s.links[node, 1]
+    return best
+
+
+@kernel
+def take_blocks(s: State, r: int, count: int, oldest_waited_us: int) -> None:
+    """Hand out `count` blocks of replica r, evicting as needed. The caller has already lowered FREE."""
+    rep = s.rep
+    direct = min(rep[r, c.UNUSED], count)
+    rep[r, c.UNUSED] -= direct
+    count -= direct
+    if count == 0:
+        return
+    hashes = rep.shape[0] * s.p[c.NUM_HASHES]
+    sentinel = sentinel_of(s, r)
+    while count > 0:
+        node = s.links[sentinel, 1]
+        if s.slots[c.KEEP] != 0:
+            node = _to_evict(s, r, sentinel, oldest_waited_us)
+        weight = s.links[node, 2]
+        if node >= hashes and weight > count:
+            s.links[node, 2] = weight - count
+            return
+        unlink_free(s, node)
+        if node < hashes:
+            s.cache[node, 0] = -1
+        if weight > count:
+            rep[r, c.UNUSED] += weight - count
+            return
+        count -= weight
+
+
+@kernel
+def pin_prefix(s: State, r: int, i: int, blocks: int) -> None:
+    """Request i pins its first `blocks` hash blocks; those nobody pinned leave the free queue and FREE."""
+    first = s.prefix_ptr[i]
+    offset = r * s.p[c.NUM_HASHES]
+    for j in range(blocks):
+        node = offset + s.prefix_ids[first + j]
+        if s.cache[node, 0] == 0:
+            unlink_free(s, node)
+            s.rep[r, c.FREE] -= s.p[c.HASH_WEIGHT]
+        s.cache[node, 0] += 1
+        s.cache[node, 2] += 1
+        s.owned[first + j] = 1
+    s.q[i, c.OWNED] = blocks
+    s.q[i, c.PREFIX_DONE] = blocks
+
+
+@kernel
+def publish_prefix(s: State, r: int, i: int) -> None:
+    """Hash blocks of request i that its last chunk completed become visible to others."""
+    done = s.q[i, c.PREFIX_DONE]
+    tokens = s.p[c.HASH_WEIGHT] * s.p[c.BLOCK_SIZE]
+    limit = min(prefix_length(s, i), s.q[i, c.COMPUTED] // tokens)
+    first = s.prefix_ptr[i]
+    offset = r * s.p[c.NUM_HASHES]
+    while done < limit:
+        node = offset + s.prefix_ids[first + done]
+        if s.cache[node, 0] < 0:
+            s.cache[node, 0] = 1
+            s.cache[node, 2] = 0
+            s.cache[node, 3] = done
+            s.owned[first + done] = 1
+            s.q[i, c.OWNED] += 1
+            s.q[i, c.HELD] -= s.p[c.HASH_WEIGHT]
+        else:
+            s.q[i, c.DUPLICATED] = 1
+        done += 1
+    s.q[i, c.PREFIX_DONE] = done
+
+
+@kernel
+def give_back(s: State, r: int, i: int, held: int, resumable: int) -> None:
+    """Request i frees its `held` private blocks and unpins its prefix; `resumable` of them are worth finding again
+    (-1: it has finished).
+
+    Last blocks first, so that the head of a prompt survives longest. With an eviction policy or without prefix caching
+    a finished request's remains go straight to c.UNUSED: nobody will ask for them.
+    """
+    rep = s.rep
+    rep[r, c.FREE] += held
+    if s.p[c.CACHING] == 0 or (s.slots[c.KEEP] != 0 and resumable < 0):
+        rep[r, c.UNUSED] += held
+    elif resumable < 0:
+        if held > 0:
+            append_free(s, sentinel_of(s, r), request_node(s, i), held)
+    else:
+        rep[r, c.UNUSED] += held - resumable
+        if resumable > 0:
+            append_free(s, sentinel_of(s, r), request_node(s, i), resumable)
+    s.q[i, c.HELD] = 0
+    if s.q[i, c.OWNED] > 0:
+        _unpin_prefix(s, r, i)
+    s.q[i, c.DUPLICATED] = 0
+    s.q[i, c.PREFIX_DONE] = rep[r, c.NOW_NS] // 1000  # while it waits: when its remains were last used
+
+
+@kernel
+def _unpin_prefix(s: State, r: int, i: int) -> None:
+    first = s.prefix_ptr[i]
+    offset = r * s.p[c.NUM_HASHES]
+    sentinel = sentinel_of(s, r)
+    now_us = s.rep[r, c.NOW_NS] // 1000
+    for j in range(s.prefix_ptr[i + 1] - first - 1, -1, -1):
+        if s.owned[first + j] == 1:
+            s.owned[first + j] = 0
+            node = offset + s.prefix_ids[first + j]
+            s.cache[node, 0] -= 1
+            s.cache[node, 1] = now_us
+            if s.cache[node, 0] == 0:
+                append_free(s, sentinel, node, s.p[c.HASH_WEIGHT])
+                s.rep[r, c.FREE] += s.p[c.HASH_WEIGHT]
+    s.q[i, c.OWNED] = 0
+
+
+@kernel
+def forget_remains(s: State, r: int, i: int) -> None:
+    """What a preempted request left behind becomes plain unused blocks (its prefix is gone, so it cannot resume)."""
+    node = request_node(s, i)
+    weight = s.links[node, 2]
+    if weight > 0:
+        unlink_free(s, node)
+        s.rep[r, c.UNUSED] += weight
+
+
+@kernel
+def conserved(s: State, r: int) -> bool:
+    """Checked mode: every block of replica r is held, pinned once, or free; the free queue adds up to FREE."""
+    weight = s.rep[r, c.UNUSED]
+    sentinel = sentinel_of(s, r)
+    node = s.links[sentinel, 1]
+    while node != sentinel:
+        if s.links[node, 2] <= 0:
+            return False
+        weight += s.links[node, 2]
+        node = s.links[node, 1]
+    if weight != s.rep[r, c.FREE] or s.rep[r, c.UNUSED] < 0:
+        return False
+    used = 0
+    for k in range(s.rep[r, c.NUM_RUNNING]):
+        used += held_blocks(s, r, k)
+    for h in range(s.p[c.NUM_HASHES]):
+        if s.cache[r * s.p[c.NUM_HASHES] + h, 0] > 0:
+            used += s.p[c.HASH_WEIGHT]
+    return used + weight == s.p[c.TOTAL_BLOCKS]
+
+
+@kernel
+def held_blocks(s: State, r: int, k: int) -> int:
+    """Private blocks held by the k-th running request of replica r."""
+    i = s.run[r, k, c.RUN_REQUEST]
+    held = s.q[i, c.HELD]
+    base = s.run[r, k, c.RUN_BASE]
+    if base != c.PREFILLING:
+        context = base + s.rep[r, c.DECODED]
+        size = s.p[c.BLOCK_SIZE]
+        held = max(held, (context + size - 1) // size - s.p[c.HASH_WEIGHT] * s.q[i, c.OWNED])
+    return held

@@ -1,0 +1,141 @@
+"""What the simulator knows about an engine: how long a step takes, and how much memory and batch it has."""
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from autopoiesis_lib.errors import AutopoiesisError
+
+__all__ = ["Calibration", "CalibrationError", "EngineConfig", "StepTimeModel"]
+
+_FS: Final = 1e15
+
+
+class CalibrationError(AutopoiesisError):
+    """A calibration or an engine configuration cannot be used."""
+
+
+class StepTimeModel(BaseModel):
+    """Seconds one engine step takes.
+
+    `t = c0 + max(floor, c1*prefill_tokens + c4*sum(chunk*(context + chunk/2))) + c2*decodes + c3*sum(decode contexts)`,
+    the middle term only in steps that prefill. All coefficients are seconds and not negative. The kernel rounds them
+    to femtoseconds, so that any number of steps adds up exactly.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    c0: float = Field(ge=0, le=100)
+    """Seconds a step costs whatever is in it."""
+    c1: float = Field(ge=0, le=1)
+    """Seconds a prefilled token."""
+    c2: float = Field(ge=0, le=1)
+    """Seconds a decoding sequence."""
+    c3: float = Field(ge=0, le=0.001)
+    """Seconds a token of decode context read."""
+    c4: float = Field(ge=0, le=0.0001)
+    """Seconds a pair of tokens in prefill attention."""
+    floor: float = Field(default=0.0, ge=0, le=100)
+    """Least seconds the prefill part of a step takes."""
+
+    @model_validator(mode="after")
+    def _takes_time(self) -> Self:
+        if self.c0 + self.c2 <= 0 or self.c0 + self.c1 + self.floor <= 0:
+            raise ValueError("a decode step and a prefill step must take time: raise c0, or both c1 (or floor) and c2")
+        return self
+
+    def femtoseconds(self) -> tuple[int, int, int, int, int, int]:
+        """(c0, c1, c2, c3, c4/2, floor) as the kernel uses them."""
+        return (
+            round(self.c0 * _FS),
+            round(self.c1 * _FS),
+            round(self.c2 * _FS),
+            round(self.c3 * _FS),
+            round(self.c4 * _FS / 2),
+            round(self.floor * _FS),
+        )
+
+    def step_seconds(self, *, prefill_tokens: int, attention: float, decodes: int, context: int) -> float:
+        """Seconds of one step; `attention` is the sum of chunk*(context + chunk/2) over its prefill chunks."""
+        compute = self.c1 * prefill_tokens + self.c4 * attention
+        prefill = max(self.floor, compute) if prefill_tokens else 0.0
+        return self.c0 + prefill + self.c2 * decodes + self.c3 * context
+
+
+class EngineConfig(BaseModel):
+    """A vLLM-like engine: its KV memory and its limits, under vLLM's own names where it has one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block_size: int = Field(default=16, ge=1, le=4_096)
+    """Tokens in a KV block."""
+    total_blocks: int = Field(ge=1, le=16_777_216)
+    """KV blocks on one replica."""
+    max_num_seqs: int = Field(default=256, ge=1, le=65_536)
+    max_num_batched_tokens: int = Field(default=2_048, ge=1, le=1_048_576)
+    """Tokens one step may process; a decode takes one, prefill chunks the rest."""
+    long_prefill_token_threshold: int = Field(default=0, ge=0, le=1_048_576)
+    """Most prompt tokens of one request in one step; 0 for no limit of its own."""
+    watermark: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Fraction of the blocks that admission leaves free while anything runs."""
+    enable_prefix_caching: bool = True
+    """Freed blocks keep their content until they are needed: prefixes hit, and a preempted request finds what is
+    left."""
+
+    @model_validator(mode="after")
+    def _every_sequence_has_a_token(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError("max_num_batched_tokens must be at least max_num_seqs, as vLLM demands")
+        return self
+
+    @property
+    def watermark_blocks(self) -> int:
+        return int(self.watermark * self.total_blocks)
+
+
+class Calibration(BaseModel):
+    """A step-time model with the engine it was measured on, where it came from, and how well it predicts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    step_time: StepTimeModel
+    engine: EngineConfig
+    source: str
+    """The measurement it was fitted to, with its licence."""
+    method: str = ""
+    errors: Mapping[str, float] = Field(default_factory=dict)
+    """Relative errors on the unseen part, by metric: `(simulated - measured) / measured`."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Raises CalibrationError with the first thing wrong with the file."""
+        try:
+            return cls.model_validate_json(Path(path).read_text())
+        except OSError as problem:
+            raise CalibrationError(f"cannot read calibration {path}: {problem}") from problem
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "file"
+            raise CalibrationError(f"calibration {path}: {where}: {first['msg']}") from problem
+
+    def write(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+
+    @classmethod
+    def shipped(cls, name: str) -> Self:
+        """A calibration that comes with the library; `Calibration.names()` lists them."""
+        if name not in cls.names():
+            raise CalibrationError(f"no shipped calibration {name!r}; there are {', '.join(cls.names())}")
+        resource = files("autopoiesis_lib") / "data" / "calibrations" / f"{name}.json"
+        return cls.model_validate_json(resource.read_text())
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of the shipped calibrations."""
+        found = (item.name for item in (files("autopoiesis_lib") / "data" / "calibrations").iterdir())
+        return tuple(sorted(name.removesuffix(".json") for name in found if name.endswith(".json")))
