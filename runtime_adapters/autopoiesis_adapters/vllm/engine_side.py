@@ -60,6 +60,7 @@ class EngineSide:
         self._steps = 0
         self._step_ns = 0
         self._awaiting_first_token: list[Any] = []
+        self._metrics_server: Any = None
         assumptions = Assumptions(contract, request_view, engine_view)
         self.columns = WaitingColumns(request_view, self._cached_tokens, self.stamp, assumptions.request_holds)
         self._engine_readers = tuple(self._engine_reader(spec.name) for spec in engine_view.fields())
@@ -183,8 +184,21 @@ class EngineSide:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """Stop the watcher thread."""
+        """Stop the watcher thread and the metrics server."""
         self.watcher.stop()
+        if self._metrics_server is not None:
+            self._metrics_server.shutdown()
+            self._metrics_server.server_close()
+            self._metrics_server = None
+
+    def serve_metrics(self, port: int) -> None:
+        """Serve Prometheus metrics on a port; a taken port is logged, not raised."""
+        from .metrics import serve_metrics
+
+        try:
+            self._metrics_server, _ = serve_metrics(self.watcher, port)
+        except OSError as error:
+            logger.warning("autopoiesis: no metrics on port %d (%s)", port, error.strerror or error)
 
     def _choose(self) -> int:
         started = time.perf_counter_ns()
@@ -242,6 +256,8 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
         _bring_in_first(side, settings)
     side.watcher.look()  # the channel's policy is there from the first step on
     side.watcher.start()
+    if settings.metrics_port:
+        side.serve_metrics(settings.metrics_port)
     return side
 
 

@@ -184,6 +184,7 @@ class Governor:
 
     def _decided_late(self, took_ns: int) -> int:
         self._late += 1
+        self.counters["late"] += 1
         kind = "late" if self._late < self.late_limit else "deadline"
         return self.drop(kind, f"a decision took {took_ns} ns of {self.deadline_ns}; {self._late} late in a row")
 

@@ -1,10 +1,9 @@
 """The scheduler vLLM would have chosen, with its waiting queue ordered by a verified policy. No vLLM code is copied."""
 
 import logging
-from collections.abc import Hashable
-from functools import cache
 from typing import Any
 
+from .engine_calls import attach_engine_calls
 from .engine_side import EngineSide, attach
 from .settings import SettingsError
 
@@ -71,9 +70,8 @@ class PolicyScheduler:
         super().shutdown()  # type: ignore[misc]
 
 
-@cache
 def policy_scheduler_class(base: type[Any]) -> type[Any]:
-    """`base` with the mixin over it. One class a base, so that `isinstance` checks against it hold."""
+    """`base` with the mixin over it; `isinstance` checks against `base` hold."""
     return type(f"Policy{base.__name__}", (PolicyScheduler, base), {"__module__": __name__})
 
 
@@ -83,8 +81,8 @@ def make_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     Takes what a vLLM scheduler takes and returns one of the class vLLM would have chosen: choosing `Scheduler` where
     `AsyncScheduler` belongs would cost throughput.
     """
-    base: Hashable = base_scheduler(vllm_config)
-    return policy_scheduler_class(base)(vllm_config, *args, **kwargs)
+    attach_engine_calls()
+    return policy_scheduler_class(base_scheduler(vllm_config))(vllm_config, *args, **kwargs)
 
 
 def base_scheduler(vllm_config: Any) -> type[Any]:

@@ -1,0 +1,114 @@
+"""Talking to the adapter through vLLM's own utility calls: swap, status and telemetry, without a channel directory.
+
+The engine core runs in its own process. vLLM hands a utility call to a method of `EngineCore` on the engine's own
+thread, between steps; a method may answer with a future. So a swap is verified and compiled beside the engine, and
+only its last pointer assignment is the engine's. The methods are attached when the scheduler is made, in whichever
+process that happens.
+
+From the front end: `engine.engine_core.call_utility("autopoiesis_swap", text, certificate)` on a synchronous engine,
+`await engine.engine_core.call_utility_async(...)` on an asynchronous one; `call` does the former for `LLM` and
+`LLMEngine` in either process layout.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from autopoiesis_lib.errors import AutopoiesisError
+
+from .engine_side import EngineSide
+
+__all__ = ["EngineCallError", "attach_engine_calls", "call"]
+
+
+class EngineCallError(AutopoiesisError):
+    """The engine has no adapter to talk to."""
+
+
+def attach_engine_calls() -> None:
+    """Give `EngineCore` its `autopoiesis_*` methods. May be called any number of times."""
+    from vllm.v1.engine.core import EngineCore
+
+    for method in (autopoiesis_swap, autopoiesis_builtin, autopoiesis_status, autopoiesis_telemetry):
+        setattr(EngineCore, method.__name__, method)
+
+
+def call(engine: Any, method: str, *args: Any) -> Any:
+    """Call an `autopoiesis_*` method of the engine behind an `LLM` or `LLMEngine` and wait for its answer.
+
+    Raises:
+        EngineCallError: the engine was not started with our scheduler.
+        Exception: what the call itself raised; across processes vLLM passes on the message only.
+    """
+    client = getattr(engine, "llm_engine", engine).engine_core
+    core = getattr(client, "engine_core", None)
+    if core is None:
+        return client.call_utility(method, *args)
+    if not hasattr(core, method):
+        raise EngineCallError("start the engine with --scheduler-cls autopoiesis_adapters.vllm.make_scheduler")
+    answer = getattr(core, method)(*args)
+    return answer.result() if isinstance(answer, Future) else answer
+
+
+def autopoiesis_swap(core: Any, source: str, certificate: str) -> "Future[dict[str, Any]]":
+    """Verify and compile a policy beside the engine; it is active from the next step. Answers with the engine's
+    status."""
+    side = _side(core)
+    requested_us = side.clock_ns() // 1_000
+
+    def swap() -> dict[str, Any]:
+        digest = side.watcher.bring_in(source, certificate, requested_us).digest
+        return {"accepted": digest, **side.watcher.status()}
+
+    return _in_thread(swap)
+
+
+def autopoiesis_builtin(core: Any) -> dict[str, Any]:
+    """Back to the engine's built-in order from the next step on."""
+    side = _side(core)
+    side.governor.offer(None, side.clock_ns() // 1_000)
+    return side.watcher.status()
+
+
+def autopoiesis_status(core: Any) -> dict[str, Any]:
+    """What the engine runs, has refused and has dropped."""
+    return _side(core).watcher.status()
+
+
+def autopoiesis_telemetry(core: Any, first_step: int = 0, first_request: int = 0) -> "Future[dict[str, Any]]":
+    """Telemetry since the given rows as lists by field; copied beside the engine."""
+    side = _side(core)
+
+    def snapshot() -> dict[str, Any]:
+        taken = side.telemetry.snapshot(first_step, first_request)
+        return {
+            "steps": {name: column.tolist() for name, column in taken.steps.items()},
+            "requests": {name: column.tolist() for name, column in taken.requests.items()},
+            "next_step": taken.next_step,
+            "next_request": taken.next_request,
+            "lost_steps": taken.lost_steps,
+            "lost_requests": taken.lost_requests,
+        }
+
+    return _in_thread(snapshot)
+
+
+def _side(core: Any) -> EngineSide:
+    side: EngineSide | None = getattr(core.scheduler, "autopoiesis", None)
+    if side is None:
+        raise EngineCallError("the engine's scheduler has no adapter; see its log from start-up")
+    return side
+
+
+def _in_thread(work: Callable[[], dict[str, Any]]) -> "Future[dict[str, Any]]":
+    future: Future[dict[str, Any]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="autopoiesis-call", daemon=True).start()
+    return future

@@ -1,0 +1,84 @@
+"""Prometheus metrics of one engine, read from its counters when scraped: a step never touches a metric object."""
+
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from .watcher import Watcher
+
+__all__ = ["EngineMetrics", "serve_metrics"]
+
+COUNTERS = {
+    "decisions": ("autopoiesis_decisions", "Picks made by a verified policy"),
+    "fallbacks": ("autopoiesis_fallbacks", "Steps dropped to the built-in order"),
+    "swaps": ("autopoiesis_swaps", "Changes of the deciding policy"),
+    "refused": ("autopoiesis_refused", "Policies refused"),
+    "overdue": ("autopoiesis_overdue", "Picks from the overdue lane: waits longer than the view can hold"),
+    "late": ("autopoiesis_late_decisions", "Decisions over their deadline"),
+    "clock_backwards": ("autopoiesis_clock_backwards", "Clock reads that went backwards"),
+    "watcher_errors": ("autopoiesis_watcher_errors", "Rounds of the watcher that failed"),
+    "watcher_restarts": ("autopoiesis_watcher_restarts", "Times the watcher thread was found dead and started again"),
+}
+
+
+class EngineMetrics:
+    """A collector for a `prometheus_client` registry; `collect` reads the counters as they stand."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this engine, labelled with its name."""
+        status = self._watcher.status()
+        engine = [status["engine"]]
+        counters: dict[str, int] = status["counters"]
+        for key, (name, text) in COUNTERS.items():
+            yield _counter(name, text, engine, counters.get(key, 0))
+        yield _counter(
+            "autopoiesis_decision_seconds",
+            "Time in the policy's own code",
+            engine,
+            counters.get("decision_ns", 0) / 1e9,
+        )
+        faults = CounterMetricFamily("autopoiesis_faults", "Faults by kind", labels=["engine", "kind"])
+        for key, value in counters.items():
+            if key.startswith("fault:"):
+                faults.add_metric([*engine, key.removeprefix("fault:")], value)
+        yield faults
+        active = GaugeMetricFamily(
+            "autopoiesis_policy_active", "1 for the deciding policy", labels=["engine", "digest"]
+        )
+        active.add_metric([*engine, status["digest"] or "built-in"], 1)
+        yield active
+        request_to_active, swap_step = status["request_to_active_us"] or 0, status["swap_step_ns"] or 0
+        gauges: tuple[tuple[str, str, float], ...] = (
+            ("autopoiesis_disabled", "1 while the kill switch is on", status["disabled"]),
+            ("autopoiesis_quarantined", "Policies in quarantine", len(status["quarantined"])),
+            ("autopoiesis_request_to_active_seconds", "Last swap, request to active", request_to_active / 1e6),
+            ("autopoiesis_swap_step_seconds", "Time the last swap added to its step", swap_step / 1e9),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(name, text, labels=["engine"])
+            gauge.add_metric(engine, value)
+            yield gauge
+
+
+def serve_metrics(watcher: Watcher, port: int) -> tuple[Any, Thread]:
+    """Serve the metrics of this engine process at `http://0.0.0.0:port/metrics`; returns (server, thread).
+
+    Raises:
+        OSError: the port is taken.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(EngineMetrics(watcher))
+    server: tuple[Any, Thread] = start_http_server(port, registry=registry)
+    return server
+
+
+def _counter(name: str, text: str, engine: list[str], value: float) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=["engine"])
+    family.add_metric(engine, value)
+    return family
