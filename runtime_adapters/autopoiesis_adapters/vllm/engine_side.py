@@ -248,7 +248,10 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
 
     settings = settings or read_settings(getattr(scheduler.vllm_config, "additional_config", None))
     load = load or loader(
-        allow_unsigned=settings.allow_unsigned, allow_single_solver=settings.allow_single_solver, keys=settings.keys
+        allow_unsigned=settings.allow_unsigned,
+        allow_single_solver=settings.allow_single_solver,
+        keys=settings.keys,
+        max_aging_us=settings.max_aging_us,
     )
     side = EngineSide(scheduler, settings, load)
     scheduler.waiting = side.queue

@@ -60,9 +60,9 @@ class EngineMetrics:
             ("autopoiesis_request_to_active_seconds", "Last swap, request to active", request_to_active / 1e6),
             ("autopoiesis_swap_step_seconds", "Time the last swap added to its step", swap_step / 1e9),
         )
-        for name, text, value in gauges:
-            gauge = GaugeMetricFamily(name, text, labels=["engine"])
-            gauge.add_metric(engine, value)
+        for gauge_name, text, level in gauges:
+            gauge = GaugeMetricFamily(gauge_name, text, labels=["engine"])
+            gauge.add_metric(engine, level)
             yield gauge
 
 

@@ -36,6 +36,8 @@ class Settings(BaseModel):
     """Accept proofs that only one of the two solvers finished."""
     keys: Path | None = None
     """Directory of trusted public keys (`*.pub`)."""
+    max_aging_us: int = Field(default=600_000_000, ge=0)
+    """The largest proved aging bound T (us) this engine accepts."""
     disable: bool = False
     """Kill switch: the built-in order, always. In the environment it beats every other setting."""
     poll_ms: int = Field(default=10, ge=1, le=60_000)
