@@ -44,7 +44,9 @@ class Rejected(AutopoiesisError):
 
     def __init__(self, report: GateReport) -> None:
         failed = report.failed
-        super().__init__(f"{report.verdict}: {failed.name}: {failed.detail}" if failed is not None else str(report.verdict))
+        super().__init__(
+            f"{report.verdict}: {failed.name}: {failed.detail}" if failed is not None else str(report.verdict)
+        )
         self.report = report
 
 
@@ -73,7 +75,7 @@ class Signature(_Value):
 class Certificate(_Value):
     """What may be said of one policy under one contract."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     contract: str
     contract_digest: str
     contract_parameters: Mapping[str, int | bool]
@@ -136,7 +138,9 @@ class Certificate(_Value):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise CertificateError(f"{path} is not a certificate: {where}: {first['msg']}; make a new one with `autopoiesis verify`") from None
+            raise CertificateError(
+                f"{path} is not a certificate: {where}: {first['msg']}; make a new one with `autopoiesis verify`"
+            ) from None
 
     def check_binding(self, contract: Contract, source: str | None = None) -> Policy:
         """The certified policy, parsed again, once it is sure that the certificate is about it, this contract and these versions.
@@ -156,7 +160,9 @@ class Certificate(_Value):
         except AutopoiesisError as error:
             raise CertificateError(f"the certified policy cannot be read: {error}") from None
         if policy.digest != self.policy_digest:
-            raise CertificateError(f"the policy is not the certified one (digest {policy.digest[:12]}, certified {self.policy_digest[:12]})")
+            raise CertificateError(
+                f"the policy is not the certified one (digest {policy.digest[:12]}, certified {self.policy_digest[:12]})"
+            )
         names = {gate.name for gate in self.gates}
         if not set(GATES) <= names or not all(gate.verdict.green for gate in self.gates):
             raise CertificateError("the certificate does not show every gate green; verify the policy again")
@@ -164,7 +170,9 @@ class Certificate(_Value):
         expected = {formula.name for formula in contract.invariants}
         expected |= {f"{name} {claim}" for name in contract.decisions for claim in ("is safe", "is in range")}
         if expected - proved:
-            raise CertificateError(f"the certificate does not prove `{min(expected - proved)}`; verify the policy again")
+            raise CertificateError(
+                f"the certificate does not prove `{min(expected - proved)}`; verify the policy again"
+            )
         return policy
 
     def recheck(self, rlimit: int = 4 * DEFAULT_RLIMIT) -> tuple[ObligationResult, ...]:
@@ -175,13 +183,22 @@ class Certificate(_Value):
         results: list[ObligationResult] = []
         for item in (*self.obligations, *(lemma for theorem in self.theorems for lemma in theorem.lemmas)):
             if item.smtlib is None:
-                results.append(ObligationResult(name=item.name, verdict=Verdict.UNKNOWN, seconds=0.0, detail="the certificate has no text of it"))
+                results.append(
+                    ObligationResult(
+                        name=item.name, verdict=Verdict.UNKNOWN, seconds=0.0, detail="the certificate has no text of it"
+                    )
+                )
                 continue
-            answers = {"z3": refuted_text(item.smtlib, rlimit), "cvc5": second_opinion(item.smtlib, 4 * DEFAULT_RESOURCES)}
+            answers = {
+                "z3": refuted_text(item.smtlib, rlimit),
+                "cvc5": second_opinion(item.smtlib, 4 * DEFAULT_RESOURCES),
+            }
             agreed = tuple(name for name, answer in answers.items() if answer == "unsat")
             verdict = Verdict.REFUTED if "sat" in answers.values() else Verdict.PROVED if agreed else Verdict.UNKNOWN
             detail = ", ".join(f"{name}: {answer}" for name, answer in answers.items())
-            results.append(ObligationResult(name=item.name, verdict=verdict, seconds=0.0, detail=detail, solvers=agreed))
+            results.append(
+                ObligationResult(name=item.name, verdict=verdict, seconds=0.0, detail=detail, solvers=agreed)
+            )
         return tuple(results)
 
 
@@ -213,8 +230,12 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT)
         lemmas = prove_theorem(policy.contract, theorem, rlimit)
         broken = next((item for item in lemmas if not item.verdict.green), None)
         if broken is not None:
-            raise CertificateError(f"the theorem {theorem.__name__} of {policy.contract.contract_name} does not hold: {broken.name}: {broken.detail}")
-        theorems.append(Theorem(name=theorem.__name__, statement=" ".join((theorem.__doc__ or "").split()), lemmas=lemmas))
+            raise CertificateError(
+                f"the theorem {theorem.__name__} of {policy.contract.contract_name} does not hold: {broken.name}: {broken.detail}"
+            )
+        theorems.append(
+            Theorem(name=theorem.__name__, statement=" ".join((theorem.__doc__ or "").split()), lemmas=lemmas)
+        )
     contract = policy.contract
     return Certificate(
         contract=contract.contract_name,
@@ -229,7 +250,12 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT)
         gates=tuple(gate.model_copy(update={"obligations": ()}) for gate in report.gates),
         single_solver=tuple(item.name for item in report.obligations if len(item.solvers) < 2),
         versions=_versions(),
-        budgets={"z3_rlimit": rlimit, "cvc5_rlimit": DEFAULT_RESOURCES, "fuzz_examples": DEFAULT_EXAMPLES, "sample_seed": SEED},
+        budgets={
+            "z3_rlimit": rlimit,
+            "cvc5_rlimit": DEFAULT_RESOURCES,
+            "fuzz_examples": DEFAULT_EXAMPLES,
+            "sample_seed": SEED,
+        },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -141,12 +141,16 @@ class Contract(BaseModel):
     @cached_property
     def assumptions(self) -> tuple[Formula, ...]:
         """Facts about views, in declared order."""
-        return tuple(self._formula(method, self._scope(decisions={})) for method in _methods(type(self), "assumption").values())
+        return tuple(
+            self._formula(method, self._scope(decisions={})) for method in _methods(type(self), "assumption").values()
+        )
 
     @cached_property
     def invariants(self) -> tuple[Formula, ...]:
         """Properties every policy must have, in declared order."""
-        return tuple(self._formula(method, self._scope(self.decisions)) for method in _methods(type(self), "invariant").values())
+        return tuple(
+            self._formula(method, self._scope(self.decisions)) for method in _methods(type(self), "invariant").values()
+        )
 
     @cached_property
     def views(self) -> Mapping[str, type[View]]:
@@ -189,7 +193,9 @@ class Contract(BaseModel):
     def limit(self, least: Least, where: str) -> int:
         """The value of the contract parameter that bounds a least value; raises `ContractError` if there is none."""
         if least.limit not in type(self).model_fields:
-            raise ContractError(f"{where}: Least(limit={least.limit!r}) names no parameter of the contract; declare one")
+            raise ContractError(
+                f"{where}: Least(limit={least.limit!r}) names no parameter of the contract; declare one"
+            )
         return int(getattr(self, least.limit))
 
     def _scope(self, decisions: Mapping[str, Signature], self_path: tuple[str, ...] = ("self",)) -> Scope:
@@ -200,7 +206,9 @@ class Contract(BaseModel):
         }
         return Scope({}, self.interface.enums, {}, {}, frozenset(), self_path, decisions, parameters)
 
-    def _formula(self, method: Callable[..., Any], scope: Scope, views: Mapping[str, type[View]] | None = None) -> Formula:
+    def _formula(
+        self, method: Callable[..., Any], scope: Scope, views: Mapping[str, type[View]] | None = None
+    ) -> Formula:
         where = f"{type(self).__name__}.{method.__name__}"
         hints = _hints(method)
         if hints.pop("return", None) not in (bool, int):
@@ -218,7 +226,9 @@ class Contract(BaseModel):
         source = textwrap.dedent(inspect.getsource(method))
         scope = Scope(seen, scope.enums, {}, {}, frozenset(), scope.self_path, scope.decisions, scope.parameters)
         function = _read_method(source, where, params, scope, returns_bool=_hints(method).get("return") is bool)
-        return Formula(method.__name__, tuple(params), function, " ".join((method.__doc__ or "").split()), source, method)
+        return Formula(
+            method.__name__, tuple(params), function, " ".join((method.__doc__ or "").split()), source, method
+        )
 
 
 class Theorem:
@@ -233,7 +243,7 @@ class Theorem:
     - `inductive(self, s) -> bool`: holds initially and is kept by every step;
     - `goal(self, s) -> bool`: follows from `inductive`: the property promised;
     - `ranking(self, s) -> int` and `progress(self, s, t, ...) -> bool` (optional): on a progress step the ranking, which is
-      never negative, goes down; on every other step it does not go up.
+      never negative, goes down.
     """
 
     policy: Any
@@ -249,13 +259,11 @@ class Theorem:
 
 
 def _own(cls: type) -> dict[str, Callable[..., Any]]:
-    return {
-        name: value
-        for base in reversed(cls.__mro__)
-        if base is not Theorem
-        for name, value in vars(base).items()
-        if inspect.isfunction(value)
-    }
+    found: dict[str, Callable[..., Any]] = {}
+    for base in reversed(cls.__mro__):
+        if base is not Theorem:
+            found.update({name: value for name, value in vars(base).items() if inspect.isfunction(value)})
+    return found
 
 
 def _methods(cls: type, role: str) -> dict[str, Callable[..., Any]]:
@@ -299,7 +307,14 @@ def _read_method(source: str, where: str, params: list[FormulaParam], scope: Sco
     if not isinstance(node, ast.FunctionDef):
         raise ContractError(f"{where}: write it as a plain method")
     kinds = tuple(
-        Param(param.name, param.view.__name__ if param.view is not None else "bool" if param.domain and param.domain.kind == "bool" else "int")
+        Param(
+            param.name,
+            param.view.__name__
+            if param.view is not None
+            else "bool"
+            if param.domain and param.domain.kind == "bool"
+            else "int",
+        )
         for param in params
     )
     try:

@@ -115,7 +115,9 @@ class Policy:
         None when nothing does.
         """
         signature = self.contract.decisions[decision]
-        rows = [dict(zip((spec.name for spec in type(view).fields()), view.row(), strict=True)) for view in views.values()]
+        rows = [
+            dict(zip((spec.name for spec in type(view).fields()), view.row(), strict=True)) for view in views.values()
+        ]
         return fault_on(self, signature, rows)
 
     def native(self, decision: str | None = None, layout: Sequence[str] | None = None) -> "NativeFunction":
@@ -140,5 +142,3 @@ class Policy:
         if name is None or name not in names:
             raise PolicyError(f"name a decision of {self.contract.contract_name}: {', '.join(names)}")
         return name
-
-

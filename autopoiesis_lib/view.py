@@ -88,11 +88,15 @@ def domain_of(annotation: Any, where: str, metadata: tuple[Any, ...] = ()) -> Do
         values = tuple(sorted(int(member) for member in annotation))
         return Domain(values[0], values[-1], "enum", values=values, enum=annotation, saturates=saturates)
     if annotation is not int:
-        raise ContractError(f"{where}: a view holds bounded int, bool or IntEnum, not {annotation!r}; use autopoiesis_lib.units")
+        raise ContractError(
+            f"{where}: a view holds bounded int, bool or IntEnum, not {annotation!r}; use autopoiesis_lib.units"
+        )
     lows = [item.ge for item in flat if isinstance(item, Ge)] + [item.gt + 1 for item in flat if isinstance(item, Gt)]  # type: ignore[operator]
     highs = [item.le for item in flat if isinstance(item, Le)] + [item.lt - 1 for item in flat if isinstance(item, Lt)]  # type: ignore[operator]
     if not lows or not highs:
-        raise ContractError(f"{where}: an int needs both bounds; use a unit of autopoiesis_lib.units or Field(ge=..., le=...)")
+        raise ContractError(
+            f"{where}: an int needs both bounds; use a unit of autopoiesis_lib.units or Field(ge=..., le=...)"
+        )
     lo, hi = int(max(lows)), int(min(highs))  # type: ignore[type-var, call-overload]
     if not INT64_MIN <= lo <= hi <= INT64_MAX:
         raise ContractError(f"{where}: the bounds {lo}..{hi} are empty or leave int64")

@@ -4,4 +4,14 @@ from .chain import GATES, check
 from .counterexample import EncoderBug
 from .verdict import Counterexample, GateReport, GateResult, LeastBound, ObligationResult, Verdict
 
-__all__ = ["GATES", "Counterexample", "EncoderBug", "GateReport", "GateResult", "LeastBound", "ObligationResult", "Verdict", "check"]
+__all__ = [
+    "GATES",
+    "Counterexample",
+    "EncoderBug",
+    "GateReport",
+    "GateResult",
+    "LeastBound",
+    "ObligationResult",
+    "Verdict",
+    "check",
+]

@@ -81,17 +81,27 @@ def _grammar(text: str, contract: Contract) -> tuple[GateResult, Policy | None]:
     try:
         policy = Policy.from_source(text, contract)
     except LanguageError as error:
-        return GateResult(name="grammar", verdict=Verdict(error.verdict), seconds=time.perf_counter() - started, detail=str(error)), None
-    return GateResult(name="grammar", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail="in the policy language"), policy
+        return GateResult(
+            name="grammar", verdict=Verdict(error.verdict), seconds=time.perf_counter() - started, detail=str(error)
+        ), None
+    return GateResult(
+        name="grammar", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail="in the policy language"
+    ), policy
 
 
 def _gates(
-    policy: Policy, results: Sequence[GateResult], rlimit: int, regressions: Mapping[str, Sequence[Arguments]] | None, certify: bool
+    policy: Policy,
+    results: Sequence[GateResult],
+    rlimit: int,
+    regressions: Mapping[str, Sequence[Arguments]] | None,
+    certify: bool,
 ) -> Iterator[tuple[str, Callable[[], GateResult]]]:
     evaluator = Evaluator(policy)
 
     def bounds() -> dict[str, int]:
-        return {item.name: item.least.value for result in results for item in result.obligations if item.least is not None}
+        return {
+            item.name: item.least.value for result in results for item in result.obligations if item.least is not None
+        }
 
     yield "types", partial(types.check, policy)
     yield "ranges", partial(ranges.check, policy, evaluator)

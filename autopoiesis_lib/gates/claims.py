@@ -18,8 +18,8 @@ NOT_COVERED = (
 def claims_of(contract: Contract, report: GateReport) -> tuple[str, ...]:
     """The claims of a report whose verdict is PROVED: safety, each invariant with its least bound, and the theorems."""
     claims = [
-        f"`{name}` always returns a value within {signature.result.describe()}: it never divides by zero, never overflows int64 and "
-        "always ends"
+        f"`{name}` always returns a value within {signature.result.describe()}: it never divides by zero, never overflows "
+        "int64 and always ends"
         for name, signature in contract.decisions.items()
     ]
     for item in report.obligations:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from ..contract import Contract, Formula, FormulaParam
 from ..errors import AutopoiesisError
 from ..policy import Policy, fault_on
-from ..view import View
+from ..view import Domain, View
 from .verdict import Counterexample, Row
 
 __all__ = ["Arguments", "EncoderBug", "Evaluator", "minimise"]
@@ -76,7 +76,9 @@ class Evaluator:
             EncoderBug: the invariant holds on these values.
         """
         if not self.admissible(formula.params, arguments) or self.holds(formula, arguments):
-            raise EncoderBug(f"the counterexample of `{formula.name}` does not replay: {arguments}; please report this policy")
+            raise EncoderBug(
+                f"the counterexample of `{formula.name}` does not replay: {arguments}; please report this policy"
+            )
         small = minimise(arguments, formula.params, lambda candidate: self._breaks(formula, candidate))
         return Counterexample(
             arguments=small,
@@ -90,17 +92,26 @@ class Evaluator:
         Raises:
             EncoderBug: the decision runs well on these values.
         """
-        params = tuple(FormulaParam(param.name, view=self.contract.views[param.type]) for param in self.contract.decisions[decision].params)
+        params = tuple(
+            FormulaParam(param.name, view=self.contract.views[param.type])
+            for param in self.contract.decisions[decision].params
+        )
         fault = self.fault(decision, arguments)
         if fault is None or not self.admissible(params, arguments):
-            raise EncoderBug(f"the counterexample of `{decision}` does not replay: {arguments}; please report this policy")
+            raise EncoderBug(
+                f"the counterexample of `{decision}` does not replay: {arguments}; please report this policy"
+            )
         small = minimise(
-            arguments, params, lambda candidate: self.admissible(params, candidate) and self.fault(decision, candidate) is not None
+            arguments,
+            params,
+            lambda candidate: self.admissible(params, candidate) and self.fault(decision, candidate) is not None,
         )
         return Counterexample(
             arguments=small,
             explanation=self.fault(decision, small) or fault,
-            pytest=_pytest(self.contract, f"{decision}_is_safe", params, small, f'policy.fault("{decision}", {{}}) is None'),
+            pytest=_pytest(
+                self.contract, f"{decision}_is_safe", params, small, f'policy.fault("{decision}", {{}}) is None'
+            ),
         )
 
     def _breaks(self, formula: Formula, arguments: Arguments) -> bool:
@@ -126,7 +137,7 @@ class Evaluator:
 
 
 def minimise(arguments: Arguments, params: tuple[FormulaParam, ...], breaks: Callable[[Arguments], bool]) -> Arguments:
-    """Smaller values that still break: each field moved as far to the value nearest 0 of its domain as one binary search allows."""
+    """Smaller values that still break: each field moved as far towards 0 as one binary search finds."""
     current: Arguments = {name: dict(value) if isinstance(value, dict) else value for name, value in arguments.items()}
     for _ in range(2):
         for param in params:
@@ -159,7 +170,11 @@ def _value(value: Row | int) -> object:
 def view_instance(view: type[View], row: Row) -> View:
     """A row as a real, validated view."""
     values = {
-        spec.name: bool(row[spec.name]) if spec.domain.kind == "bool" else spec.domain.enum(row[spec.name]) if spec.domain.enum else row[spec.name]
+        spec.name: bool(row[spec.name])
+        if spec.domain.kind == "bool"
+        else spec.domain.enum(row[spec.name])
+        if spec.domain.enum
+        else row[spec.name]
         for spec in view.fields()
     }
     return view(**values)
@@ -170,7 +185,9 @@ def _pytest(contract: Contract, name: str, params: tuple[FormulaParam, ...], arg
     enums = {spec.domain.enum for view in views for spec in view.fields() if spec.domain.enum is not None}
     module = contract.interface.modules[0]
     changed = {
-        field: getattr(contract, field) for field, info in type(contract).model_fields.items() if getattr(contract, field) != info.default
+        field: getattr(contract, field)
+        for field, info in type(contract).model_fields.items()
+        if getattr(contract, field) != info.default
     }
     lines = [
         f"from {module} import {', '.join(sorted(item.__name__ for item in (*views, *enums, type(contract))))}",
@@ -188,15 +205,14 @@ def _pytest(contract: Contract, name: str, params: tuple[FormulaParam, ...], arg
             lines.append(f"    {param.name} = {value}")
             continue
         assert isinstance(value, dict)
-        shown = ", ".join(
-            f"{spec.name}={bool(value[spec.name]) if spec.domain.kind == 'bool' else _enum_source(spec.domain.enum, value[spec.name])}"
-            for spec in param.view.fields()
-        )
+        shown = ", ".join(f"{spec.name}={_source_of(spec.domain, value[spec.name])}" for spec in param.view.fields())
         lines.append(f"    {param.name} = {param.view.__name__}({shown})")
     names = ", ".join(f"{param.name}={param.name}" for param in params)
     lines.append(f"    assert {check.replace('{}', names)}")
     return "\n".join(lines) + "\n"
 
 
-def _enum_source(enum: type | None, value: int) -> str:
-    return str(value) if enum is None else f"{enum.__name__}({value})"
+def _source_of(domain: Domain, value: int) -> str:
+    if domain.kind == "bool":
+        return str(bool(value))
+    return str(value) if domain.enum is None else f"{domain.enum.__name__}({value})"

@@ -27,7 +27,9 @@ DEFAULT_EXAMPLES = 25
 """Examples an obligation; the same ones for the same policy (Hypothesis is derandomised)."""
 
 
-def check(policy: Policy, evaluator: Evaluator, bounds: Mapping[str, int], examples: int = DEFAULT_EXAMPLES) -> GateResult:
+def check(
+    policy: Policy, evaluator: Evaluator, bounds: Mapping[str, int], examples: int = DEFAULT_EXAMPLES
+) -> GateResult:
     """Test a policy at its proved bounds (`bounds`: invariant -> least value)."""
     started = time.perf_counter()
     natives = {name: policy.native(name) for name in policy.contract.decisions}
@@ -35,7 +37,9 @@ def check(policy: Policy, evaluator: Evaluator, bounds: Mapping[str, int], examp
     detail = ""
     for name, signature in policy.contract.decisions.items():
         params = [FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params]
-        failing = _search(policy, params, examples, lambda values, name=name: _disagreement(policy, name, natives[name], values))
+        failing = _search(
+            policy, params, examples, lambda values, name=name: _disagreement(policy, name, natives[name], values)
+        )
         if failing is not None:
             arguments, detail = failing
             found = Counterexample(arguments=arguments, explanation=detail, pytest="")
@@ -64,7 +68,8 @@ def check(policy: Policy, evaluator: Evaluator, bounds: Mapping[str, int], examp
         name="fuzz",
         verdict=Verdict.REFUTED if found is not None else Verdict.PASSED,
         seconds=time.perf_counter() - started,
-        detail=detail or f"{examples} examples an obligation: invariants in CPython, and CPython = interpreter = machine code",
+        detail=detail
+        or f"{examples} examples an obligation: invariants in CPython, and CPython = interpreter = machine code",
         counterexample=found,
     )
 
@@ -83,7 +88,11 @@ def _disagreement(policy: Policy, decision: str, native: NativeFunction, values:
         return str(fault)
     if expected not in signature.result:
         return f"`{decision}` returns {expected:,}, outside {signature.result.describe()}"
-    views = [view_instance(policy.contract.views[param.type], row) for param, row in zip(signature.params, rows, strict=True) if isinstance(row, dict)]
+    views = [
+        view_instance(policy.contract.views[param.type], row)
+        for param, row in zip(signature.params, rows, strict=True)
+        if isinstance(row, dict)
+    ]
     in_python = int(policy.functions[decision](*views))
     in_machine = native(*(number for view in views for number in view.row()))
     if not expected == in_python == in_machine:
@@ -122,7 +131,10 @@ def _search(policy: Policy, params, examples: int, failure) -> tuple[Arguments, 
 
 def arguments(policy: Policy, params: Sequence[FormulaParam]) -> st.SearchStrategy[Arguments]:
     """Admissible arguments: drawn field by field, then moved until the contract's assumptions hold."""
-    shapes = [(param, [spec.domain for spec in param.view.fields()] if param.view is not None else [param.domain]) for param in params]
+    shapes = [
+        (param, [spec.domain for spec in param.view.fields()] if param.view is not None else [param.domain])
+        for param in params
+    ]
     flat = st.tuples(*(value(domain) for _, domains in shapes for domain in domains if domain is not None))
 
     def build(drawn: tuple[int, ...]) -> Arguments:
@@ -150,4 +162,6 @@ def value(domain: Domain) -> st.SearchStrategy[int]:
         return st.sampled_from(domain.values)
     if domain.hi - domain.lo < 64:
         return st.integers(domain.lo, domain.hi)
-    return st.one_of(st.integers(domain.lo, domain.hi), st.sampled_from([domain.lo, domain.lo + 1, domain.hi - 1, domain.hi]))
+    return st.one_of(
+        st.integers(domain.lo, domain.hi), st.sampled_from([domain.lo, domain.lo + 1, domain.hi - 1, domain.hi])
+    )

@@ -49,7 +49,10 @@ def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True, c
     for signature in policy.contract.decisions.values():
         results += prove_safety(policy, signature, evaluator, rlimit, certify)
     if all(result.verdict.green for result in results):
-        results += [prove_invariant(policy, formula, evaluator, rlimit, least, certify) for formula in policy.contract.invariants]
+        results += [
+            prove_invariant(policy, formula, evaluator, rlimit, least, certify)
+            for formula in policy.contract.invariants
+        ]
     verdict = worst(*(result.verdict for result in results))
     failed = next((result for result in results if result.verdict == verdict and not verdict.green), None)
     return GateResult(
@@ -82,7 +85,9 @@ def prove_safety(
     if certify and safe.verdict is Verdict.PROVED:
         everything = Encoder(policy.module)
         plain = as_int(everything.call(signature.name, [scope.symbols[param.name] for param in params]))
-        results[0] = _certified(results[0], scope, [obligation.negation() for obligation in everything.obligations], rlimit)
+        results[0] = _certified(
+            results[0], scope, [obligation.negation() for obligation in everything.obligations], rlimit
+        )
         outside_plain = _outside(plain, signature, None)
     results.append(
         _prove_all(f"{signature.name} is in range", outside, scope, signature, evaluator, rlimit, started).model_copy(
@@ -111,7 +116,13 @@ def _outside(value: Term, signature: Signature, ranges: Ranges | None) -> list[T
 
 
 def _prove_all(
-    name: str, violations: Sequence[Term], scope: Scope, signature: Signature, evaluator: Evaluator, rlimit: int, started: float
+    name: str,
+    violations: Sequence[Term],
+    scope: Scope,
+    signature: Signature,
+    evaluator: Evaluator,
+    rlimit: int,
+    started: float,
 ) -> ObligationResult:
     """That none of the violations can happen."""
     import z3
@@ -123,10 +134,18 @@ def _prove_all(
         if answer == "sat" and model is not None:
             example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
             return ObligationResult(
-                name=name, verdict=Verdict.REFUTED, seconds=time.perf_counter() - started, detail=example.explanation, counterexample=example
+                name=name,
+                verdict=Verdict.REFUTED,
+                seconds=time.perf_counter() - started,
+                detail=example.explanation,
+                counterexample=example,
             )
     verdict = Verdict.PROVED if answer == "unsat" else Verdict.UNKNOWN
-    detail = "" if verdict is Verdict.PROVED else f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit"
+    detail = (
+        ""
+        if verdict is Verdict.PROVED
+        else f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit"
+    )
     return ObligationResult(name=name, verdict=verdict, seconds=time.perf_counter() - started, detail=detail)
 
 
@@ -148,7 +167,7 @@ class Violation:
         """That the invariant's bound, if it has one, lies between two values."""
         if self.formula.least is None:
             return []
-        bound = self.scope.symbols[self.formula.least.name]
+        bound: Term = self.scope.symbols[self.formula.least.name]
         return [bound >= low, bound <= high]
 
 
@@ -202,16 +221,28 @@ def prove_invariant(
 
     def result(verdict: Verdict, detail: str, **extra: object) -> ObligationResult:
         return ObligationResult.model_validate(
-            {"name": formula.name, "verdict": verdict, "seconds": time.perf_counter() - started, "detail": detail, **extra}
+            {
+                "name": formula.name,
+                "verdict": verdict,
+                "seconds": time.perf_counter() - started,
+                "detail": detail,
+                **extra,
+            }
         )
 
     solver = IncrementalSolver(violation.constraints, rlimit)
     answer, model = solver.ask(violation.between(limit, limit))
     if answer == "unknown":
-        return result(Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit")
+        return result(
+            Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit"
+        )
     if answer == "sat" and model is not None:
         example = evaluator.counterexample(formula, values_of(model, violation.scope.symbols))
-        detail = example.explanation if bound is None else _starved(violation, solver, evaluator, limit) or example.explanation
+        detail = (
+            example.explanation
+            if bound is None
+            else _starved(violation, solver, evaluator, limit) or example.explanation
+        )
         return result(Verdict.REFUTED, detail, counterexample=example)
     found = find_least(violation, solver, evaluator, limit) if bound is not None and least else None
     value = found.value if found is not None else limit
@@ -228,7 +259,7 @@ def prove_invariant(
 
 
 def _vacuous(formula: Formula) -> str:
-    return f"no policy at all could break `{formula.name}` here: its premises cannot be met; mend the contract's bounds or assumptions"
+    return f"no policy could break `{formula.name}` here, its premises cannot be met: mend the contract's bounds or assumptions"
 
 
 def _falsifiable(policy: Policy, formula: Formula, bound: int, rlimit: int) -> bool:
@@ -259,5 +290,3 @@ def _starved(violation: Violation, solver: IncrementalSolver, evaluator: Evaluat
         witness = evaluator.counterexample(violation.formula, values_of(model, violation.scope.symbols))
         return f"still broken at {bound.name} = {longest:,} {bound.domain.unit}, the longest there is: {witness.explanation}"
     return f"not certified at {bound.name} <= {limit:,} {bound.domain.unit}"
-
-

@@ -11,7 +11,9 @@ from .verdict import GateResult, ObligationResult, Verdict
 __all__ = ["check"]
 
 
-def check(policy: Policy, evaluator: Evaluator, regressions: Mapping[str, Sequence[Arguments]] | None = None) -> GateResult:
+def check(
+    policy: Policy, evaluator: Evaluator, regressions: Mapping[str, Sequence[Arguments]] | None = None
+) -> GateResult:
     """Try kept counterexamples (`regressions`: invariant -> arguments) and the pool of the contract."""
     started = time.perf_counter()
     tried = 0
@@ -25,8 +27,21 @@ def check(policy: Policy, evaluator: Evaluator, regressions: Mapping[str, Sequen
                 continue
             example = evaluator.counterexample(formula, arguments)
             seconds = time.perf_counter() - started
-            obligation = ObligationResult(name=formula.name, verdict=Verdict.REFUTED, seconds=seconds, detail=example.explanation, counterexample=example)
-            return GateResult(
-                name="quick-fuzz", verdict=Verdict.REFUTED, seconds=seconds, detail=example.explanation, obligations=(obligation,), counterexample=example
+            obligation = ObligationResult(
+                name=formula.name,
+                verdict=Verdict.REFUTED,
+                seconds=seconds,
+                detail=example.explanation,
+                counterexample=example,
             )
-    return GateResult(name="quick-fuzz", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail=f"{tried} inputs")
+            return GateResult(
+                name="quick-fuzz",
+                verdict=Verdict.REFUTED,
+                seconds=seconds,
+                detail=example.explanation,
+                obligations=(obligation,),
+                counterexample=example,
+            )
+    return GateResult(
+        name="quick-fuzz", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail=f"{tried} inputs"
+    )

@@ -27,10 +27,19 @@ def check(policy: Policy, evaluator: Evaluator) -> GateResult:
                 example = evaluator.fault_counterexample(name, arguments)
                 seconds = time.perf_counter() - started
                 obligation = ObligationResult(
-                    name=f"{name} is safe", verdict=Verdict.REFUTED, seconds=seconds, detail=example.explanation, counterexample=example
+                    name=f"{name} is safe",
+                    verdict=Verdict.REFUTED,
+                    seconds=seconds,
+                    detail=example.explanation,
+                    counterexample=example,
                 )
                 return GateResult(
-                    name="ranges", verdict=Verdict.REFUTED, seconds=seconds, detail=example.explanation, obligations=(obligation,), counterexample=example
+                    name="ranges",
+                    verdict=Verdict.REFUTED,
+                    seconds=seconds,
+                    detail=example.explanation,
+                    obligations=(obligation,),
+                    counterexample=example,
                 )
     detail = f"{settled} of {total} operations cannot overflow or divide by zero; {total - settled} left to the proof"
     return GateResult(name="ranges", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail=detail)

@@ -31,7 +31,10 @@ def check(policy: Policy, bounds: Mapping[str, int]) -> GateResult:
     contract = policy.contract
     if not contract.slots:
         return GateResult(
-            name="replay", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail="no simulator slot runs this contract: not replayed"
+            name="replay",
+            verdict=Verdict.PASSED,
+            seconds=time.perf_counter() - started,
+            detail="no simulator slot runs this contract: not replayed",
         )
     from ..simulation.engine import simulate
     from ..simulation.slots import LAYOUTS

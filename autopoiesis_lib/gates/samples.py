@@ -54,7 +54,11 @@ def _pool(digest: str, handle: _Handle) -> Pool:
     draw = random.Random(SEED)
     decisions = {
         name: tuple(
-            draw_arguments(contract, [FormulaParam(param.name, view=contract.views[param.type]) for param in signature.params], draw)
+            draw_arguments(
+                contract,
+                [FormulaParam(param.name, view=contract.views[param.type]) for param in signature.params],
+                draw,
+            )
             for _ in range(POOL_SIZE)
         )
         for name, signature in contract.decisions.items()
@@ -64,7 +68,9 @@ def _pool(digest: str, handle: _Handle) -> Pool:
 
 def _relevant(contract: Contract, formula: Formula, draw: random.Random) -> list[Arguments]:
     found: list[Arguments] = []
-    free = contract.stand_in({name: _random_answers(draw, signature.result) for name, signature in contract.decisions.items()})
+    free = contract.stand_in(
+        {name: _random_answers(draw, signature.result) for name, signature in contract.decisions.items()}
+    )
     for _ in range(TRIES):
         if len(found) == POOL_SIZE:
             break
@@ -82,7 +88,10 @@ def _random_answers(draw: random.Random, domain: Domain) -> Callable[..., int]:
 
 
 def _evaluate(formula: Formula, stand_in: object, arguments: Arguments) -> bool:
-    values = [SimpleNamespace(**value) if isinstance(value, dict) else value for value in (arguments[param.name] for param in formula.params)]
+    values = [
+        SimpleNamespace(**value) if isinstance(value, dict) else value
+        for value in (arguments[param.name] for param in formula.params)
+    ]
     try:
         return bool(formula.method(stand_in, *values))
     except ArithmeticError:

@@ -11,7 +11,19 @@ from ..contract import Contract, Formula, FormulaParam, formula_module
 from ..language.smt import Encoder, Oracle, SymbolicView, Term, as_bool, domain_constraints, symbolic_scalar
 from .counterexample import Arguments, instances
 
-__all__ = ["DEFAULT_RLIMIT", "Answer", "IncrementalSolver", "Scope", "ask", "assumptions_used", "encode_formula", "refuted_text", "scope_of", "to_smtlib", "values_of"]
+__all__ = [
+    "DEFAULT_RLIMIT",
+    "Answer",
+    "IncrementalSolver",
+    "Scope",
+    "ask",
+    "assumptions_used",
+    "encode_formula",
+    "refuted_text",
+    "scope_of",
+    "to_smtlib",
+    "values_of",
+]
 
 DEFAULT_RLIMIT = 4_000_000
 """Z3 resource units a query may use: about two seconds here, and the same verdict everywhere."""

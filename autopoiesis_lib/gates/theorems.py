@@ -18,7 +18,9 @@ from .verdict import ObligationResult, Verdict
 __all__ = ["prove_theorem"]
 
 
-def prove_theorem(contract: Contract, theorem: type[Theorem], rlimit: int = DEFAULT_RLIMIT) -> tuple[ObligationResult, ...]:
+def prove_theorem(
+    contract: Contract, theorem: type[Theorem], rlimit: int = DEFAULT_RLIMIT
+) -> tuple[ObligationResult, ...]:
     """Every lemma of a theorem, by name; all PROVED means the theorem holds of every policy that satisfies the invariants."""
     formulas = theorem.formulas(contract)
     lemmas = [name for name in formulas if name not in _SYSTEM]
@@ -80,7 +82,12 @@ def _conclude(name: str, doc: str, premises: Sequence[Term], conclusion: Term, r
     else:
         verdict = Verdict.PROVED
     return ObligationResult(
-        name=name, verdict=verdict, seconds=time.perf_counter() - started, detail=detail, solvers=("z3",), smtlib=to_smtlib(query)
+        name=name,
+        verdict=verdict,
+        seconds=time.perf_counter() - started,
+        detail=detail,
+        solvers=("z3",),
+        smtlib=to_smtlib(query),
     )
 
 
@@ -97,12 +104,24 @@ def _system(contract: Contract, theorem: str, formulas: Mapping[str, Formula], r
     stepped = conjunction(holds("inductive", before), holds("step", before, after))
     premises: list[Term] = [*scope.constraints, *policy.invariants(step.params, scope)]
     results = [
-        _conclude(f"{theorem}: initiation", formulas["init"].doc, [*premises, holds("init", before)], holds("inductive", before), rlimit),
+        _conclude(
+            f"{theorem}: initiation",
+            formulas["init"].doc,
+            [*premises, holds("init", before)],
+            holds("inductive", before),
+            rlimit,
+        ),
         _conclude(f"{theorem}: consecution", step.doc, [*premises, stepped], holds("inductive", after), rlimit),
     ]
     if "goal" in formulas:
         results.append(
-            _conclude(f"{theorem}: goal", formulas["goal"].doc, [*premises, holds("inductive", before)], holds("goal", before), rlimit)
+            _conclude(
+                f"{theorem}: goal",
+                formulas["goal"].doc,
+                [*premises, holds("inductive", before)],
+                holds("goal", before),
+                rlimit,
+            )
         )
     if "ranking" in formulas and "progress" in formulas:
         rank_before, rank_after = as_int(holds("ranking", before)), as_int(holds("ranking", after))

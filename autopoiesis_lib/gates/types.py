@@ -56,7 +56,9 @@ class _Stubs:
         for name, view in interface.views.items():
             lines.append(f"class {name}:")
             for spec in view.fields():
-                kind = "bool" if spec.domain.kind == "bool" else spec.domain.enum.__name__ if spec.domain.enum else "int"
+                kind = (
+                    "bool" if spec.domain.kind == "bool" else spec.domain.enum.__name__ if spec.domain.enum else "int"
+                )
                 lines += ["    @property", f"    def {spec.name}(self) -> {kind}: ..."]
         views = "\n".join(lines) + "\n"
         files: dict[str, str] = {}
@@ -65,10 +67,16 @@ class _Stubs:
             for depth in range(1, len(parts)):
                 files.setdefault("/".join(parts[:depth]) + "/__init__.pyi", "")
             is_package = any(other.startswith(f"{module}.") for other in interface.modules)
-            files["/".join(parts) + ("/__init__.pyi" if is_package else ".pyi")] = views if not is_package else f"from {interface.modules[0]} import *\n"
+            files["/".join(parts) + ("/__init__.pyi" if is_package else ".pyi")] = (
+                views if not is_package else f"from {interface.modules[0]} import *\n"
+            )
         files.setdefault("autopoiesis_lib/__init__.pyi", "")
         files["autopoiesis_lib/units.pyi"] = "\n".join(scalars) + "\n"
-        checks = [f"from {interface.modules[0]} import {', '.join((*interface.views, *interface.enums))}", "from collections.abc import Callable", "import candidate"]
+        checks = [
+            f"from {interface.modules[0]} import {', '.join((*interface.views, *interface.enums))}",
+            "from collections.abc import Callable",
+            "import candidate",
+        ]
         for name, signature in interface.decisions.items():
             params = ", ".join(param.type for param in signature.params)
             result = "bool" if signature.result.kind == "bool" else "int"

@@ -126,15 +126,16 @@ class GateReport(_Value):
 
     @property
     def counterexample(self) -> Counterexample | None:
-        """The first counterexample, if any gate found one."""
-        found = [gate.counterexample for gate in self.gates] + [item.counterexample for item in self.obligations]
-        return next((item for item in found if item is not None), None)
+        """The counterexample of the gate that failed, if it has one."""
+        return next((gate.counterexample for gate in reversed(self.gates) if gate.counterexample is not None), None)
 
     @property
     def failed(self) -> GateResult | None:
-        """The gate that was not green, if any."""
-        return next((gate for gate in self.gates if not gate.verdict.green), None)
+        """The gate that was not green, if any; the last one, which says most, when a refuted policy was explained further."""
+        return next((gate for gate in reversed(self.gates) if not gate.verdict.green), None)
 
     def least(self) -> dict[str, int]:
         """The least bounds that were proved: obligation name -> value."""
-        return {item.name: item.least.value for item in self.obligations if item.least is not None and item.verdict.green}
+        return {
+            item.name: item.least.value for item in self.obligations if item.least is not None and item.verdict.green
+        }

@@ -57,4 +57,3 @@ class _Counter:
                 return 1 + below + (self.function(function) if function in self.module.functions else 0)
             case _:
                 return 1 + sum(self.expression(child) for child in children(expression))
-

@@ -139,7 +139,9 @@ def fold_constant(value: ast.expr, scope: Scope, what: str) -> Const:
     except Fault as fault:
         raise invalid(value.lineno, f"{what} cannot be computed: {fault}") from None
     except LookupError:
-        raise unsupported(value.lineno, f"{what} is not constant and so", "use integer literals and other constants") from None
+        raise unsupported(
+            value.lineno, f"{what} is not constant and so", "use integer literals and other constants"
+        ) from None
     return Const(int(number), expression.is_bool, line=value.lineno)
 
 
@@ -164,9 +166,8 @@ class FunctionReader:
             LanguageError: as `parse`.
         """
         statements = node.body
-        if statements and isinstance(statements[0], ast.Expr) and isinstance(statements[0].value, ast.Constant):
-            if isinstance(statements[0].value.value, str):
-                statements = statements[1:]
+        if ast.get_docstring(node) is not None:
+            statements = statements[1:]
         body, ends = self.block(statements)
         if not ends:
             raise invalid(node.lineno, f"`{self.name}` may end without returning a value; return on every path")
@@ -272,7 +273,9 @@ class FunctionReader:
             if not read.is_bool:
                 raise invalid(line, f"`{name}` is declared bool but gets an int")
             return self._assign(name, read, line)
-        if named == "int" or (named in self.scope.taken and named not in self.scope.views and named not in self.scope.functions):
+        if named == "int" or (
+            named in self.scope.taken and named not in self.scope.views and named not in self.scope.functions
+        ):
             return self._assign(name, ToInt(read, line=line) if read.is_bool else read, line)
         raise unsupported(line, f"a local of type {named or 'this kind'}", "use int or bool")
 
@@ -314,12 +317,20 @@ class FunctionReader:
             case ast.Call(func=ast.Name(id="range"), args=arguments, keywords=[]) if 1 <= len(arguments) <= 3:
                 bounds = [fold_constant(argument, self.scope, "a bound of `range`").value for argument in arguments]
             case _:
-                raise unsupported(node.lineno, "a loop over anything but `range(...)` of constants", "use `for i in range(N)`")
-        start, stop, step = (0, bounds[0], 1) if len(bounds) == 1 else (bounds[0], bounds[1], bounds[2] if len(bounds) == 3 else 1)
+                raise unsupported(
+                    node.lineno, "a loop over anything but `range(...)` of constants", "use `for i in range(N)`"
+                )
+        start, stop, step = (
+            (0, bounds[0], 1) if len(bounds) == 1 else (bounds[0], bounds[1], bounds[2] if len(bounds) == 3 else 1)
+        )
         if step == 0:
             raise invalid(node.lineno, "the step of `range` is 0")
         if len_range(start, stop, step) > MAX_ITERATIONS:
-            raise unsupported(node.lineno, f"a loop of {len_range(start, stop, step):,} turns", f"loop at most {MAX_ITERATIONS:,} times")
+            raise unsupported(
+                node.lineno,
+                f"a loop of {len_range(start, stop, step):,} turns",
+                f"loop at most {MAX_ITERATIONS:,} times",
+            )
         self._assign(node.target.id, Const(start, line=node.lineno), node.lineno)
         loop_runs = len_range(start, stop, step) > 0
         before = self.assigned - {node.target.id} if not loop_runs else set(self.assigned)
@@ -340,15 +351,24 @@ class FunctionReader:
         if isinstance(value, complex):
             raise unsupported(line, "a complex number", "use integers")
         if value is None or value is Ellipsis:
-            raise invalid(line, f"`{value}` stands where a number is needed" if value is None else "`...` stands where a number is needed")
+            raise invalid(
+                line,
+                f"`{value}` stands where a number is needed"
+                if value is None
+                else "`...` stands where a number is needed",
+            )
         raise unsupported(line, "a string", "use integers and enum members")
 
     def _name(self, name: str, line: int) -> Expr:
         if name in self.views:
-            raise unsupported(line, f"the view `{name}` as a value", f"read a field, such as `{name}.{self._fields(name)[0]}`")
+            raise unsupported(
+                line, f"the view `{name}` as a value", f"read a field, such as `{name}.{self._fields(name)[0]}`"
+            )
         if name in self.locals:
             if name not in self.assigned:
-                raise unsupported(line, f"`{name}` may be read before it is assigned, which", "assign it on every path first")
+                raise unsupported(
+                    line, f"`{name}` may be read before it is assigned, which", "assign it on every path first"
+                )
             return Local(name, self.locals[name], line=line)
         if name in self.scope.constants:
             constant = self.scope.constants[name]
@@ -376,15 +396,21 @@ class FunctionReader:
                     spec = view.field(node.attr)
                 except KeyError:
                     known = ", ".join(self._fields(owner))
-                    raise invalid(node.lineno, f"`{self.views[owner]}` has no field `{node.attr}`; it has {known}") from None
+                    raise invalid(
+                        node.lineno, f"`{self.views[owner]}` has no field `{node.attr}`; it has {known}"
+                    ) from None
                 return Field(owner, node.attr, spec.domain.kind == "bool", line=node.lineno)
             case ast.Name(id=owner) if owner in self.scope.enums and owner not in self.locals:
                 enum = self.scope.enums[owner]
                 assert issubclass(enum, IntEnum)
                 if node.attr not in enum.__members__:
-                    raise invalid(node.lineno, f"`{owner}` has no member `{node.attr}`; it has {', '.join(enum.__members__)}")
+                    raise invalid(
+                        node.lineno, f"`{owner}` has no member `{node.attr}`; it has {', '.join(enum.__members__)}"
+                    )
                 return Const(int(enum[node.attr]), line=node.lineno)
-        raise unsupported(node.lineno, f"the attribute `.{node.attr}`", "read only fields of views and members of enums")
+        raise unsupported(
+            node.lineno, f"the attribute `.{node.attr}`", "read only fields of views and members of enums"
+        )
 
     def _unary(self, operator: ast.unaryop, operand: Expr, line: int) -> Expr:
         match operator:
@@ -403,9 +429,11 @@ class FunctionReader:
         op = ARITHMETIC.get(type(operator))
         if op is None:
             raise unsupported(line, "a bit or matrix operator", "use + - * // % and comparisons")
-        if op == "**":
-            if not isinstance(right, Const) or right.is_bool or not 0 <= right.value <= MAX_EXPONENT:
-                raise unsupported(line, f"`**` with an exponent that is not a constant from 0 to {MAX_EXPONENT}", "multiply instead")
+        constant = isinstance(right, Const) and not right.is_bool and 0 <= right.value <= MAX_EXPONENT
+        if op == "**" and not constant:
+            raise unsupported(
+                line, f"`**` with an exponent that is not a constant from 0 to {MAX_EXPONENT}", "multiply instead"
+            )
         return Binary(op, left, right, line=line)
 
     def _comparison(self, operator: ast.cmpop, line: int) -> CompareOp:
@@ -434,7 +462,9 @@ class FunctionReader:
             if name == "float":
                 raise unsupported(line, "`float`", "use integers: scale by 1_000 and divide with `//`")
             if name in _BUILTINS:
-                raise unsupported(line, f"calling `{name}`", "call only helpers of this file, min, max, abs, int and bool")
+                raise unsupported(
+                    line, f"calling `{name}`", "call only helpers of this file, min, max, abs, int and bool"
+                )
             raise invalid(line, f"the function `{name}` is not defined; define it in this file")
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
             raise unsupported(line, f"`{name}` with keyword or starred arguments", "pass values one by one")
@@ -449,14 +479,18 @@ class FunctionReader:
 
     def _apply(self, name: str, params: tuple[Param, ...], returns_bool: bool, node: ast.Call) -> Call:
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
-            raise unsupported(node.lineno, f"calling `{name}` with keyword or starred arguments", "pass arguments by position")
+            raise unsupported(
+                node.lineno, f"calling `{name}` with keyword or starred arguments", "pass arguments by position"
+            )
         if len(node.args) != len(params):
             raise invalid(node.lineno, f"`{name}` takes {len(params)} arguments, not {len(node.args)}")
         arguments: list[Expr | ViewRef] = []
         for param, argument in zip(params, node.args, strict=True):
             if param.is_view:
                 if not isinstance(argument, ast.Name) or self.views.get(argument.id) != param.type:
-                    raise invalid(node.lineno, f"`{name}` needs a {param.type} for `{param.name}`; pass a parameter of that type")
+                    raise invalid(
+                        node.lineno, f"`{name}` needs a {param.type} for `{param.name}`; pass a parameter of that type"
+                    )
                 arguments.append(ViewRef(argument.id, line=node.lineno))
                 continue
             read = self.expression(argument)
@@ -468,10 +502,17 @@ class FunctionReader:
     def _enter(self, node: ast.AST | None) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise unsupported(getattr(node, "lineno", 1), f"nesting deeper than {MAX_DEPTH} levels", "flatten it into helper functions")
+            raise unsupported(
+                getattr(node, "lineno", 1),
+                f"nesting deeper than {MAX_DEPTH} levels",
+                "flatten it into helper functions",
+            )
 
     def _refuse(self, node: ast.AST) -> NoReturn:
-        what, instead = INSTEAD.get(type(node).__name__.replace("Async", ""), (f"`{type(node).__name__}`", "see the language rules in the documentation"))
+        what, instead = INSTEAD.get(
+            type(node).__name__.replace("Async", ""),
+            (f"`{type(node).__name__}`", "see the language rules in the documentation"),
+        )
         raise unsupported(getattr(node, "lineno", 1), what, instead)
 
 
@@ -495,4 +536,3 @@ def _path(node: ast.expr) -> tuple[str, ...] | None:
     if not isinstance(node, ast.Name):
         return None
     return tuple(reversed([*names, node.id]))
-

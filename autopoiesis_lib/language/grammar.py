@@ -71,7 +71,7 @@ def parse_tree(text: str) -> ast.Module:
         raise unsupported(1, "nested too deeply", "flatten it into helper functions") from None
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME and not token.string.isascii():
-            raise unsupported(token.start[0], f"the name {ascii(token.string)} is not ASCII", "use plain letters a-z")
+            raise unsupported(token.start[0], f"the name {token.string!a} is not ASCII", "use plain letters a-z")
     return tree
 
 
@@ -111,7 +111,9 @@ class _ModuleReader:
                     self._constant(name, value, node.lineno)
                 case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value, annotation=annotation):
                     if annotation_name(annotation) not in SCALAR_NAMES | BOOL_NAMES:
-                        raise unsupported(node.lineno, "only int and bool constants may stand at the top level", "annotate it int")
+                        raise unsupported(
+                            node.lineno, "only int and bool constants may stand at the top level", "annotate it int"
+                        )
                     self._constant(name, value, node.lineno)
                 case ast.Import():
                     raise unsupported(node.lineno, f"`import {node.names[0].name}`", self._import_help())
@@ -119,7 +121,9 @@ class _ModuleReader:
                     raise unsupported(node.lineno, "`async def`", "use `def`")
                 case _:
                     raise unsupported(
-                        node.lineno, f"{_describe(node)} at the top level", "write only imports of views, constants and functions"
+                        node.lineno,
+                        f"{_describe(node)} at the top level",
+                        "write only imports of views, constants and functions",
                     )
 
     def signatures(self, tree: ast.Module) -> None:
@@ -129,7 +133,12 @@ class _ModuleReader:
         for node in sorted(nodes, key=lambda item: item.name not in decisions):
             if node.name in self.headers:
                 raise unsupported(node.lineno, f"`{node.name}` is defined twice", "give each function its own name")
-            if node.name in RESERVED or node.name in self.types or node.name in self.enums or node.name in self.constants:
+            if (
+                node.name in RESERVED
+                or node.name in self.types
+                or node.name in self.enums
+                or node.name in self.constants
+            ):
                 raise unsupported(node.lineno, f"the function `{node.name}` shadows another name", "rename it")
             if node.decorator_list:
                 raise unsupported(node.lineno, f"the decorator on `{node.name}`", "remove it")
@@ -149,7 +158,10 @@ class _ModuleReader:
                 enums=self.enums,
                 constants=self.constants,
                 functions=self.headers,
-                taken=frozenset(self.types) | frozenset(self.enums) | frozenset(self.constants) | frozenset(self.headers),
+                taken=frozenset(self.types)
+                | frozenset(self.enums)
+                | frozenset(self.constants)
+                | frozenset(self.headers),
             )
             body = FunctionReader(node.name, params, returns_bool, scope).read(node)
             functions[node.name] = Function(
@@ -159,10 +171,14 @@ class _ModuleReader:
 
     def _import(self, node: ast.ImportFrom) -> None:
         if node.level or node.module not in (*self.interface.modules, "autopoiesis_lib.units"):
-            raise unsupported(node.lineno, f"`from {'.' * node.level}{node.module or ''} import ...`", self._import_help())
+            raise unsupported(
+                node.lineno, f"`from {'.' * node.level}{node.module or ''} import ...`", self._import_help()
+            )
         for alias in node.names:
             if alias.asname is not None and alias.asname != alias.name:
-                raise unsupported(node.lineno, f"`import {alias.name} as {alias.asname}`", "import it under its own name")
+                raise unsupported(
+                    node.lineno, f"`import {alias.name} as {alias.asname}`", "import it under its own name"
+                )
             if node.module != "autopoiesis_lib.units" and alias.name in self.interface.views:
                 self.types[alias.name] = alias.name
             elif node.module != "autopoiesis_lib.units" and alias.name in self.interface.enums:
@@ -200,15 +216,24 @@ class _ModuleReader:
         for index, argument in enumerate(arguments.args):
             wanted = signature.params[index].type if signature is not None else None
             if argument.annotation is None:
-                raise invalid(node.lineno, f"the parameter `{argument.arg}` of `{node.name}` has no type; write `{argument.arg}: {wanted or 'int'}`")
+                raise invalid(
+                    node.lineno,
+                    f"the parameter `{argument.arg}` of `{node.name}` has no type; write `{argument.arg}: {wanted or 'int'}`",
+                )
             named = annotation_name(argument.annotation)
             kind = self.types.get(named or "")
             if named == "float":
                 raise unsupported(node.lineno, "`float`", "use int with a unit, such as microseconds or per mille")
             if kind is None and named in (*self.interface.views, *self.interface.enums, *SCALAR_NAMES, *BOOL_NAMES):
-                raise invalid(node.lineno, f"`{named}` is not imported; write `from {self.interface.modules[0]} import {named}`")
+                raise invalid(
+                    node.lineno, f"`{named}` is not imported; write `from {self.interface.modules[0]} import {named}`"
+                )
             if kind is None or (wanted is not None and kind != wanted):
-                raise invalid(node.lineno, f"the parameter `{argument.arg}` of `{node.name}` is {named or 'not a plain name'}; expected {wanted or 'a view, int or bool'}")
+                raise invalid(
+                    node.lineno,
+                    f"the parameter `{argument.arg}` of `{node.name}` is {named or 'not a plain name'}; "
+                    f"expected {wanted or 'a view, int or bool'}",
+                )
             if argument.arg in RESERVED or argument.arg in self.types or argument.arg in self.constants:
                 raise unsupported(node.lineno, f"the parameter `{argument.arg}` shadows another name", "rename it")
             params.append(Param(argument.arg, kind))
@@ -223,7 +248,11 @@ class _ModuleReader:
         if kind is None and named in SCALAR_NAMES:
             raise invalid(node.lineno, f"`{named}` is not imported; write `-> int`")
         if kind not in ("int", "bool") or (wanted is not None and kind != wanted):
-            said = "has no return type" if node.returns is None else f"returns {named or 'something that is not a plain name'}"
+            said = (
+                "has no return type"
+                if node.returns is None
+                else f"returns {named or 'something that is not a plain name'}"
+            )
             raise invalid(node.lineno, f"`{node.name}` {said}; write `-> {wanted or 'int'}`")
         return kind == "bool"
 
@@ -239,16 +268,27 @@ RESERVED = frozenset({"min", "max", "abs", "range", "int", "bool", "self", "True
 
 def _describe(node: ast.stmt) -> str:
     return {
-        "ClassDef": "a class", "If": "`if`", "For": "a loop", "While": "`while`", "With": "`with`", "Try": "`try`", "Expr": "an expression",
-        "Assert": "`assert`", "Delete": "`del`", "AugAssign": "an augmented assignment", "Raise": "`raise`", "Global": "`global`",
-    }.get(type(node).__name__, f"{type(node).__name__}")  # fmt: skip
+        "ClassDef": "a class",
+        "If": "`if`",
+        "For": "a loop",
+        "While": "`while`",
+        "With": "`with`",
+        "Try": "`try`",
+        "Expr": "an expression",
+        "Assert": "`assert`",
+        "Delete": "`del`",
+        "AugAssign": "an augmented assignment",
+        "Raise": "`raise`",
+        "Global": "`global`",
+    }.get(type(node).__name__, f"{type(node).__name__}")
 
 
 def _refuse_recursion(module: Module) -> None:
     from .ir import Call, walk
 
     callees: Mapping[str, set[str]] = {
-        name: {node.function for node in walk(function) if isinstance(node, Call)} for name, function in module.functions.items()
+        name: {node.function for node in walk(function) if isinstance(node, Call)}
+        for name, function in module.functions.items()
     }
     done: set[str] = set()
 

@@ -117,9 +117,9 @@ class _Evaluator:
             case Const(value):
                 return value
             case Local(name):
-                value = environment[name]
-                assert isinstance(value, int)
-                return value
+                local = environment[name]
+                assert isinstance(local, int)
+                return local
             case Field(view, name):
                 row = environment[view]
                 assert not isinstance(row, int)
@@ -157,15 +157,17 @@ class _Evaluator:
                 values = [self.expression(operand, environment) for operand in operands]
                 return min(values) if op == "min" else max(values)
             case Call(name, arguments):
-                values = [
-                    environment[argument.name] if isinstance(argument, ViewRef) else self.expression(argument, environment)
+                passed = [
+                    environment[argument.name]
+                    if isinstance(argument, ViewRef)
+                    else self.expression(argument, environment)
                     for argument in arguments
                 ]
                 if name in self.module.functions:
-                    return self.call(self.module.functions[name], values)
+                    return self.call(self.module.functions[name], passed)
                 if self.oracle is None:
                     raise LookupError(f"`{name}` is not defined")
-                return self.oracle(name, values)
+                return self.oracle(name, passed)
 
     def _binary(self, node: Binary, environment: Environment) -> int:
         left = self.expression(node.left, environment)

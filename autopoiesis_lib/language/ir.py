@@ -191,9 +191,7 @@ class Call(Node):
     is_bool: bool = False
 
 
-Expr = (
-    Const | Local | Field | Negate | Not | Binary | Compare | Logic | Cond | MinMax | Abs | ToInt | ToBool | Call
-)
+Expr = Const | Local | Field | Negate | Not | Binary | Compare | Logic | Cond | MinMax | Abs | ToInt | ToBool | Call
 
 
 @dataclass(frozen=True, eq=False, slots=True)

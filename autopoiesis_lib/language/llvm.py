@@ -1,7 +1,7 @@
 """The native meaning as text: one IR function to one LLVM function over `i64`, booleans as 0 and 1.
 
 Every operation emitted is total: arithmetic wraps (no `nsw`), and a divisor is replaced by 1 before a division that
-would trap. So no input can stop the process, and wherever the reference interpreter raises no `Fault` both give the same
+would trap. So no input can stop the process. Wherever the reference interpreter raises no `Fault` both give the same
 integer: a value that wraps, or a zero divisor (whose quotient and remainder are 0 here), is a `Fault` there.
 """
 

@@ -1,8 +1,9 @@
 """The native meaning: a decision as machine code behind a C pointer, compiled by LLVM in a few milliseconds.
 
 `compile_function` gives `int64 f(int64, ...)`, callable from Python, from C, and from a numba `@njit` kernel as a
-first-class function. It equals the reference interpreter wherever that raises no `Fault`; elsewhere it returns some integer
-and never traps (see `llvm`). It checks nothing: call it on values inside the view domains, for a policy proved SAFE.
+first-class function. It equals the reference interpreter wherever that raises no `Fault`; elsewhere it returns some
+integer and never traps (see `llvm`). It checks nothing: call it on values inside the view domains, for a policy proved
+SAFE.
 """
 
 import ctypes
@@ -44,8 +45,8 @@ class MachineCode:
         builder.getModulePassManager().run(module, builder)
         self._engine = llvm.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
-        # The garbage collector finalises a cycle in any order, and a context disposed before its engine crashes the process:
-        # the finaliser holds both, and disposes of them in the only order that is safe.
+        # The garbage collector finalises a cycle in any order, and a context disposed before its engine crashes the
+        # process: the finaliser holds both, and disposes of them in the only order that is safe.
         weakref.finalize(self, _dispose, self._engine, context).atexit = False
 
     def address(self, name: str) -> int:
@@ -104,8 +105,9 @@ def default_layout(module: Module, signature: Signature) -> tuple[str, ...]:
 def compile_function(module: Module, signature: Signature, layout: Sequence[str] | None = None) -> NativeFunction:
     """Compile a decision to machine code.
 
-    `layout` names the arguments the C function takes, in order, as `"<parameter>.<field>"` with the contract's parameter
-    names (a scalar parameter by its name alone); None takes `default_layout`. Fields the policy does not read may be absent.
+    `layout` names the arguments the C function takes, in order, as `"<parameter>.<field>"` with the contract's
+    parameter names (a scalar parameter by its name alone); None takes `default_layout`. Fields the policy does not
+    read may be absent.
 
     Raises:
         NativeError: the layout names something unknown, names it twice, or misses a field the policy reads.

@@ -74,7 +74,9 @@ def expression_source(expression: Expr) -> str:
 
 def compile_python(module: Module) -> dict[str, Callable[..., int]]:
     """Every function of the module as a CPython function over objects with the views' fields as attributes."""
-    tree = ast.Module([_function(function, docstrings=False, annotations=False) for function in module.functions.values()], [])
+    tree = ast.Module(
+        [_function(function, docstrings=False, annotations=False) for function in module.functions.values()], []
+    )
     names = {name: getattr(builtins, name) for name in ("min", "max", "abs", "int", "bool", "range")}
     namespace: dict[str, Any] = {"__builtins__": names}
     exec(compile(ast.fix_missing_locations(tree), "<policy>", "exec"), namespace)

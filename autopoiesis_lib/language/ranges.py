@@ -103,7 +103,9 @@ class _Analysis:
         self.ranges = Ranges(FALSE)
 
     def call(self, function: Function, arguments: Sequence["Interval | Rows"]) -> Interval:
-        environment: Environment = {param.name: argument for param, argument in zip(function.params, arguments, strict=True)}
+        environment: Environment = {
+            param.name: argument for param, argument in zip(function.params, arguments, strict=True)
+        }
         returned: list[Interval] = []
         self.block(function.body, environment, returned)
         result = returned[0] if returned else FALSE
@@ -198,12 +200,12 @@ class _Analysis:
                 assert not isinstance(rows, Interval)
                 return rows[name]
             case Negate(operand):
-                value = self.expression(operand, environment)
-                return self.fits(expression, Interval(-value.hi, -value.lo))
+                inner = self.expression(operand, environment)
+                return self.fits(expression, Interval(-inner.hi, -inner.lo))
             case Abs(operand):
-                value = self.expression(operand, environment)
-                lo = 0 if value.lo <= 0 <= value.hi else min(abs(value.lo), abs(value.hi))
-                return self.fits(expression, Interval(lo, max(abs(value.lo), abs(value.hi))))
+                inner = self.expression(operand, environment)
+                lo = 0 if inner.lo <= 0 <= inner.hi else min(abs(inner.lo), abs(inner.hi))
+                return self.fits(expression, Interval(lo, max(abs(inner.lo), abs(inner.hi))))
             case Not(operand):
                 truth = self.expression(operand, environment).truth
                 return BOOL if truth is None else FALSE if truth else TRUE
@@ -232,7 +234,8 @@ class _Analysis:
                 return Interval(pick(item.lo for item in ranges), pick(item.hi for item in ranges))
             case Call(name, arguments):
                 values_or_rows = [
-                    environment[item.name] if isinstance(item, ViewRef) else self.expression(item, environment) for item in arguments
+                    environment[item.name] if isinstance(item, ViewRef) else self.expression(item, environment)
+                    for item in arguments
                 ]
                 return self.call(self.module.functions[name], values_or_rows)
 

@@ -59,7 +59,9 @@ class SymbolicView:
     @classmethod
     def fresh(cls, name: str, view: type[View]) -> "SymbolicView":
         """Constants called `name.field`."""
-        return cls(name, view, {spec.name: symbolic_scalar(f"{name}.{spec.name}", spec.domain) for spec in view.fields()})
+        return cls(
+            name, view, {spec.name: symbolic_scalar(f"{name}.{spec.name}", spec.domain) for spec in view.fields()}
+        )
 
     def domain(self) -> list[z3.BoolRef]:
         """What the declared domains say of the fields."""
@@ -126,7 +128,11 @@ def conjunction(first: Term, second: Term) -> Term:
 
 def disjunction(first: Term, second: Term) -> Term:
     """`or` of truth values, folding constants."""
-    return negation(conjunction(negation(first), negation(second))) if isinstance(first, bool) or isinstance(second, bool) else z3.Or(first, second)
+    return (
+        negation(conjunction(negation(first), negation(second)))
+        if isinstance(first, bool) or isinstance(second, bool)
+        else z3.Or(first, second)
+    )
 
 
 def negation(term: Term) -> Term:
@@ -185,7 +191,9 @@ class Encoder:
         return self._call(self.module.functions[function], arguments, guard)
 
     def _call(self, function: Function, arguments: Sequence[SymbolicView | Term], guard: Term) -> Term:
-        environment: Environment = {param.name: argument for param, argument in zip(function.params, arguments, strict=True)}
+        environment: Environment = {
+            param.name: argument for param, argument in zip(function.params, arguments, strict=True)
+        }
         state = _State(environment, guard)
         self._block(function.body, state)
         return as_bool(state.value) if function.returns_bool else as_int(state.value)
@@ -226,7 +234,9 @@ class Encoder:
             survivor = other if one.alive is False else one
             state.environment, state.alive = survivor.environment, survivor.alive
             return
-        still_whole = one.alive is not False and other.alive is not False and _falls_through(then) and _falls_through(orelse)
+        still_whole = (
+            one.alive is not False and other.alive is not False and _falls_through(then) and _falls_through(orelse)
+        )
         state.alive = state.alive if still_whole else disjunction(one.alive, other.alive)
         state.environment = {
             name: choose(test, value, other.environment[name]) if not isinstance(value, SymbolicView) else value
@@ -272,7 +282,8 @@ class Encoder:
                 return best
             case Call(name, arguments):
                 values = [
-                    state.environment[item.name] if isinstance(item, ViewRef) else self._expression(item, state) for item in arguments
+                    state.environment[item.name] if isinstance(item, ViewRef) else self._expression(item, state)
+                    for item in arguments
                 ]
                 if name in self.module.functions:
                     return self._call(self.module.functions[name], values, state.alive)
@@ -335,7 +346,11 @@ class Encoder:
                 self._oblige("division by zero", node, negation(_compare("==", right, 0)), state)
                 if right == 0 if isinstance(right, int) else False:
                     return 0
-                value = _floor_divide(left, right, self._positive(node)) if node.op == "//" else _modulo(left, right, self._positive(node))
+                value = (
+                    _floor_divide(left, right, self._positive(node))
+                    if node.op == "//"
+                    else _modulo(left, right, self._positive(node))
+                )
                 return self._fits(node, value, state) if node.op == "//" else value
 
     def _positive(self, node: Binary) -> bool:
@@ -354,7 +369,9 @@ class Encoder:
             self._oblige("int64 overflow", node, z3.And(value >= INT64_MIN, value <= INT64_MAX), state)
         return value
 
-    def _oblige(self, kind: Literal["int64 overflow", "division by zero"], node: Node, condition: Term, state: _State) -> None:
+    def _oblige(
+        self, kind: Literal["int64 overflow", "division by zero"], node: Node, condition: Term, state: _State
+    ) -> None:
         if condition is True or state.alive is False:
             return
         if condition is not False and self.ranges is not None and self.ranges.discharged(node):
@@ -416,5 +433,3 @@ def _power(base: Term, exponent: Term) -> Term:
     for _ in range(exponent):
         result = base if isinstance(result, int) else result * base
     return result
-
-

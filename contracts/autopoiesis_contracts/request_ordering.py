@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
+
 from autopoiesis_lib import Contract, Least, Theorem, View, assumption, decision, invariant, lemma
 from autopoiesis_lib.units import Blocks, Count, Micros, Priority, Score, Tokens
-from pydantic import Field
 
 if TYPE_CHECKING:
     from autopoiesis_lib.simulation.result import SimulationResult
@@ -98,7 +99,7 @@ class RequestOrdering(Contract, name="request-ordering"):
         return older.waited_us < newer.waited_us + aging or self.score(older, engine) >= self.score(newer, engine)
 
     def check_replay(self, result: "SimulationResult", bounds: Mapping[str, int]) -> str | None:
-        """Bounded bypass as it shows in a replay on one replica: nobody enqueued more than T after r is first admitted before it."""
+        """Bounded bypass as a replay shows it: nobody enqueued more than T after r is first admitted before r."""
         aging_us = bounds.get("ages", self.max_aging_us)
         arrival, first_admitted = result.times.arrival_ns, result.times.scheduled_ns
         earliest_after = np.minimum.accumulate(first_admitted[::-1])[::-1]
@@ -163,9 +164,7 @@ class BoundedBypass(Theorem):
         """KER-IND: an arrival within T, an arrival later than T, a first pick, or a re-admission. By `picks_within_aging`
         every pick is of a request counted in `unpicked` or of one picked before."""
         same_present = t.present == s.present
-        arrival = (
-            t.late_arrivals == s.late_arrivals + 1 and t.unpicked == s.unpicked + 1 and t.picked == s.picked
-        )
+        arrival = t.late_arrivals == s.late_arrivals + 1 and t.unpicked == s.unpicked + 1 and t.picked == s.picked
         first_pick = (
             s.unpicked > 0
             and t.unpicked == s.unpicked - 1

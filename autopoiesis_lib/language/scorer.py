@@ -1,0 +1,341 @@
+"""A decision as a machine-code loop over int64 columns, with the policy inlined: one call scores a whole queue.
+
+LLVM hoists what depends on the context alone out of the loop and vectorises the rest where it can. Nothing is written
+but the scores; `argmax` keeps them in a block on its own stack, so that threads may share a scorer.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from operator import index, is_
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ir import Module, Signature
+from .llvm import DECLARATIONS, arguments_of, emit_functions
+from .native import MachineCode, NativeError
+
+__all__ = ["Int64s", "Scorer", "compile_scorer"]
+
+Int64s = NDArray[np.int64]
+
+BLOCK = 1_024
+"""Rows `argmax` scores at a time: 8 KiB of stack, well inside the first-level cache."""
+
+# What the policy is inlined into, once. The loop runs at least one turn (callers see to n > 0), so that LLVM may hoist
+# even divisions by engine terms out of it. `stride` is the row length of `columns` in elements.
+_ROWS = """\
+define internal void @rows(ptr noalias %columns, i64 %stride, i64 %n, ptr noalias %out{context_params})
+    noinline nounwind {{
+entry:
+{context_loads}
+  br label %row
+row:
+  %i = phi i64 [0, %entry], [%next, %row]
+{field_loads}
+  %score = call i64 @f.{name}({arguments})
+  %slot = getelementptr i64, ptr %out, i64 %i
+  store i64 %score, ptr %slot
+  %next = add nuw nsw i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %row, label %done
+done:
+  ret void
+}}
+"""
+
+# The entries take a block of eight-byte words: columns, stride, `out` or `tiebreak`, then the context rows. One pointer
+# and `n` are the cheapest call from Python, and a block is built once for the arrays of a queue.
+_ENTRIES = """\
+define void @score(ptr %words, i64 %n) nounwind {{
+entry:
+{word_loads}
+  %some = icmp sgt i64 %n, 0
+  br i1 %some, label %start, label %done
+start:
+  call void @rows(ptr %columns, i64 %stride, i64 %n, ptr %third{context_arguments})
+  br label %done
+done:
+  ret void
+}}
+
+define i64 @argmax(ptr %words, i64 %n) nounwind {{
+entry:
+  %scores = alloca [{block} x i64], align 64
+  %state = alloca [3 x i64]
+{word_loads}
+  %state.index = getelementptr i64, ptr %state, i64 2
+  store i64 -1, ptr %state.index
+  %some = icmp sgt i64 %n, 0
+  br i1 %some, label %block, label %done
+block:
+  %base = phi i64 [0, %entry], [%base.next, %block]
+  %left = sub i64 %n, %base
+  %count = call i64 @llvm.smin.i64(i64 %left, i64 {block})
+  %from = getelementptr i64, ptr %columns, i64 %base
+  call void @rows(ptr %from, i64 %stride, i64 %count, ptr %scores{context_arguments})
+  %ties = getelementptr i64, ptr %third, i64 %base
+  call void inttoptr (i64 {reduce} to ptr)(ptr %scores, ptr %ties, i64 %count, i64 %base, ptr %state)
+  %base.next = add nuw nsw i64 %base, {block}
+  %again = icmp slt i64 %base.next, %n
+  br i1 %again, label %block, label %done
+done:
+  %index = load i64, ptr %state.index
+  ret i64 %index
+}}
+"""
+
+# The same for every policy, so compiled once a process: fold a block of scores into (best, its tiebreak, its index), with
+# index -1 at first. Three plain loops, of which two vectorise: the maximum, the smallest tiebreak among the maxima, and
+# its index.
+_REDUCE = """\
+define void @reduce(ptr noalias %scores, ptr noalias %ties, i64 %n, i64 %base, ptr noalias %state) nounwind {{
+entry:
+  %state.tie = getelementptr i64, ptr %state, i64 1
+  %state.index = getelementptr i64, ptr %state, i64 2
+  %best = load i64, ptr %state
+  %best.tie = load i64, ptr %state.tie
+  %best.index = load i64, ptr %state.index
+  %none = icmp slt i64 %best.index, 0
+  br label %high
+high:
+  %i = phi i64 [0, %entry], [%i.next, %high]
+  %top = phi i64 [{lowest}, %entry], [%top.next, %high]
+  %i.slot = getelementptr i64, ptr %scores, i64 %i
+  %i.score = load i64, ptr %i.slot
+  %top.next = call i64 @llvm.smax.i64(i64 %top, i64 %i.score)
+  %i.next = add nuw nsw i64 %i, 1
+  %i.more = icmp slt i64 %i.next, %n
+  br i1 %i.more, label %high, label %scored
+scored:
+  %reaches = icmp sge i64 %top.next, %best
+  %candidate = or i1 %none, %reaches
+  br i1 %candidate, label %tie, label %done
+tie:
+  %j = phi i64 [0, %scored], [%j.next, %tie]
+  %low = phi i64 [{highest}, %scored], [%low.next, %tie]
+  %j.slot = getelementptr i64, ptr %scores, i64 %j
+  %j.score = load i64, ptr %j.slot
+  %j.tie.slot = getelementptr i64, ptr %ties, i64 %j
+  %j.tie = load i64, ptr %j.tie.slot
+  %j.equal = icmp eq i64 %j.score, %top.next
+  %j.value = select i1 %j.equal, i64 %j.tie, i64 {highest}
+  %low.next = call i64 @llvm.smin.i64(i64 %low, i64 %j.value)
+  %j.next = add nuw nsw i64 %j, 1
+  %j.more = icmp slt i64 %j.next, %n
+  br i1 %j.more, label %tie, label %compare
+compare:
+  %higher = icmp sgt i64 %top.next, %best
+  %earlier = icmp slt i64 %low.next, %best.tie
+  %better = or i1 %higher, %earlier
+  %take = or i1 %none, %better
+  br i1 %take, label %find, label %done
+find:
+  %k = phi i64 [0, %compare], [%k.next, %find]
+  %k.slot = getelementptr i64, ptr %scores, i64 %k
+  %k.score = load i64, ptr %k.slot
+  %k.tie.slot = getelementptr i64, ptr %ties, i64 %k
+  %k.tie = load i64, ptr %k.tie.slot
+  %k.equal = icmp eq i64 %k.score, %top.next
+  %k.tied = icmp eq i64 %k.tie, %low.next
+  %found = and i1 %k.equal, %k.tied
+  %k.next = add nuw nsw i64 %k, 1
+  %k.last = icmp sge i64 %k.next, %n
+  %stop = or i1 %found, %k.last
+  br i1 %stop, label %take.it, label %find
+take.it:
+  %index = add i64 %base, %k
+  store i64 %top.next, ptr %state
+  store i64 %low.next, ptr %state.tie
+  store i64 %index, ptr %state.index
+  br label %done
+done:
+  ret void
+}}
+"""
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Arrays that were checked, and the block of words that tells machine code where they are; it keeps them alive."""
+
+    columns: Int64s
+    third: Int64s
+    context: tuple[Int64s, ...]
+    words: Any
+    address: int
+    capacity: int
+    """How many columns all of them hold."""
+
+
+class Scorer:
+    """Scores every column of a queue in one call. The first view's fields are rows; other views are one row each.
+
+    `columns` is a C-contiguous int64 array of shape (fields, capacity); only its first `n` columns are read, all of them
+    when `n` is None. Each of `context` is a C-contiguous int64 array with the fields of one further view in declared
+    order. Nothing checks the values: they must lie in the view domains. A call with the arrays of the call before
+    (whatever their values) skips the checks of the arrays; so an array must not be resized or reshaped in place.
+    """
+
+    def __init__(self, code: MachineCode, signature: Signature, fields: tuple[int, ...]) -> None:
+        self.code = code
+        self.signature = signature
+        self.fields = fields
+        """How many fields each view has, the scored one first."""
+        # PYFUNCTYPE keeps the GIL: handing it over for a microsecond's work may cost milliseconds to get back.
+        words, n = ctypes.c_int64, ctypes.c_int64
+        self._score = ctypes.PYFUNCTYPE(None, words, n)(code.address("score"))
+        self._argmax = ctypes.PYFUNCTYPE(ctypes.c_int64, words, n)(code.address("argmax"))
+        self._scored: _Bound | None = None
+        self._picked: _Bound | None = None
+
+    def __call__(self, columns: Int64s, *context: Int64s, n: int | None = None, out: Int64s | None = None) -> Int64s:
+        """The scores of the first `n` columns, in `out[:n]` when `out` is given.
+
+        Raises:
+            TypeError: an argument is not a C-contiguous int64 array, or `n` is not an int.
+            ValueError: an argument's shape is wrong, `n` lies outside the columns, or `out` is too short or read-only.
+        """
+        fresh = out is None
+        if out is None:
+            self._check_columns(columns)
+            out = np.empty(columns.shape[1] if n is None else max(0, min(n, columns.shape[1])), np.int64)
+        bound = self._scored
+        if bound is None or not _same(bound, columns, out, context):
+            bound = self._bind(columns, out, "out", context)
+            if not out.flags.writeable:
+                raise ValueError("out is read-only; pass a writable array")
+            if not fresh:
+                self._scored = bound
+        n = _count(bound, n, "out")
+        self._score(bound.address, n)
+        return out[:n]
+
+    def argmax(self, columns: Int64s, tiebreak: Int64s, *context: Int64s, n: int | None = None) -> int:
+        """The index of the highest score among the first `n` columns; -1 when there are none.
+
+        Equal scores go to the smallest `tiebreak`, and equal tiebreaks to the smallest index.
+
+        Raises:
+            TypeError: as a call.
+            ValueError: as a call, or `tiebreak` is shorter than `n`.
+        """
+        bound = self._picked
+        if bound is None or not _same(bound, columns, tiebreak, context):
+            self._picked = bound = self._bind(columns, tiebreak, "tiebreak", context)
+        best: int = self._argmax(bound.address, _count(bound, n, "tiebreak"))
+        return best
+
+    def _bind(self, columns: Int64s, third: Int64s, name: str, context: tuple[Int64s, ...]) -> _Bound:
+        self._check_columns(columns)
+        _check(third, name)
+        if third.ndim != 1:
+            raise ValueError(f"{name} has shape {third.shape}; expected one dimension")
+        params = self.signature.params[1:]
+        if len(context) != len(params):
+            names = ", ".join(param.name for param in params)
+            raise ValueError(f"got {len(context)} context rows; pass {len(params)}: {names or 'none'}")
+        for row, param, length in zip(context, params, self.fields[1:], strict=True):
+            _check(row, param.name)
+            if row.shape != (length,):
+                raise ValueError(
+                    f"{param.name} has shape {row.shape}; expected ({length},), its fields in declared order"
+                )
+        pointers = [array.ctypes.data for array in (columns, third, *context)]
+        words = (ctypes.c_int64 * (len(pointers) + 1))(pointers[0], columns.shape[1], *pointers[1:])
+        capacity = min(columns.shape[1], third.shape[0])
+        return _Bound(columns, third, context, words, ctypes.addressof(words), capacity)
+
+    def _check_columns(self, columns: Int64s) -> None:
+        _check(columns, "columns")
+        if columns.ndim != 2 or columns.shape[0] != self.fields[0]:
+            raise ValueError(
+                f"columns has shape {columns.shape}; expected ({self.fields[0]}, n): one row for each field"
+            )
+
+
+def compile_scorer(module: Module, signature: Signature) -> Scorer:
+    """Compile a decision to a loop over columns.
+
+    Raises:
+        NativeError: a parameter of the decision is not a view, or it has none.
+    """
+    params = signature.params
+    if not params or not all(param.is_view for param in params):
+        raise NativeError(f"`{signature.name}` cannot score columns: all its parameters must be views")
+    loads: list[str] = []
+    context_loads: list[str] = []
+    arguments: list[str] = []
+    row_in_view = dict.fromkeys((param.name for param in params), 0)
+    for param, field in arguments_of(module, params):
+        row, value = row_in_view[param.name], f"%x.{param.name}.{field}"
+        row_in_view[param.name] += 1
+        if param is params[0]:
+            context_loads.append(f"  {value}.row = mul i64 %stride, {row}")
+            loads.append(f"  {value}.at = add i64 {value}.row, %i")
+            loads.append(f"  {value}.ptr = getelementptr i64, ptr %columns, i64 {value}.at")
+            loads.append(f"  {value} = load i64, ptr {value}.ptr")
+        else:
+            context_loads.append(f"  {value}.ptr = getelementptr i64, ptr %c.{param.name}, i64 {row}")
+            context_loads.append(f"  {value} = load i64, ptr {value}.ptr")
+        arguments.append(f"i64 {value}")
+    values = {
+        "name": signature.name,
+        "context_params": "".join(f", ptr noalias %c.{param.name}" for param in params[1:]),
+        "context_arguments": "".join(f", ptr %c.{param.name}" for param in params[1:]),
+        "word_loads": "\n".join(_load_words([param.name for param in params[1:]])),
+        "context_loads": "\n".join(context_loads),
+        "field_loads": "\n".join(loads),
+        "arguments": ", ".join(arguments),
+        "block": BLOCK,
+        "reduce": _reduce().address("reduce"),
+    }
+    assembly = "\n".join(
+        [DECLARATIONS, emit_functions(module, signature.name), _ROWS.format(**values), _ENTRIES.format(**values)]
+    )
+    return Scorer(MachineCode(assembly), signature, tuple(len(module.views[param.type].fields()) for param in params))
+
+
+def _load_words(context: list[str]) -> list[str]:
+    lines: list[str] = []
+    for position, (name, kind) in enumerate(
+        [("columns", "ptr"), ("stride", "i64"), ("third", "ptr"), *((f"c.{name}", "ptr") for name in context)]
+    ):
+        lines.append(f"  %{name}.word = getelementptr i64, ptr %words, i64 {position}")
+        lines.append(f"  %{name} = load {kind}, ptr %{name}.word")
+    return lines
+
+
+@cache
+def _reduce() -> MachineCode:
+    return MachineCode(DECLARATIONS + _REDUCE.format(lowest=-(2**63), highest=2**63 - 1))
+
+
+def _same(bound: _Bound, columns: Int64s, third: Int64s, context: tuple[Int64s, ...]) -> bool:
+    if bound.columns is not columns or bound.third is not third or len(bound.context) != len(context):
+        return False
+    return all(map(is_, bound.context, context))
+
+
+def _count(bound: _Bound, n: int | None, third: str) -> int:
+    if n is None:
+        n = bound.columns.shape[1]
+    elif type(n) is not int:
+        try:
+            n = index(n)
+        except TypeError:
+            raise TypeError(f"n is {type(n).__name__}; pass an int") from None
+    if not 0 <= n <= bound.capacity:
+        limits = f"there are {bound.columns.shape[1]} columns and `{third}` holds {bound.third.shape[0]}"
+        raise ValueError(f"n = {n} does not fit: {limits}")
+    return n
+
+
+def _check(array: Any, name: str) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != np.int64:
+        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name} is {found}; pass a numpy array of int64")
+    if not array.flags.c_contiguous:
+        raise TypeError(f"{name} is not C-contiguous; pass a contiguous array, with n= for a part of it")
