@@ -262,7 +262,9 @@ def _own(cls: type) -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
     for base in reversed(cls.__mro__):
         if base is not Theorem:
-            found.update({name: value for name, value in vars(base).items() if inspect.isfunction(value)})
+            for name, value in vars(base).items():
+                if inspect.isfunction(value):
+                    found[name] = value
     return found
 
 
