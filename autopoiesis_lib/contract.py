@@ -253,8 +253,10 @@ class Theorem:
     def formulas(cls, contract: Contract) -> Mapping[str, Formula]:
         """Every lemma and transition-system method as IR, by name."""
         scope = contract._scope(contract.decisions, ("self", "policy"))
-        names = [name for name in ("init", "step", "inductive", "goal", "ranking", "progress") if name in _own(cls)]
-        methods = {**_methods(cls, "lemma"), **{name: _own(cls)[name] for name in names}}
+        methods = _methods(cls, "lemma")
+        for name, method in _own(cls).items():
+            if name in ("init", "step", "inductive", "goal", "ranking", "progress"):
+                methods[name] = method
         return {name: contract._formula(method, scope) for name, method in methods.items()}
 
 
