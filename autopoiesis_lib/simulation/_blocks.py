@@ -7,7 +7,7 @@ its head, which is what evicts. A node of the queue is a hash block nobody pins,
 """
 
 from autopoiesis_lib.simulation import _columns as c
-from autopoiesis_lib.simulation._native import State, call_policy, kernel
+from autopoiesis_lib.simulation._native import State, View, call_policy, kernel
 
 
 @kernel
@@ -65,7 +65,7 @@ def request_node(s: State, i: int) -> int:
 
 
 @kernel
-def _to_evict(s: State, r: int, sentinel: int, oldest_waited_us: int) -> int:
+def _to_evict(s: State, r: int, sentinel: int, view: View) -> int:
     """Node the eviction policy values least; the least recently used of equals."""
     hashes = s.rep.shape[0] * s.p[c.NUM_HASHES]
     now_us = s.rep[r, c.NOW_NS] // 1000
@@ -86,13 +86,13 @@ def _to_evict(s: State, r: int, sentinel: int, oldest_waited_us: int) -> int:
                 depth,
                 s.links[node, 2],
                 preempted,
-                s.rep[r, c.NUM_WAITING],
-                s.rep[r, c.NUM_RUNNING],
-                s.rep[r, c.FREE],
-                s.p[c.TOTAL_BLOCKS],
-                s.p[c.BLOCK_SIZE],
-                s.p[c.MAX_NUM_SEQS],
-                oldest_waited_us,
+                view[0],
+                view[1],
+                view[2],
+                view[3],
+                view[4],
+                view[5],
+                view[6],
             ),
         )
         if first or score < least:
@@ -102,8 +102,9 @@ def _to_evict(s: State, r: int, sentinel: int, oldest_waited_us: int) -> int:
 
 
 @kernel
-def take_blocks(s: State, r: int, count: int, oldest_waited_us: int) -> None:
-    """Hand out `count` blocks of replica r, evicting as needed. The caller has already lowered FREE."""
+def take_blocks(s: State, r: int, count: int, view: View) -> None:
+    """Hand out `count` blocks of replica r, evicting as needed; the caller has lowered FREE. `view`: the
+    engine when the step began."""
     rep = s.rep
     direct = min(rep[r, c.UNUSED], count)
     rep[r, c.UNUSED] -= direct
@@ -115,7 +116,7 @@ def take_blocks(s: State, r: int, count: int, oldest_waited_us: int) -> None:
     while count > 0:
         node = s.links[sentinel, 1]
         if s.slots[c.KEEP] != 0:
-            node = _to_evict(s, r, sentinel, oldest_waited_us)
+            node = _to_evict(s, r, sentinel, view)
         weight = s.links[node, 2]
         if node >= hashes and weight > count:
             s.links[node, 2] = weight - count

@@ -138,6 +138,10 @@ LOG_FREE: Final = 10
 LOG_START_NS: Final = 11
 LOG_COLUMNS: Final = 12
 
+# --- the decision log -----
+ADMITTED: Final = 0
+PREEMPTED: Final = 1
+
 # --- what the kernel answers ------
 OK: Final = 0
 STUCK: Final = 1

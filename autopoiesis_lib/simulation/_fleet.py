@@ -197,9 +197,12 @@ def _kernel(version: int) -> Callable[..., Any]:
         cache: Ints,
         owned: NDArray[np.uint8],
         log: Ints,
+        decisions: Ints,
         out: Ints,
     ) -> None:
-        s = State(p, slots, q, rep, runs, pf, grow, line, links, cache, prefix_ptr, prefix_ids, owned, log, out)
+        s = State(
+            p, slots, q, rep, runs, pf, grow, line, links, cache, prefix_ptr, prefix_ids, owned, log, decisions, out
+        )
         n, replicas = q.shape[0], rep.shape[0]
         if version == 0:
             return
@@ -273,6 +276,8 @@ def compiled_run() -> Callable[..., None]:
     version = int.from_bytes(hashlib.sha256(text).digest()[:7], "little") | 1
     one, two, three = (types.Array(types.int64, d, "C") for d in (1, 2, 3))
     flags = types.Array(types.uint8, 1, "C")
-    signature = types.void(one, one, two, one, one, two, two, two, three, two, three, two, two, two, flags, two, one)
+    signature = types.void(
+        one, one, two, one, one, two, two, two, three, two, three, two, two, two, flags, two, two, one
+    )
     compiled: Callable[..., None] = njit(signature, cache=True, nogil=True, error_model="numpy")(_kernel(version))
     return compiled

@@ -48,8 +48,10 @@ class State(NamedTuple):
     owned: NDArray[np.uint8]
     """Aligned with prefix_ids: 1 while the request pins that hash block."""
     log: Ints
+    decisions: Ints
+    """(rows, 4): time ns, replica, ADMITTED or PREEMPTED, request."""
     out: Ints
-    """Status, replica, time ns, log rows, requests finished, policy calls."""
+    """Status, replica, time ns, log rows, requests finished, policy calls, decisions."""
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:

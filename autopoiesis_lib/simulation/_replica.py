@@ -125,7 +125,7 @@ def _jump(s: State, r: int, until_ns: int) -> bool:
         if s.slots[c.KEEP] != 0 and blocks > rep[r, c.UNUSED]:
             return False  # an eviction policy is asked at the step that needs the block
         rep[r, c.FREE] -= blocks
-        take_blocks(s, r, blocks, 0)
+        take_blocks(s, r, blocks, (0, 0, 0, 0, 0, 0, 0))
     rep[r, c.RESERVED] -= _growth(s, r, 1, k)
     start = rep[r, c.NOW_NS]
     _move_clock(rep, r, c.NOW_NS, c.NOW_FS, _window_fs(base, slope, k))
@@ -161,7 +161,7 @@ def _schedule(s: State, r: int) -> None:
     if rep[r, c.NUM_DECODING] > 0:
         need = s.grow[r, 0, phase]
         rep[r, c.FREE] -= need
-        take_blocks(s, r, need, step_view[6])
+        take_blocks(s, r, need, step_view)
         rep[r, c.RESERVED] -= s.grow[r, 1, phase]
     decodes = rep[r, c.NUM_DECODING]
     view = engine_view(s, r)
@@ -188,7 +188,7 @@ def _schedule(s: State, r: int) -> None:
             score_line(s, r, view)
             scored = True
         i = pick(s, r)
-        if not try_admit(s, r, i, view[6]):
+        if not try_admit(s, r, i, step_view):
             if s.slots[c.ORDERING] == 0 and s.slots[c.ADMIT] == 0 and s.slots[c.RESERVE] == 0 and p[c.NUM_HASHES] == 0:
                 rep[r, c.HEAD_BLOCKED] = 1
             break

@@ -61,6 +61,18 @@ def enqueue(s: State, r: int, i: int) -> None:
 
 
 @kernel
+def record(s: State, r: int, what: int, i: int) -> None:
+    """One row of the decision log, while there is room."""
+    row = s.out[6]
+    s.out[6] = row + 1
+    if row < s.decisions.shape[0]:
+        s.decisions[row, 0] = s.rep[r, c.NOW_NS]
+        s.decisions[row, 1] = r
+        s.decisions[row, 2] = what
+        s.decisions[row, 3] = i
+
+
+@kernel
 def leave_line(s: State, r: int, i: int) -> None:
     q, line = s.q, s.line
     before, after = q[i, c.PREV_WAITING], q[i, c.NEXT_WAITING]
@@ -177,7 +189,7 @@ def pick(s: State, r: int) -> int:
 
 
 @kernel
-def try_admit(s: State, r: int, i: int, oldest_waited_us: int) -> bool:
+def try_admit(s: State, r: int, i: int, view: View) -> bool:
     """Admit request i if its whole prompt fits; True when it now runs. With nothing running it always fits (FIT)."""
     q, rep, p = s.q, s.rep, s.p
     tokens = q[i, c.PROMPT] + q[i, c.GENERATED]
@@ -199,17 +211,17 @@ def try_admit(s: State, r: int, i: int, oldest_waited_us: int) -> bool:
         if cost + spare + p[c.WATERMARK] > rep[r, c.FREE]:
             return False
         if s.slots[c.ADMIT] != 0:
-            view = waiting_view(s, i, now_us)
+            mine = waiting_view(s, i, now_us)
             allowed = call_policy(
                 s.slots[c.ADMIT],
                 (
-                    view[0],
-                    view[1],
-                    view[2],
-                    view[3],
-                    view[4],
-                    view[5],
-                    view[6],
+                    mine[0],
+                    mine[1],
+                    mine[2],
+                    mine[3],
+                    mine[4],
+                    mine[5],
+                    mine[6],
                     rep[r, c.FREE],
                     p[c.TOTAL_BLOCKS],
                     p[c.WATERMARK],
@@ -231,7 +243,7 @@ def try_admit(s: State, r: int, i: int, oldest_waited_us: int) -> bool:
     private = total - hits * p[c.HASH_WEIGHT]
     fresh = private - remains + spare
     rep[r, c.FREE] -= fresh
-    take_blocks(s, r, fresh, oldest_waited_us)
+    take_blocks(s, r, fresh, view)
     rep[r, c.RESERVED] += spare
     found = hits * p[c.HASH_WEIGHT] * p[c.BLOCK_SIZE] + remains * p[c.BLOCK_SIZE]
     if q[i, c.PREEMPTIONS] > 0:
@@ -252,6 +264,7 @@ def try_admit(s: State, r: int, i: int, oldest_waited_us: int) -> bool:
     rep[r, c.NUM_RUNNING] = k + 1
     s.pf[r, rep[r, c.NUM_PREFILLING]] = i
     rep[r, c.NUM_PREFILLING] += 1
+    record(s, r, c.ADMITTED, i)
     return True
 
 
@@ -364,6 +377,7 @@ def preempt(s: State, r: int, k: int) -> None:
     q[i, c.COMPUTED] = computed
     q[i, c.PREEMPTIONS] += 1
     rep[r, c.NUM_PREEMPTED] += 1
+    record(s, r, c.PREEMPTED, i)
     give_back(s, r, i, held, resumable)
     drop_running(s, r, k)
     rep[r, c.HEAD_BLOCKED] = 0

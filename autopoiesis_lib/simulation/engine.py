@@ -63,6 +63,7 @@ def simulate(
     fleet: Fleet | None = None,
     checked: bool = False,
     step_log: bool = False,
+    decision_log: bool = False,
 ) -> SimulationResult:
     """Serve every request of `trace` to its end and report what each of them met.
 
@@ -71,7 +72,7 @@ def simulate(
     gets the request. A request that could never fit the KV memory is rejected and counted.
 
     `checked` verifies block conservation after every step. `step_log` keeps one row a step (or a closed-form window of
-    decode steps) for plots and calibration; nothing else changes.
+    decode steps) for plots and calibration, `decision_log` every admission and preemption; nothing else changes.
 
     Raises SlotError (wrong slot or layout, a Python policy that raised) and SimulationError. Releases the GIL.
     """
@@ -80,19 +81,20 @@ def simulate(
     _validate(trace, engine, fleet, chosen)
     slots = address_table(chosen)
     rows = max(4 * len(trace), 1_024) if step_log else 0
+    decisions = 2 * len(trace) if decision_log else 0
     while True:
-        run = _Arrays(trace, engine, step_time, fleet, checked=checked, log_rows=rows)
+        run = _Arrays(trace, engine, step_time, fleet, checked=checked, log_rows=rows, decision_rows=decisions)
         run.execute(slots)
-        if run.out[3] <= rows or not step_log:
+        if (run.out[3] <= rows or not step_log) and (run.out[6] <= decisions or not decision_log):
             break
-        rows = int(run.out[3])
+        rows, decisions = int(run.out[3]) * step_log, int(run.out[6]) * decision_log
     for slot, policy in chosen.items():
         failures = getattr(policy, "failures", ())
         if failures:
             raise SlotError(f"the Python policy in slot {slot!r} raised {failures[0]!r}") from failures[0]
     if run.out[0] != c.OK:
         raise SimulationError(_explain(int(run.out[0]), int(run.out[1]), int(run.out[2])))
-    return run.result(trace, engine, step_time, step_log=step_log)
+    return run.result(trace, step_log=step_log, decision_log=decision_log)
 
 
 def _validate(trace: Trace, engine: EngineConfig, fleet: Fleet, policies: Mapping[str, NativeFunctionLike]) -> None:
@@ -131,6 +133,7 @@ class _Arrays:
         *,
         checked: bool,
         log_rows: int,
+        decision_rows: int,
     ) -> None:
         n, replicas = len(trace), fleet.size
         prefixes = trace.prefixes if engine.enable_prefix_caching else None
@@ -161,7 +164,8 @@ class _Arrays:
         self.cache = np.zeros((replicas * hashes, 4), dtype=np.int64)
         self.owned = np.zeros(len(self.prefix_ids), dtype=np.uint8)
         self.log = np.zeros((log_rows, c.LOG_COLUMNS), dtype=np.int64)
-        self.out = np.zeros(6, dtype=np.int64)
+        self.decisions = np.zeros((decision_rows, 4), dtype=np.int64)
+        self.out = np.zeros(7, dtype=np.int64)
         self.outages = _outage_table(fleet)
 
     def execute(self, slots: Ints) -> None:
@@ -184,12 +188,11 @@ class _Arrays:
             self.cache,
             self.owned,
             self.log,
+            self.decisions,
             self.out,
         )
 
-    def result(
-        self, trace: Trace, engine: EngineConfig, step_time: StepTimeModel, *, step_log: bool
-    ) -> SimulationResult:
+    def result(self, trace: Trace, *, step_log: bool, decision_log: bool) -> SimulationResult:
         q = self.q
         times = RequestTimes(
             arrival_ns=trace.arrival_us * 1_000,
@@ -211,6 +214,7 @@ class _Arrays:
             replica_seconds=float(self.rep[:, c.ON_NS].sum()) / 1e9,
             served_by_replica=tuple(int(x) for x in self.rep[:, c.SERVED]),
             step_log=log,
+            decisions=self.decisions[: int(self.out[6])] if decision_log else None,
         )
 
 

@@ -158,6 +158,8 @@ class SimulationResult:
     served_by_replica: tuple[int, ...]
     times: RequestTimes = field(repr=False, compare=False)
     step_log: StepLog | None = field(default=None, repr=False, compare=False)
+    decisions: Ints | None = field(default=None, repr=False, compare=False)
+    """(rows, 4) in order of taking: time ns, replica, 0 admitted or 1 preempted, request."""
 
     @classmethod
     def from_times(
@@ -169,6 +171,7 @@ class SimulationResult:
         replica_seconds: float,
         served_by_replica: tuple[int, ...],
         step_log: StepLog | None = None,
+        decisions: Ints | None = None,
     ) -> Self:
         served = times.served
         ttft, e2e = times.ttft_s, times.e2e_s
@@ -199,6 +202,7 @@ class SimulationResult:
             served_by_replica=served_by_replica,
             times=times,
             step_log=step_log,
+            decisions=decisions,
         )
 
     def goodput(self, slo: Slo) -> float:
@@ -216,7 +220,7 @@ class SimulationResult:
         plain = {
             name: asdict(value) if isinstance(value, Distribution) else value
             for name, value in self.__dict__.items()
-            if name not in ("times", "step_log")
+            if name not in ("times", "step_log", "decisions")
         }
         if slo is not None:
             plain["slo"] = {**asdict(slo), "goodput": self.goodput(slo), "attainment": self.slo_attainment(slo)}
