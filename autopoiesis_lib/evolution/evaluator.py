@@ -18,6 +18,7 @@ from ..simulation.engine import simulate
 from ..simulation.result import SimulationResult, Slo
 from ..simulation.slots import LAYOUTS
 from ..simulation.trace import Trace
+from ..simulation.workload import Workload
 from ..view import View
 from .errors import EvolutionError
 
@@ -29,6 +30,9 @@ HIGHER_IS_BETTER = frozenset({"goodput_rps", "slo_attainment", "throughput_rps",
 """Metrics that are maximised; every other is minimised."""
 
 Row = Mapping[str, int]
+
+SHORT = 16_384
+"""Requests of the short window; a train window under four times as long is cheap enough to run whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,25 @@ class SimulationEvaluator:
     """Decision -> simulator slot."""
     name: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, contract: Contract, workload: Workload) -> "SimulationEvaluator":
+        """The evaluator of a contract on a workload.
+
+        Raises:
+            EvolutionError: no decision of the contract runs in a simulator slot.
+        """
+        return cls(
+            train=(workload.train,),
+            held_out=(workload.held_out,),
+            engine=workload.engine,
+            step_time=workload.calibration.step_time,
+            slo=workload.slo,
+            short=(workload.train.select(np.arange(SHORT)),) if len(workload.train) >= 4 * SHORT else (),
+            slots=dict(contract.slots),
+            name=workload.name,
+            notes={"rate_factor": workload.rate_factor, "calibration": workload.calibration.name},
+        )
 
     def __post_init__(self) -> None:
         if not self.slots:

@@ -37,11 +37,14 @@ class Executor(Protocol):
 
     workers: int
 
-    def submit(self, key: Key, job: object) -> None:
-        """Queue a job; jobs start in the order they were submitted."""
+    def submit(self, key: Key, job: object, time_limit_s: float | None = None) -> None:
+        """Queue a job, perhaps with another time limit than usual; jobs start in the order they were submitted."""
 
     def wait(self, timeout_s: float | None) -> Sequence[Done]:
         """Block until at least one job is done, or the time is up (then empty)."""
+
+    def clear(self) -> None:
+        """Forget the jobs that have not started."""
 
     def close(self) -> None:
         """Kill whatever runs, at once."""

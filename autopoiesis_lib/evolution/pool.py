@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -41,13 +42,16 @@ class LocalPool:
         self.workers = workers
         self._setup = _pickled(setup)
         self._limits = limits
-        self._queue: deque[tuple[Key, object]] = deque()
+        self._queue: deque[tuple[Key, object, Limits]] = deque()
         self._failed_starts = 0
         self._staff = [_Member(self._setup, limits) for _ in range(workers)]
 
-    def submit(self, key: Key, job: object) -> None:
-        """Queue a job."""
-        self._queue.append((key, job))
+    def submit(self, key: Key, job: object, time_limit_s: float | None = None) -> None:
+        """Queue a job, perhaps with another time limit (clock and CPU) than usual."""
+        limits = (
+            self._limits if time_limit_s is None else replace(self._limits, wall_s=time_limit_s, cpu_s=time_limit_s)
+        )
+        self._queue.append((key, job, limits))
         self._assign()
 
     def wait(self, timeout_s: float | None) -> Sequence[Done]:
@@ -68,6 +72,10 @@ class LocalPool:
             if end is not None and time.monotonic() >= end:
                 return []
 
+    def clear(self) -> None:
+        """Forget the jobs that have not started."""
+        self._queue.clear()
+
     def close(self) -> None:
         """Kill all workers."""
         for member in self._staff:
@@ -77,8 +85,7 @@ class LocalPool:
     def _assign(self) -> None:
         for member in self._staff:
             if self._queue and member.ready and member.key is None:
-                key, job = self._queue.popleft()
-                member.start(key, job)
+                member.start(*self._queue.popleft())
 
     def _attend(self, member: "_Member", ready: Sequence[object]) -> Done | None:
         """Take what a worker has to say; replace it when it is dead or out of time."""
@@ -100,7 +107,7 @@ class LocalPool:
         if member.process.sentinel in ready:
             return self._replace(member, _cause(member.process))
         if member.deadline is not None and time.monotonic() >= member.deadline:
-            return self._replace(member, Failure("time", f"killed after {self._limits.wall_s:g} s"))
+            return self._replace(member, Failure("time", f"killed after {member.limits.wall_s:g} s"))
         return None
 
     def _replace(self, member: "_Member", failure: Failure) -> Done | None:
@@ -138,12 +145,13 @@ class _Member:
         """What to wait on."""
         return self.connection, self.process.sentinel
 
-    def start(self, key: Key, job: object) -> None:
+    def start(self, key: Key, job: object, limits: Limits) -> None:
         """Hand over a job."""
+        self.limits = limits
         self.key, self.started = key, time.monotonic()
-        self.deadline = self.started + self.limits.wall_s
+        self.deadline = self.started + limits.wall_s
         with contextlib.suppress(OSError):  # a worker that died just now is noticed by its sentinel
-            self.connection.send(job)
+            self.connection.send((job, limits.cpu_s))
 
     def finish(self, answer: object) -> Done:
         """The job is over."""
@@ -200,10 +208,10 @@ def _serve(connection: Connection, setup: bytes, limits: Limits, parent: int) ->
     connection.send(("ready", None))
     while True:
         try:
-            job = connection.recv()
+            job, cpu_s = connection.recv()
         except (EOFError, OSError):
             return
-        _limit_cpu(limits.cpu_s)
+        _limit_cpu(cpu_s)
         answer = _answer(worker, job)
         _limit_cpu(None)
         _send(connection, answer)

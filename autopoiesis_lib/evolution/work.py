@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..certificate import Certificate, Rejected, verify
 from ..contract import Contract
 from ..gates import proof, quick_fuzz, ranges, types
 from ..gates.counterexample import Arguments
@@ -16,10 +17,11 @@ from ..gates.counterexample import Evaluator as Values
 from ..gates.verdict import GateResult, Verdict
 from ..language import LanguageError
 from ..policy import Policy
-from .evaluator import Evaluator, Measurement, Window
+from .compare import pooled
+from .evaluator import HIGHER_IS_BETTER, Evaluator, Window
 from .fingerprint import Probes, behaviour
 
-__all__ = ["Judge", "Judged", "Measure", "Screen", "Screened", "Setup", "Worker", "fitness_of"]
+__all__ = ["Certify", "Judge", "Judged", "Measure", "Screen", "Screened", "Setup", "Worker", "fitness_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +92,18 @@ class Measure:
     samples: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Certify:
+    """The whole gate chain with a certificate; the answer is a `Certificate`, or a `Judged` that says which gate said no."""
+
+    source: str
+
+
 def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], objectives: Mapping[str, float]) -> float:
     """The weighted mean of metrics relative to the reference, 1 being as good; lower is better.
 
     A metric of `HIGHER_IS_BETTER` enters inverted. Where the reference is 0 the metric enters as 1 + itself.
     """
-    from .evaluator import HIGHER_IS_BETTER
-
     total = 0.0
     for name, weight in objectives.items():
         ours, theirs = scores[name], reference.get(name, 0.0)
@@ -104,11 +111,6 @@ def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], obje
             ours, theirs = theirs, ours
         total += weight * (ours / theirs if theirs else 1.0 + ours)
     return total / sum(objectives.values())
-
-
-def mean_metrics(parts: Sequence[Measurement]) -> dict[str, float]:
-    """The plain mean over the parts of a window."""
-    return {name: sum(part.metrics[name] for part in parts) / len(parts) for name in parts[0].metrics}
 
 
 GATE_NAMES = {"quick-fuzz": "fuzz"}
@@ -130,6 +132,8 @@ class Worker:
             case Measure():
                 policy = Policy.from_source(job.source, self.setup.contract)
                 return self.setup.evaluator.measure(policy, job.window, samples=job.samples)
+            case Certify():
+                return self.certify(job)
         raise TypeError(f"unknown job {type(job).__name__}")
 
     @cached_property
@@ -182,7 +186,7 @@ class Worker:
         started = time.perf_counter()
         short_fitness = None
         if job.cutoff is not None and job.short_reference:
-            scores = mean_metrics(evaluator.measure(policy, "short"))
+            scores = pooled(evaluator.measure(policy, "short"))
             short_fitness = fitness_of(scores, job.short_reference, objectives)
             seconds["short"] = time.perf_counter() - started
             if short_fitness > job.cutoff:
@@ -190,7 +194,7 @@ class Worker:
                     verdict=str(result.verdict), detail="stopped after the short window", scores=scores,
                     short_fitness=short_fitness, seconds=seconds,
                 )  # fmt: skip
-        scores = mean_metrics(evaluator.measure(policy, "train"))
+        scores = pooled(evaluator.measure(policy, "train"))
         seconds["replay"] = time.perf_counter() - started
         return Judged(
             verdict=str(result.verdict),
@@ -199,6 +203,17 @@ class Worker:
             short_fitness=short_fitness,
             seconds=seconds,
         )
+
+    def certify(self, job: Certify) -> Certificate | Judged:
+        """Every gate in full, both solvers."""
+        policy = Policy.from_source(job.source, self.setup.contract)
+        try:
+            return verify(policy)
+        except Rejected as rejected:
+            failed = rejected.report.failed
+            if failed is None:
+                return Judged(verdict=str(rejected.report.verdict), gate="proof", detail=str(rejected))
+            return Judged(**_rejection(failed))
 
 
 def _gate(result: GateResult) -> str:

@@ -233,9 +233,8 @@ class Store:
         """
         return str(self._one(tables.policies, digest, "policy")["source"])
 
-    def put_certificate(self, policy_digest: str, contract_digest: str, content: str) -> str:
-        """Keep a certificate's JSON text; returns its digest (SHA-256 of the text)."""
-        digest = hashlib.sha256(content.encode()).hexdigest()
+    def put_certificate(self, digest: str, policy_digest: str, contract_digest: str, content: str) -> None:
+        """Keep a certificate's JSON text under its own digest; one that is there already is left alone."""
         self._insert_new(
             tables.certificates,
             {
@@ -246,7 +245,6 @@ class Store:
                 "at": _now(),
             },
         )
-        return digest
 
     def certificate(self, digest: str) -> str:
         """A certificate's JSON text by digest.

@@ -1,0 +1,112 @@
+"""Is the winner better on held-out windows, by how much, and beyond noise?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evaluator import HIGHER_IS_BETTER, Measurement
+
+__all__ = ["Improvement", "improvement", "pooled"]
+
+BLOCKS = 24
+RESAMPLES = 1_000
+STATISTICS = {"mean": None, "p50": 50.0, "p90": 90.0, "p99": 99.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improvement:
+    """One metric, ours against a baseline, in both forms."""
+
+    objective: str
+    over: str
+    speedup: float
+    """baseline / ours (ours / baseline for a metric that is maximised)."""
+    reduction: float
+    """1 - 1 / speedup: for a metric that is minimised, 1 - ours / baseline."""
+    ci95: tuple[float, float]
+    """95% interval of the reduction; equal ends when the evaluator gives no per-request samples."""
+
+    @property
+    def better(self) -> bool:
+        """Beyond noise: the whole interval is above 0."""
+        return self.ci95[0] > 0
+
+
+def pooled(parts: Sequence[Measurement]) -> dict[str, float]:
+    """The plain mean of each metric over the parts of a window."""
+    return {name: sum(part.metrics[name] for part in parts) / len(parts) for name in parts[0].metrics}
+
+
+def improvement(
+    objective: str, over: str, baseline: Sequence[Measurement], ours: Sequence[Measurement], seed: int = 0
+) -> Improvement:
+    """Compare two policies measured on the same windows.
+
+    The interval is a paired circular block bootstrap (Politis and Romano 1992), percentile method: neighbouring requests share
+    a queue, so blocks of n/24 consecutive arrivals are drawn, the same for both.
+    """
+    base, mine = pooled(baseline)[objective], pooled(ours)[objective]
+    higher = objective in HIGHER_IS_BETTER
+    reduction = _reduction(base, mine, higher)
+    name, statistic = _samples_of(objective)
+    pairs = [
+        (a.samples[name], b.samples[name])
+        for a, b in zip(baseline, ours, strict=True)
+        if name in a.samples and name in b.samples and len(a.samples[name]) == len(b.samples[name]) > 0
+    ]
+    ci95 = (reduction, reduction)
+    if pairs and len(pairs) == len(ours):
+        draws = _bootstrap(pairs, statistic, np.random.default_rng(seed))
+        found = [_reduction(a, b, higher) for a, b in draws.tolist()]
+        low, high = np.percentile(found, [2.5, 97.5])
+        ci95 = (float(low), float(high))
+    return Improvement(
+        objective=objective,
+        over=over,
+        speedup=1.0 / (1.0 - reduction) if reduction < 1.0 else float("inf"),
+        reduction=reduction,
+        ci95=ci95,
+    )
+
+
+def _reduction(base: float, mine: float, higher: bool) -> float:
+    if higher:
+        base, mine = mine, base
+    return 1.0 - mine / base if base else 0.0
+
+
+def _samples_of(objective: str) -> tuple[str, float | None]:
+    """Which samples a metric is a statistic of: "ttft_p99_us" -> ("ttft", 99.0)."""
+    for word, percentile in STATISTICS.items():
+        head, found, _ = objective.partition(f"_{word}_")
+        if found:
+            return head, percentile
+    return objective, None
+
+
+def _bootstrap(
+    pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    percentile: float | None,
+    draw: np.random.Generator,
+) -> NDArray[np.float64]:
+    """(RESAMPLES, 2) resampled statistics, each the mean over the windows."""
+    total = np.zeros((RESAMPLES, 2))
+    for a, b in pairs:
+        block = max(1, len(a) // BLOCKS)
+        offsets = np.arange(block)
+        for row in range(RESAMPLES):
+            begins = draw.integers(0, len(a), size=-(-len(a) // block))
+            picks = ((begins[:, None] + offsets) % len(a)).ravel()[: len(a)]
+            if percentile is None:
+                total[row] += (a[picks].mean(), b[picks].mean())
+            else:
+                total[row] += (np.percentile(a[picks], percentile), np.percentile(b[picks], percentile))
+    return total / len(pairs)
+
+
+def winner_of(scores: Mapping[str, float], objective: str) -> str:
+    """The name with the best value of a metric; the first of equals."""
+    better = max if objective in HIGHER_IS_BETTER else min
+    return better(scores, key=lambda name: scores[name])

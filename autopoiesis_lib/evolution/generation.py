@@ -1,0 +1,147 @@
+"""One generation through the workers: screened, tested for novelty in id order, judged, each committed as soon as it is known.
+
+Which candidates are duplicates depends only on ids, never on which worker was faster: a candidate is judged once every earlier
+one of its generation has been screened.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..store import CandidateRow, ProposalRow
+from .executor import Done, Executor, Failure
+from .work import Judge, Judged, Screen, Screened
+
+__all__ = ["Reference", "evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What fitness is relative to: the default baseline's metrics on the train windows."""
+
+    train: Mapping[str, float]
+    short: Mapping[str, float] = field(default_factory=dict)
+
+
+def evaluate(
+    proposals: Sequence[ProposalRow],
+    executor: Executor,
+    *,
+    fingerprints: Mapping[str, int],
+    known: Mapping[int, CandidateRow],
+    reference: Reference,
+    cutoff: float | None,
+    regressions: Mapping[str, Sequence[Any]],
+    commit: Callable[[CandidateRow], None],
+    deadline: float | None = None,
+) -> list[CandidateRow]:
+    """Every candidate's row in id order; fewer when the deadline (monotonic seconds) comes first.
+
+    `fingerprints` are those of earlier generations, `known` the candidates of this one that were committed before a restart.
+    `commit` is called as soon as a candidate's fate is known, in any order.
+    """
+    rows: dict[int, CandidateRow] = {row.id: known[row.id] for row in proposals if row.id in known}
+    sources = {row.id: row.source for row in proposals}
+    order = sorted(sources)
+    screens: dict[int, Screened | Failure] = {}
+    seen = dict(fingerprints)
+    position = 0
+
+    def settle(row: CandidateRow) -> None:
+        rows[row.id] = row
+        commit(row)
+
+    for number in order:
+        if number not in rows:
+            executor.submit(("screen", number), Screen(source=sources[number], regressions=regressions))
+    while len(rows) < len(order) or position < len(order):
+        while position < len(order) and (order[position] in screens or order[position] in rows):
+            number = order[position]
+            position += 1
+            if number in rows:
+                fingerprint = rows[number].fingerprint
+                if fingerprint is not None:
+                    seen.setdefault(fingerprint, number)
+                continue
+            screened = screens[number]
+            settled = _screened_row(number, screened, seen)
+            if settled is not None:
+                settle(settled)
+                continue
+            assert isinstance(screened, Screened) and screened.fingerprint is not None
+            seen[screened.fingerprint] = number
+            job = Judge(
+                source=sources[number], reference=reference.train, short_reference=reference.short, cutoff=cutoff
+            )
+            executor.submit(("judge", number), job)
+        if len(rows) == len(order):
+            break
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            break
+        for done in executor.wait(left):
+            stage, number = done.key
+            if stage == "screen":
+                assert isinstance(done.answer, (Screened, Failure))
+                screens[number] = done.answer
+            else:
+                first = screens[number]
+                assert isinstance(first, Screened)
+                settle(_judged_row(number, first, done))
+    return [rows[number] for number in order if number in rows]
+
+
+def _screened_row(number: int, screened: Screened | Failure, seen: Mapping[str, int]) -> CandidateRow | None:
+    """The row of a candidate that goes no further; None when it is to be judged."""
+    if isinstance(screened, Failure):
+        return _failed(number, screened, None)
+    gate, detail = screened.gate, screened.detail
+    if gate is None and screened.fingerprint in seen:
+        gate, detail = "duplicate", f"behaves like candidate {seen[screened.fingerprint or '']} on every probe"
+    if gate is None:
+        return None
+    return CandidateRow(
+        id=number,
+        verdict=screened.verdict,
+        gate=gate,
+        detail=detail,
+        digest=screened.digest,
+        fingerprint=screened.fingerprint,
+        descriptor=screened.descriptor,
+        counterexample=screened.counterexample,
+        seconds=screened.seconds,
+    )
+
+
+def _judged_row(number: int, screened: Screened, done: Done) -> CandidateRow:
+    answer = done.answer
+    if isinstance(answer, Failure):
+        return _failed(number, answer, screened)
+    assert isinstance(answer, Judged)
+    return CandidateRow(
+        id=number,
+        verdict=answer.verdict,
+        gate=answer.gate,
+        detail=answer.detail,
+        digest=screened.digest,
+        fingerprint=screened.fingerprint,
+        descriptor=screened.descriptor,
+        counterexample=answer.counterexample,
+        scores=answer.scores,
+        fitness=answer.fitness,
+        seconds={**screened.seconds, **answer.seconds},
+    )
+
+
+def _failed(number: int, failure: Failure, screened: Screened | None) -> CandidateRow:
+    """A candidate whose worker gave no answer: nothing is known of it, so it is not used."""
+    return CandidateRow(
+        id=number,
+        verdict="UNKNOWN",
+        gate="replay" if screened is not None else "types",
+        detail=f"{failure.kind}: {failure.detail}",
+        digest=None if screened is None else screened.digest,
+        fingerprint=None if screened is None else screened.fingerprint,
+        descriptor=None if screened is None else screened.descriptor,
+    )

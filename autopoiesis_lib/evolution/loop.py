@@ -1,0 +1,470 @@
+"""`evolve`: propose, gate, score, keep, again; then certify the best and judge it on windows the search never saw.
+
+Generation g depends only on the seed and on the results through generation g-1 taken in id order, so equal seeds and candidate
+budgets give equal runs whatever the number of workers. Proposals are stored before they are evaluated and candidates as soon as
+their fate is known: a run that is killed resumes where it was.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from ..certificate import Certificate
+from ..contract import Contract
+from ..policy import Policy
+from ..store import CandidateRow, ProposalRow, RunRow, Store
+from ..synthesis.proposer import Context, Draft, Proposer
+from ..synthesis.search import SearchProposer
+from .archive import Archive, Elite
+from .budget import Budget
+from .compare import improvement, pooled
+from .errors import EvolutionError
+from .evaluator import HIGHER_IS_BETTER, Evaluator, Measurement
+from .executor import Executor, Failure
+from .generation import Reference, evaluate
+from .result import REJECTIONS, EvolutionResult, Progress
+from .selection import MIGRATION_EVERY, select
+from .work import Certify, Judged, Measure, Setup
+
+__all__ = ["evolve"]
+
+RESERVE = 0.1
+"""Share of a time budget kept for held-out evaluation and certification (at least RESERVE_S, at most 60 s)."""
+RESERVE_S = 4.0
+PATIENT_S = 900.0
+"""Time limit of jobs on trusted texts; the first on a fresh machine compiles the simulator."""
+MAX_WARM_START = 16
+
+
+def evolve(
+    contract: Contract,
+    workload: object | None = None,
+    proposer: Proposer | None = None,
+    budget: Budget | None = None,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    executor: Literal["local", "ray"] | Callable[[Setup], Executor] = "local",
+    store: Store | str | Path | None = None,
+    resume: str | None = None,
+    objectives: Mapping[str, float] | None = None,
+    warm_start: bool | Sequence[str] = False,
+    certify: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+) -> EvolutionResult:
+    """Evolve a policy of a contract.
+
+    `workload` is a `Workload`, a `Trace` (split in halves, served by the default calibration), an `Evaluator` of your own, or
+    None for the default workload. `proposer` is `SearchProposer()` unless given. `budget` is 60 seconds unless given. `workers`
+    is the number of CPUs unless given. `store` is an open store, a path or a URL. `resume` is a run's id (or a prefix of it):
+    contract and workload must be the same, and its seed, budget and objectives are used unless a new budget is given.
+    `objectives` are metric -> weight. `warm_start` starts from the store's certified policies of this contract, or from texts.
+    `progress` hears of every candidate.
+
+    Ctrl-C ends it with `KeyboardInterrupt` and leaves a resumable run, as SIGKILL does.
+
+    Raises:
+        EvolutionError: it cannot start, or nothing could be certified.
+        StoreError: the store cannot be used, or has no such run.
+    """
+    opened = store if isinstance(store, Store) else Store.open(store)
+    try:
+        evaluator = evaluator_of(contract, workload)
+        run = _Run(
+            contract,
+            evaluator,
+            proposer or SearchProposer(),
+            budget,
+            seed,
+            opened,
+            resume,
+            objectives,
+            warm_start,
+            certify,
+            progress,
+        )
+        return run.execute(_executor(executor, workers, run.setup, run.budget))
+    finally:
+        if not isinstance(store, Store):
+            opened.close()
+
+
+def evaluator_of(contract: Contract, workload: object | None) -> Evaluator:
+    """The evaluator that a workload argument of `evolve` means.
+
+    Raises:
+        EvolutionError: it is none of the things `evolve` takes.
+    """
+    from ..simulation.trace import Trace
+    from ..simulation.workload import Workload, default_workload
+    from .evaluator import SimulationEvaluator
+
+    match workload:
+        case None:
+            return SimulationEvaluator.of(contract, default_workload())
+        case Workload():
+            return SimulationEvaluator.of(contract, workload)
+        case Trace():
+            default = default_workload()
+            return SimulationEvaluator.of(contract, Workload.of(workload, default.calibration, engine=default.engine))
+        case _ if all(callable(getattr(workload, name, None)) for name in ("measure", "probes", "describe")):
+            return workload  # type: ignore[return-value]
+    raise EvolutionError(f"workload is a {type(workload).__name__}: give a Workload, a Trace, or an evaluator")
+
+
+def _executor(
+    kind: Literal["local", "ray"] | Callable[[Setup], Executor], workers: int | None, setup: Setup, budget: Budget
+) -> Executor:
+    count = workers if workers is not None else len(os.sched_getaffinity(0))
+    if callable(kind):
+        return kind(setup)
+    if kind == "ray":
+        from .ray_pool import RayPool
+
+        return RayPool(setup, count, budget.limits)
+    if kind != "local":
+        raise EvolutionError(f"there is no executor {kind!r}: give local or ray")
+    from .pool import LocalPool
+
+    return LocalPool(setup, count, budget.limits)
+
+
+class _Run:
+    """The state of a run in this process; all of it can be rebuilt from the store."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        evaluator: Evaluator,
+        proposer: Proposer,
+        budget: Budget | None,
+        seed: int,
+        store: Store,
+        resume: str | None,
+        objectives: Mapping[str, float] | None,
+        warm_start: bool | Sequence[str],
+        certify: bool,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.started = self.searching_since = time.monotonic()
+        """The budget's seconds count from `searching_since`: starting workers and compiling the simulator are not charged."""
+        self.contract, self.evaluator, self.proposer, self.store = contract, evaluator, proposer, store
+        self.certify, self.progress = certify, progress
+        self.workload = dict(evaluator.describe())
+        if resume is None:
+            self.budget = budget or Budget(seconds=60.0)
+            self.seed = seed
+            self.objectives = dict(objectives or {"ttft_mean_us": 1.0})
+            self.warm = self._warm_start(warm_start)
+            self.id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+            self.spent_before = 0.0
+            self.store.start_run(self._row())
+        else:
+            row = store.run(resume)
+            self._check_same(row)
+            self.id, self.seed, self.spent_before = row.id, row.seed, row.spent_seconds
+            self.budget = budget or Budget.from_json(row.config["budget"])
+            self.objectives = dict(row.config["objectives"])
+            self.warm = list(row.config["warm_start"])
+        if not self.objectives or min(self.objectives.values()) <= 0:
+            raise EvolutionError("objectives: give at least one metric with a weight above 0")
+        self.objective = max(self.objectives, key=lambda name: self.objectives[name])
+        self.setup = Setup(contract=contract, evaluator=evaluator, objectives=self.objectives)
+        self.archive = Archive(self.budget.islands)
+        self.rejected = dict.fromkeys(REJECTIONS, 0)
+        self.proposed = self.evaluated = self.generation = 0
+        self.notes: list[str] = []
+
+    def execute(self, executor: Executor) -> EvolutionResult:
+        """The whole run."""
+        try:
+            reference = self._reference(executor)
+            self.searching_since = time.monotonic()
+            self._search(executor, reference)
+            executor.clear()
+            result = self._finish(executor)
+        except BaseException:
+            self.store.update_run(self.id, status="interrupted", spent_seconds=self.spent)
+            raise
+        finally:
+            executor.close()
+        self.store.update_run(self.id, status="done", spent_seconds=self.spent, result=result.to_json())
+        return result
+
+    @property
+    def spent(self) -> float:
+        """Wall seconds of this and all earlier sittings, without the start-up of each."""
+        return self.spent_before + time.monotonic() - self.searching_since
+
+    @property
+    def deadline(self) -> float | None:
+        """When the search ends, in monotonic seconds."""
+        if self.budget.seconds is None:
+            return None
+        reserve = min(60.0, max(RESERVE_S, RESERVE * self.budget.seconds), 0.5 * self.budget.seconds)
+        return self.searching_since + self.budget.seconds - self.spent_before - reserve
+
+    def _search(self, executor: Executor, reference: Reference) -> None:
+        proposals = self.store.proposals(self.id)
+        committed = {row.id: row for row in self.store.candidates(self.id)}
+        best_at, best_fitness = 0, float("inf")
+        while True:
+            mine = [row for row in proposals if row.generation == self.generation]
+            if not mine:
+                mine = self._propose(reference)
+                if not mine:
+                    return
+                self.store.propose(self.id, mine)
+            self.proposed += len(mine)
+            regressions = self._regressions()
+            rows = evaluate(
+                mine,
+                executor,
+                fingerprints=self.archive.fingerprints,
+                known=committed,
+                reference=reference,
+                cutoff=self._cutoff(reference),
+                regressions=regressions,
+                commit=self._committed,
+                deadline=self.deadline,
+            )
+            by_id = {row.id: row for row in mine}
+            for row in rows:
+                if row.id in committed:
+                    self._count(row)
+                self.archive.add(by_id[row.id], row)
+                if row.counterexample is not None:
+                    self.store.put_counterexample(self.contract.digest, _regression(row.counterexample))
+            self.generation += 1
+            if self.generation % MIGRATION_EVERY == 0:
+                self.archive.migrate()
+            best = self.archive.best
+            if best is not None and best.fitness < best_fitness * 0.999:
+                best_at, best_fitness = self.generation, best.fitness
+            self.store.update_run(self.id, status="running", spent_seconds=self.spent)
+            if len(rows) < len(mine) or (self.deadline is not None and time.monotonic() >= self.deadline):
+                return
+            if self.budget.patience is not None and self.generation - best_at >= self.budget.patience:
+                self.notes.append(f"stopped early: no improvement in {self.budget.patience} generations")
+                return
+
+    def _propose(self, reference: Reference) -> list[ProposalRow]:
+        first = self.proposed
+        if self.generation == 0:
+            seeds = [(f"baseline:{name}", text) for name, text in self.contract.baselines().items()]
+            seeds += [("warm-start", text) for text in self.warm]
+            if seeds:
+                return [
+                    ProposalRow(id=number, generation=0, source=text, move=move, island=number % self.budget.islands)
+                    for number, (move, text) in enumerate(seeds)
+                ]
+        count = self.budget.generation_size
+        if self.budget.candidates is not None:
+            count = min(count, self.budget.candidates - first)
+        if count <= 0:
+            return []
+        slots = select(self.archive, self.seed, self.generation, first, count)
+        best = self.archive.best
+        context = Context(
+            contract=self.contract,
+            seed=self.seed,
+            generation=self.generation,
+            best=None if best is None else best.parent(),
+            explored=[f"{elite.descriptor} (fitness {elite.fitness:.3f})" for elite in self.archive.runners_up(8)],
+            counterexamples=tuple(self.archive.counterexamples),
+            workload=self.workload,
+            objectives=self.objectives,
+            reference=reference.train,
+            deadline_s=None if self.deadline is None else max(0.0, self.deadline - time.monotonic()),
+        )
+        drafts = self.proposer.propose(context, slots)
+        if len(drafts) != len(slots):
+            raise EvolutionError(f"the proposer {self.proposer.name} gave {len(drafts)} drafts for {len(slots)} slots")
+        return [self._proposal(slot.id, slot.island, draft) for slot, draft in zip(slots, drafts, strict=True)]
+
+    def _proposal(self, number: int, island: int, draft: Draft) -> ProposalRow:
+        return ProposalRow(
+            id=number,
+            generation=self.generation,
+            source=draft.source,
+            move=draft.move,
+            island=island,
+            parents=draft.parents,
+            rationale=draft.rationale,
+            details=draft.details,
+        )
+
+    def _cutoff(self, reference: Reference) -> float | None:
+        """On the short window, 30% worse than the worst elite of the best cell is hopeless."""
+        if not reference.short:
+            return None
+        leaders = self.archive.elites()[:8]
+        return None if len(leaders) < 8 else 1.3 * leaders[-1].fitness
+
+    def _reference(self, executor: Executor) -> Reference:
+        """The default baseline's metrics; every metric counts as it is when the contract has no baseline."""
+        source = next(iter(self.contract.baselines().values()), None)
+        if source is None:
+            return Reference(train={})
+        parts = _answer(executor, Measure(source=source, window="train"), "the default baseline cannot be measured")
+        train = pooled(parts)
+        missing = [name for name in self.objectives if name not in train]
+        if missing:
+            raise EvolutionError(f"objective {missing[0]!r} is not measured; there are {', '.join(sorted(train))}")
+        short = _answer(executor, Measure(source=source, window="short"), "the short window cannot be measured")
+        return Reference(train=train, short=pooled(short) if short else {})
+
+    def _committed(self, row: CandidateRow) -> None:
+        self.store.commit(self.id, row)
+        self._count(row)
+        self._tell("search")
+
+    def _count(self, row: CandidateRow) -> None:
+        if row.gate is None:
+            self.evaluated += 1
+        else:
+            self.rejected[row.gate] = self.rejected.get(row.gate, 0) + 1
+
+    def _regressions(self) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        names = {formula.name for formula in self.contract.invariants}
+        for example in self.store.counterexamples(self.contract.digest):
+            if example["obligation"] in names:
+                found.setdefault(example["obligation"], []).append(example["arguments"])
+        return found
+
+    def _finish(self, executor: Executor) -> EvolutionResult:
+        certificate, best = self._certified(executor)
+        self._tell("held-out")
+        texts = {"": best.source, **self.contract.baselines()}
+        measured: dict[str, Sequence[Measurement]] = {}
+        for name, text in texts.items():
+            measured[name] = _answer(
+                executor,
+                Measure(source=text, window="held-out", samples=True),
+                f"held-out windows failed for {name or 'the best'}",
+            )
+        ours = measured.pop("")
+        baselines = {name: pooled(parts) for name, parts in measured.items()}
+        default = next(iter(baselines), None)
+        sign = -1.0 if self.objective in HIGHER_IS_BETTER else 1.0
+        strongest = min(baselines, key=lambda name: sign * baselines[name][self.objective], default=None)
+        policy = Policy.from_source(best.source, self.contract)
+        self.store.put_policy(policy.digest, self.contract.contract_name, self.contract.digest, best.source)
+        if certificate is not None:
+            self.store.put_certificate(
+                certificate.digest, policy.digest, self.contract.digest, certificate.model_dump_json()
+            )  # fmt: skip
+        examples = self.archive.counterexamples
+        return EvolutionResult(
+            run=self.id,
+            contract=self.contract.contract_name,
+            seconds=self.spent,
+            proposed=self.proposed,
+            rejected=self.rejected,
+            evaluated=self.evaluated,
+            objective=self.objective,
+            best=policy,
+            best_id=best.id,
+            best_origin=best.move,
+            fitness=best.fitness,
+            held_out=pooled(ours),
+            baselines=baselines,
+            improvement=None if default is None else improvement(self.objective, default, measured[default], ours),
+            over_best_baseline=None
+            if strongest is None
+            else improvement(self.objective, strongest, measured[strongest], ours),
+            certificate=certificate,
+            counterexample=examples[-1] if examples else None,
+            workload=self.workload,
+            notes=tuple(self.notes),
+        )
+
+    def _certified(self, executor: Executor) -> tuple[Certificate | None, Elite]:
+        """The best candidate that passes every gate in full."""
+        if self.archive.best is None:
+            raise EvolutionError("no candidate passed the gates and was evaluated: give a larger budget")
+        if not self.certify:
+            return None, self.archive.best
+        for elite in [self.archive.best, *self.archive.runners_up(8)]:
+            self._tell("certify")
+            executor.submit(("certify", elite.id), Certify(source=elite.source), PATIENT_S)
+            answer = _next(executor, ("certify", elite.id))
+            if isinstance(answer, Certificate):
+                return answer, elite
+            why = answer.detail if isinstance(answer, (Judged, Failure)) else "no answer"
+            self.notes.append(f"candidate {elite.id} could not be certified: {why}")
+        raise EvolutionError(f"none of the best candidates could be certified: {self.notes[-1]}")
+
+    def _warm_start(self, wanted: bool | Sequence[str]) -> list[str]:
+        if wanted is True:
+            return [source for _, source in self.store.certified(self.contract.digest)][-MAX_WARM_START:]
+        return list(wanted) if wanted else []
+
+    def _row(self) -> RunRow:
+        return RunRow(
+            id=self.id,
+            contract=self.contract.contract_name,
+            contract_digest=self.contract.digest,
+            seed=self.seed,
+            status="running",
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            config={
+                "budget": self.budget.to_json(),
+                "objectives": self.objectives,
+                "warm_start": self.warm,
+                "proposer": dict(self.proposer.describe()),
+                "workload": self.workload,
+            },
+        )
+
+    def _check_same(self, row: RunRow) -> None:
+        if row.contract_digest != self.contract.digest:
+            raise EvolutionError(
+                f"run {row.id} was about another contract or version of it ({row.contract}); start a new run"
+            )
+        if row.config["workload"] != _json(self.workload):
+            raise EvolutionError(f"run {row.id} was scored on another workload; resume it with the same one")
+
+    def _tell(self, phase: str) -> None:
+        if self.progress is None:
+            return
+        done = self.evaluated + sum(self.rejected.values())
+        note = getattr(self.proposer, "note", "")
+        self.progress(
+            Progress(
+                run=self.id, phase=phase, seconds=self.spent, done=done, total=self.budget.candidates,
+                rejected=dict(self.rejected), best=self.archive.best, generation=self.generation, note=str(note),
+            )
+        )  # fmt: skip
+
+
+def _answer(executor: Executor, job: Measure, what: str) -> Sequence[Measurement]:
+    executor.submit(("measure", 0), job, PATIENT_S)
+    answer = _next(executor, ("measure", 0))
+    if isinstance(answer, Failure):
+        raise EvolutionError(f"{what}: {answer.kind}: {answer.detail}")
+    assert isinstance(answer, Sequence)
+    return answer
+
+
+def _next(executor: Executor, key: tuple[str, int]) -> object:
+    """The answer to one job; answers to jobs that a deadline left behind are dropped."""
+    while True:
+        for done in executor.wait(None):
+            if done.key == key:
+                return done.answer
+
+
+def _regression(example: Mapping[str, Any]) -> dict[str, Any]:
+    return {"obligation": example["obligation"], "arguments": example["arguments"]}
+
+
+def _json(value: Any) -> Any:
+
+    return json.loads(json.dumps(value))

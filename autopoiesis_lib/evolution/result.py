@@ -1,0 +1,122 @@
+"""What a run answers: the winner, how it compares on held-out windows, and what became of every candidate."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..certificate import Certificate
+from ..policy import Policy
+from .archive import Elite
+from .compare import Improvement
+
+__all__ = ["REJECTIONS", "EvolutionResult", "Progress"]
+
+REJECTIONS = ("duplicate", "grammar", "types", "ranges", "fuzz", "proof", "replay")
+"""Why a candidate may be rejected, in the order of the cascade."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands, for a progress bar: told after every candidate."""
+
+    run: str
+    phase: str
+    """"search", "held-out" or "certify"."""
+    seconds: float
+    done: int
+    total: int | None
+    """The candidate budget, if there is one."""
+    rejected: Mapping[str, int]
+    best: Elite | None
+    generation: int
+    note: str = ""
+    """Something a person should know, such as a language model that stopped answering."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvolutionResult:
+    """The outcome of `evolve`."""
+
+    run: str
+    contract: str
+    seconds: float
+    proposed: int
+    rejected: Mapping[str, int]
+    """By gate; every name of `REJECTIONS` is there."""
+    evaluated: int
+    objective: str
+    """The metric with the largest weight: the one improvements are stated in."""
+    best: Policy
+    """The winner by train fitness, certified unless `certificate` is None."""
+    best_id: int
+    best_origin: str
+    """The move that made it; "baseline:NAME" when no candidate beat that baseline."""
+    fitness: float
+    held_out: Mapping[str, float]
+    """The winner's metrics on held-out windows."""
+    baselines: Mapping[str, Mapping[str, float]]
+    """Held-out metrics of the contract's baselines."""
+    improvement: Improvement | None
+    """Over the contract's default baseline; None when it has no baselines."""
+    over_best_baseline: Improvement | None
+    """Over the baseline that does best on the objective, held out."""
+    certificate: Certificate | None
+    """The `Certificate`, or None when certification was switched off."""
+    counterexample: Mapping[str, Any] | None
+    """One real counterexample that a gate found on the way."""
+    workload: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    path: str | None = None
+    certificate_path: str | None = None
+
+    @property
+    def winner(self) -> str:
+        """ "evolved", or the name of the baseline that did better on held-out windows."""
+        best = self.over_best_baseline
+        return "evolved" if best is None or best.reduction > 0 else best.over
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape of `autopoiesis evolve --json`."""
+        improvement = None if self.improvement is None else _plain(self.improvement)
+        if improvement is not None and self.over_best_baseline is not None:
+            improvement["best_baseline"] = _plain(self.over_best_baseline)
+            improvement["winner"] = self.winner
+        return {
+            "run": self.run,
+            "contract": self.contract,
+            "seconds": round(self.seconds, 3),
+            "candidates": {"proposed": self.proposed, "rejected": dict(self.rejected), "evaluated": self.evaluated},
+            "best": {
+                "digest": self.best.digest,
+                "path": self.path,
+                "certificate": self.certificate_path,
+                "held_out": dict(self.held_out),
+            },
+            "baselines": {name: {"held_out": dict(metrics)} for name, metrics in self.baselines.items()},
+            "improvement": improvement,
+        }
+
+    def dumps(self) -> str:
+        """The JSON text."""
+        return json.dumps(self.to_json())
+
+    def write(self, folder: str | Path) -> "EvolutionResult":
+        """Write `policy.py` and `certificate.json` to a folder (made when missing); the result that knows their paths."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        policy = target / "policy.py"
+        policy.write_text(self.best.source, encoding="utf-8")
+        certificate = None
+        if self.certificate is not None:
+            certificate = target / "certificate.json"
+            self.certificate.write(certificate)
+        changes = {"path": str(policy), "certificate_path": None if certificate is None else str(certificate)}
+        return EvolutionResult(**{**self.__dict__, **changes})
+
+
+def _plain(improvement: Improvement) -> dict[str, Any]:
+    record = asdict(improvement)
+    record["ci95"] = list(improvement.ci95)
+    return record
