@@ -1,0 +1,1 @@
+"""The `autopoiesis` command. One command a file; what it prints is in `rendering`."""

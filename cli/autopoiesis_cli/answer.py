@@ -1,0 +1,92 @@
+"""What every command gives back: one document, its rendering for people, and an exit code. This is where it is printed.
+
+With `--json` exactly one JSON object goes to stdout; whatever a library prints meanwhile goes to stderr.
+"""
+
+import json as encoding
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["DONE", "INTERRUPTED", "MISTAKE", "REFUSED", "Answer", "Json", "answering", "note", "people", "print_json"]
+
+DONE, REFUSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: done or PROVED; an honest no; bad input or usage; stopped by Ctrl-C."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A command's result."""
+
+    document: Mapping[str, Any]
+    """What `--json` prints."""
+    shown: "Sequence[RenderableType]"
+    """What people see."""
+    code: int = DONE
+    error: str = ""
+    """One line for stderr; with an error, people are shown nothing else but `shown`."""
+
+
+def answering(command: Callable[P, Answer]) -> Callable[P, None]:
+    """Make a typer command of a function with a `json` parameter that returns an `Answer`."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        json = bool(kwargs["json"])
+        stdout = sys.stdout
+        with redirect_stdout(sys.stderr) if json else nullcontext():
+            answer = command(*args, **kwargs)
+        if json:
+            print_json(answer.document, stdout)
+        else:
+            people(stdout).print(*answer.shown, sep="\n")
+        if answer.error:
+            print(f"error: {one_line(answer.error)}", file=sys.stderr)
+        raise typer.Exit(answer.code)
+
+    return run
+
+
+def print_json(document: Mapping[str, Any], stream: TextIO) -> None:
+    """One JSON object on one line; a number JSON cannot hold becomes null."""
+    print(encoding.dumps(_finite(document), default=str, allow_nan=False), file=stream, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def one_line(text: object) -> str:
+    """A message on one line, whatever it was made of."""
+    return " ".join(str(text).split())
+
+
+def note(message: str) -> None:
+    """A line of progress for people, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def people(stream: TextIO) -> "Console":
+    """A console for people: as wide as the terminal, or 120 columns where there is none."""
+    from rich.console import Console
+
+    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False, emoji=False, markup=False)

@@ -1,0 +1,42 @@
+"""Options that several commands share, and how their texts become values."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from autopoiesis_lib import Contract
+
+__all__ = ["ContractArgument", "ContractOption", "SettingsOption", "contract_from"]
+
+ContractOption = Annotated[
+    str, typer.Option("--contract", metavar="NAME", help="The policy type; see `contracts list`.")
+]
+ContractArgument = Annotated[str, typer.Argument(metavar="CONTRACT", help="The policy type; see `contracts list`.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the contract, such as max_aging_us=60000000."),
+]
+PolicyPath = Annotated[Path, typer.Argument(metavar="POLICY.py", help="A policy file.")]
+
+
+def contract_from(name: str, settings: list[str] | None = None) -> "Contract":
+    """The contract of that name with `NAME=VALUE` settings.
+
+    Raises:
+        ContractError: there is none, or a setting is wrong.
+    """
+    from autopoiesis_lib.errors import ContractError
+    from autopoiesis_lib.registry import contract_named
+
+    parameters: dict[str, object] = {}
+    for setting in settings or ():
+        key, found, value = setting.partition("=")
+        try:
+            parameters[key.strip()] = int(value.replace("_", ""))
+        except ValueError:
+            raise ContractError(f"--set {setting}: write NAME=INTEGER") from None
+        if not found or not key.strip():
+            raise ContractError(f"--set {setting}: write NAME=INTEGER")
+    return contract_named(name, **parameters)

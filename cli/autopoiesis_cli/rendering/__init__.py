@@ -1,0 +1,1 @@
+"""What people see: results as tables and lines. Nothing here computes."""

@@ -1,0 +1,143 @@
+"""Gate reports and certificates, for people."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from autopoiesis_lib.gates import Counterexample, GateReport, ObligationResult, Verdict
+from autopoiesis_lib.gates.claims import in_words
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from autopoiesis_lib.certificate import Certificate
+
+__all__ = [
+    "claim_lines",
+    "render_certificate",
+    "render_counterexample",
+    "render_report",
+    "seconds_text",
+    "verdict_text",
+]
+
+
+def render_report(report: GateReport, path: Path, certificate: str | None) -> "list[RenderableType]":
+    """Every gate and obligation, a counterexample as values and as a test, the claims, the verdict."""
+    digest = f"  digest {report.policy_digest[:12]}" if report.policy_digest else ""
+    shown: list[RenderableType] = [Text(f"{path}  contract {report.contract}{digest}"), _gates(report)]
+    if report.obligations:
+        shown.append(_obligations(report.obligations))
+    if report.counterexample is not None:
+        shown += render_counterexample(report.counterexample)
+    if report.claims:
+        shown += [Rule("what this proves", align="left", style="dim"), *claim_lines(report.claims)]
+    if certificate is not None:
+        shown.append(Text(f"certificate written to {certificate}"))
+    shown.append(Text.assemble(verdict_text(report.verdict), f" in {seconds_text(report.seconds)}"))
+    return shown
+
+
+def render_certificate(
+    certificate: "Certificate", results: Sequence[ObligationResult], seconds: float
+) -> "list[RenderableType]":
+    """A certificate proved again: each obligation, the claims, what is not covered."""
+    signed = f"signed by {certificate.signature.key_id[:12]}" if certificate.signature else "not signed"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("obligation", "verdict", "solvers"):
+        table.add_column(heading)
+    for item in results:
+        table.add_row(item.name, verdict_text(item.verdict), item.detail)
+    good = all(item.verdict is Verdict.PROVED for item in results)
+    return [
+        Text(f"certificate of policy {certificate.policy_digest[:12]}, contract {certificate.contract}, {signed}"),
+        table,
+        Rule("what this proves", align="left", style="dim"),
+        *claim_lines(certificate.claims),
+        Rule("what it does not cover", align="left", style="dim"),
+        *claim_lines(certificate.not_covered),
+        Text(f"{'proved again' if good else 'NOT proved again'} in {seconds_text(seconds)}"),
+    ]
+
+
+def render_counterexample(example: Counterexample) -> "list[RenderableType]":
+    """Values on which the policy breaks an obligation, side by side where they share a view, and the test that shows it."""
+    shown: list[RenderableType] = [Rule("counterexample", align="left", style="dim"), Text(example.explanation)]
+    shown += [_values(group) for group in _grouped(example.arguments)]
+    if example.pytest:
+        shown += [
+            Rule("as a test", align="left", style="dim"),
+            Syntax(example.pytest.rstrip(), "python", background_color="default", word_wrap=True),
+        ]
+    return shown
+
+
+def claim_lines(claims: Iterable[str]) -> "list[RenderableType]":
+    """Claims as a list."""
+    return [Padding(Text(f"- {claim}"), (0, 0, 0, 1)) for claim in claims]
+
+
+def verdict_text(verdict: Verdict) -> Text:
+    """A verdict in its colour."""
+    colour = "green" if verdict.green else "yellow" if verdict is Verdict.UNKNOWN else "red"
+    return Text(str(verdict), style=f"bold {colour}")
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration as people say it."""
+    return f"{seconds * 1_000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _gates(report: GateReport) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("gate", "verdict"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("detail")
+    for gate in report.gates:
+        table.add_row(gate.name, verdict_text(gate.verdict), seconds_text(gate.seconds), Text(gate.detail))
+    return table
+
+
+def _obligations(obligations: Sequence[ObligationResult]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("obligation")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("least bound")
+    for item in obligations:
+        bound = ""
+        if item.least is not None:
+            word = "least" if item.least.tight else "sufficient"
+            value = f"{item.least.value:,} {item.least.unit} ({in_words(item.least.value, item.least.unit)}, {word})"
+            bound = f"{item.least.parameter} = {value}"
+        table.add_row(item.name, verdict_text(item.verdict), seconds_text(item.seconds), bound)
+    return table
+
+
+def _grouped(arguments: Mapping[str, dict[str, int] | int]) -> list[dict[str, dict[str, int]]]:
+    """Arguments that share a view's fields together; scalars as one group of their own."""
+    groups: dict[tuple[str, ...], dict[str, dict[str, int]]] = {}
+    scalars: dict[str, int] = {}
+    for name, value in arguments.items():
+        if isinstance(value, int):
+            scalars[name] = value
+        else:
+            groups.setdefault(tuple(value), {})[name] = dict(value)
+    return [*groups.values(), *([{"value": scalars}] if scalars else [])]
+
+
+def _values(group: Mapping[str, Mapping[str, int]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in group:
+        table.add_column(name, justify="right")
+    for field in next(iter(group.values())):
+        table.add_row(field, *(f"{row[field]:,}" for row in group.values()))
+    return table

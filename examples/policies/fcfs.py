@@ -1,0 +1,8 @@
+"""First come, first served: what every engine does by default. PROVED with T = 0."""
+
+from autopoiesis_contracts.request_ordering import Engine, Waiting
+
+
+def score(request: Waiting, engine: Engine) -> int:
+    """The longer it has waited, the sooner it goes."""
+    return request.waited_us
