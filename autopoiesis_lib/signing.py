@@ -40,6 +40,7 @@ __all__ = [
     "UnknownKey",
     "Unsigned",
     "check_signature",
+    "key_id",
     "list_keys",
     "load_key",
     "new_key",
@@ -115,7 +116,7 @@ def new_key(folder: str | Path, name: str) -> KeyInfo:
         raise SigningError(f"there is a key {name!r} in {root} already; choose another name, or move it away") from None
     except OSError as error:
         raise SigningError(f"no key can be written to {root}: {error.strerror or error}") from None
-    return KeyInfo(name=name, key_id=_key_id(private.public_key()), can_sign=True)
+    return KeyInfo(name=name, key_id=key_id(private.public_key()), can_sign=True)
 
 
 def list_keys(folder: str | Path) -> tuple[KeyInfo, ...]:
@@ -126,7 +127,7 @@ def list_keys(folder: str | Path) -> tuple[KeyInfo, ...]:
     """
     root = Path(folder)
     return tuple(
-        KeyInfo(name=path.stem, key_id=_key_id(_read_public(path)), can_sign=path.with_suffix(".key").is_file())
+        KeyInfo(name=path.stem, key_id=key_id(_read_public(path)), can_sign=path.with_suffix(".key").is_file())
         for path in sorted(root.glob("*.pub"))
     )
 
@@ -151,7 +152,7 @@ def load_key(folder: str | Path, name: str) -> SigningKey:
         raise SigningError(f"{path} is not a private key in PEM without a password") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise SigningError(f"{path} is not an Ed25519 key; make one with `autopoiesis keys new`")
-    return SigningKey(name=name, key_id=_key_id(private.public_key()), private=private)
+    return SigningKey(name=name, key_id=key_id(private.public_key()), private=private)
 
 
 def sign(certificate: Certificate, key: SigningKey) -> Certificate:
@@ -170,13 +171,16 @@ def trusted_keys(folder: str | Path) -> Mapping[str, Ed25519PublicKey]:
     if not root.is_dir():
         raise SigningError(f"there is no folder of trusted keys at {root}; make a key with `autopoiesis keys new`")
     keys = [_read_public(path) for path in sorted(root.glob("*.pub"))]
-    return {_key_id(key): key for key in keys}
+    return {key_id(key): key for key in keys}
 
 
-def check_signature(certificate: Certificate, trusted: Mapping[str, Ed25519PublicKey]) -> str:
+def check_signature(
+    certificate: Certificate, trusted: Mapping[str, Ed25519PublicKey], *, allow_unsigned: bool = False
+) -> str | None:
     """Make sure that a trusted key vouches for every byte of a certificate; returns that key's id.
 
-    Digests and gates are another matter: `Certificate.check_binding`.
+    With `allow_unsigned` a certificate that nobody signed passes with None; a wrong signature never passes. Digests and gates
+    are another matter: `Certificate.check_binding`.
 
     Raises:
         Unsigned: it has no signature.
@@ -186,25 +190,28 @@ def check_signature(certificate: Certificate, trusted: Mapping[str, Ed25519Publi
     signature = certificate.signature
     policy = certificate.policy_digest[:12]
     if signature is None:
-        raise Unsigned(f"the certificate of policy {policy} is not signed; sign it with `autopoiesis deploy --key`")
+        if allow_unsigned:
+            return None
+        raise Unsigned(f"policy {policy}: its certificate is not signed; sign it, or start with allow_unsigned")
     public = trusted.get(signature.key_id)
     if public is None:
         known = ", ".join(sorted(key[:12] for key in trusted)) or "none"
         raise UnknownKey(
-            f"the certificate of policy {policy} is signed with the unknown key {signature.key_id[:12]} (trusted: "
-            f"{known}); add its .pub file to the trusted keys, or sign again with a trusted one"
+            f"policy {policy}: its certificate is signed with the unknown key {signature.key_id[:12]}, which is not trusted "
+            f"here (trusted: {known}); add its .pub file to the trusted keys, or sign with a trusted key"
         )
     try:
         public.verify(base64.b64decode(signature.value, validate=True), certificate.signed_bytes())
     except (InvalidSignature, ValueError):
         raise Tampered(
-            f"the certificate of policy {policy} was changed after it was signed with key {signature.key_id[:12]}; "
-            "verify the policy and sign it again"
+            f"policy {policy}: its certificate was changed after it was signed with key {signature.key_id[:12]}; verify the "
+            "policy and sign it again"
         ) from None
     return signature.key_id
 
 
-def _key_id(key: Ed25519PublicKey) -> str:
+def key_id(key: Ed25519PublicKey) -> str:
+    """SHA-256 of the 32 raw bytes of a public key, in hex: how certificates name it."""
     return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
 
 

@@ -20,8 +20,7 @@ from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.language.llvm import fields_read
 from autopoiesis_lib.policy import Policy
 from autopoiesis_lib.registry import contract_named
-
-from .trust import check_signature, trusted_keys
+from autopoiesis_lib.signing import check_signature, trusted_keys
 
 __all__ = ["Picker", "PolicyRefusedError", "VerifiedPolicy", "compile_ordering", "load_ordering", "loader"]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from autopoiesis_adapters.loading import PolicyRefusedError, load_ordering
-from autopoiesis_adapters.trust import key_id
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from autopoiesis_lib import Policy
 from autopoiesis_lib.certificate import Certificate, Signature, verify
+from autopoiesis_lib.signing import key_id
 
 SOURCE = BASELINES["shortest-prompt-aging"]
 
