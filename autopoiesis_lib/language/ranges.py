@@ -293,9 +293,11 @@ class _Analysis:
 
     def fits(self, node: Node, interval: Interval) -> Interval:
         self.ranges.checked.add(id(node))
-        if interval.lo < INT64_MIN or interval.hi > INT64_MAX:
-            self.ranges.open.add(id(node))
-        return interval
+        if INT64_MIN <= interval.lo and interval.hi <= INT64_MAX:
+            return interval
+        self.ranges.open.add(id(node))
+        # What follows need hold only where nothing has overflowed yet; unclamped, repeated squaring would eat all memory.
+        return Interval(*(min(max(bound, INT64_MIN), INT64_MAX) for bound in (interval.lo, interval.hi)))
 
     def nonzero(self, node: Node, divisor: Interval) -> None:
         self.ranges.checked.add(id(node))

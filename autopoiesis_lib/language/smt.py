@@ -362,9 +362,11 @@ class Encoder:
 
     def _fits(self, node: Node, value: Term, state: _State) -> Term:
         if isinstance(value, int):
-            if not INT64_MIN <= value <= INT64_MAX:
-                self._oblige("int64 overflow", node, False, state)
-            return value
+            if INT64_MIN <= value <= INT64_MAX:
+                return value
+            self._oblige("int64 overflow", node, False, state)
+            # Only the first violation counts; unclamped, a chain of powers of constants would eat all memory.
+            return INT64_MAX if value > 0 else INT64_MIN
         if self.ranges is None or not self.ranges.discharged(node):
             self._oblige("int64 overflow", node, z3.And(value >= INT64_MIN, value <= INT64_MAX), state)
         return value
