@@ -139,7 +139,7 @@ def test_a_proof_by_one_solver_only_needs_permission(certificate: Certificate) -
 
 def test_a_bound_above_the_operators_limit_is_refused(certificate: Certificate) -> None:
     text = certificate.model_dump_json()
-    assert "accepts up to 1000 us" in refusal(
+    assert "accepts up to 1000" in refusal(
         SOURCE, text, allow_unsigned=True, allow_single_solver=True, max_aging_us=1_000
     )
 

@@ -97,6 +97,7 @@ def test_a_bad_policy_is_dropped_in_the_same_step_and_quarantined(
     bench.scheduler.autopoiesis.clock_ns = lambda: (
         next(clock) * 1_000_000
     )  # requests differ in age even on a fast machine
+    bench.scheduler.autopoiesis.governor.deadline_ns = 1_000_000
     activate(bench, policy)
     seen = serve_all(bench)
     assert seen[f"autopoiesis_faults_total[{kind}]"] == 1
@@ -108,6 +109,7 @@ def test_a_bad_policy_is_dropped_in_the_same_step_and_quarantined(
 
 
 def test_one_late_decision_costs_the_step_but_not_the_policy(bench: Bench) -> None:
+    bench.scheduler.autopoiesis.governor.deadline_ns = 1_000_000
     activate(bench, faulty(lambda calls, seqs: sleep_and_pick() if calls == 9 else int(np.argmin(seqs))))
     seen = serve_all(bench)
     assert seen["autopoiesis_late_decisions_total"] >= 1

@@ -1,25 +1,65 @@
 """What proofs take for granted about views, checked while serving: domains and the contract's own assumptions.
 
 Facts about one request are checked once, when it starts to wait (its fields stand still until it is admitted). Facts
-about the engine, and facts that join a request with the engine, are checked on the snapshot of each scheduling pass:
-the joined ones for every waiting request, by the same machine-code loop that scores them.
+about the engine, and facts that join a request with the engine, are checked on the snapshot of each scheduling pass, for
+every waiting request. Both are machine code, compiled from the contract's own formulas: a step has no time for more.
+Only when something is wrong does Python look for what it was.
 """
 
+import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis_lib.contract import Contract, Formula, formula_module
 from autopoiesis_lib.errors import AutopoiesisError
-from autopoiesis_lib.language import Param, Signature
-from autopoiesis_lib.view import Domain, View
+from autopoiesis_lib.language.ir import (
+    Call,
+    Compare,
+    Const,
+    Expr,
+    Field,
+    Function,
+    Logic,
+    Module,
+    Param,
+    Return,
+    ViewRef,
+)
+from autopoiesis_lib.language.llvm import DECLARATIONS, arguments_of, emit_functions
+from autopoiesis_lib.language.native import MachineCode
+from autopoiesis_lib.view import View
 
 __all__ = ["Assumptions", "UncheckableError"]
 
 Int64s = NDArray[np.int64]
+
+# 1 when f.holds is 1 for every column 0 <= i < n of `columns` (rows of `stride` elements) with the one row `engine`.
+_ALL_HOLD = """\
+define i64 @all_hold(ptr noalias %columns, i64 %stride, i64 %n, ptr noalias %engine) nounwind {{
+entry:
+{engine_loads}
+  br label %row
+row:
+  %i = phi i64 [0, %entry], [%next, %row]
+  %all = phi i64 [1, %entry], [%all.next, %row]
+{request_loads}
+  %one = call i64 @f.holds({arguments})
+  %all.next = and i64 %all, %one
+  %next = add nuw nsw i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %row, label %done
+done:
+  ret i64 %all.next
+}}
+"""
+
+
+_ROLE = ("request", "engine")
 
 
 class UncheckableError(AutopoiesisError):
@@ -31,62 +71,109 @@ class Assumptions:
 
     def __init__(self, contract: Contract, request: type[View], engine: type[View]) -> None:
         self._self = contract.stand_in({})
-        self._request = request
-        self._engine = engine
         self._of_request: list[Formula] = []
-        self._of_engine: list[Formula] = []
-        self._joined: list[tuple[str, Callable[..., Int64s]]] = []
+        self._of_pass: list[Formula] = []
         for formula in contract.assumptions:
             views = tuple(param.view for param in formula.params)
             if views == (request,):
                 # A wait grows while the request stands in the queue; everything else about it stands still.
                 if "waited_us" in formula.source:
                     raise UncheckableError(
-                        f"{formula.name}: an assumption about a wait alone; state it against the engine view"
+                        f"{formula.name}: an assumption about a wait alone; state it with the engine"
                     )
                 self._of_request.append(formula)
-            elif views == (engine,):
-                self._of_engine.append(formula)
-            elif views == (request, engine):
-                self._joined.append((formula.name, _compile(formula)))
+            elif views in ((engine,), (request, engine)):
+                self._of_pass.append(formula)
             else:
-                raise UncheckableError(
-                    f"{formula.name}: the vLLM adapter checks assumptions on (request), (engine) or (request, engine)"
-                )
+                raise UncheckableError(f"{formula.name}: assume something of (request), (engine) or (request, engine)")
         self._request_names = tuple(spec.name for spec in request.fields())
         self._engine_names = tuple(spec.name for spec in engine.fields())
         self._engine_domains = tuple((spec.name, spec.domain.lo, spec.domain.hi) for spec in engine.fields())
+        self._of_one = _compile(_module(self._of_request, request, engine, bounded=request))
+        self._of_all = _compile(_module(self._of_pass, request, engine, bounded=engine))
 
-    def request_holds(self, row: tuple[int, ...]) -> bool:
-        """Whether every assumption about a request alone holds of one row in declared order."""
-        if not self._of_request:
-            return True
-        view = SimpleNamespace(**dict(zip(self._request_names, row, strict=True)))
-        return all(formula.method(self._self, view) for formula in self._of_request)
+    def request_holds(self, columns: int, stride: int) -> bool:
+        """Whether one request lies in its domains and every assumption about a request alone holds of it.
 
-    def engine_problem(self, row: tuple[int, ...]) -> str | None:
-        """What is wrong with an engine row, in words; None when it lies in its domains and meets its assumptions."""
+        `columns` is the address of its first field; the others follow `stride` int64 elements apart.
+        """
+        return bool(self._of_one.call(columns, stride, 1, columns))  # no formula in it reads an engine
+
+    def hold(self, columns: int, stride: int, n: int, engine: int) -> bool:
+        """Whether the engine row lies in its domains and every assumption holds of it and of each of n >= 1 requests.
+
+        `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of the engine's row.
+        """
+        return bool(self._of_all.call(columns, stride, n, engine))
+
+    def problem(self, fields: Int64s, engine: Int64s, n: int) -> str:
+        """What is wrong when `hold` says no, in words; starts with `assumption` when an assumption is broken."""
+        row = [int(value) for value in engine]
         for value, (name, lo, hi) in zip(row, self._engine_domains, strict=True):
             if not lo <= value <= hi:
                 return f"engine.{name} = {value} is outside {lo} to {hi}"
-        if self._of_engine:
-            view = SimpleNamespace(**dict(zip(self._engine_names, row, strict=True)))
-            for formula in self._of_engine:
-                if not formula.method(self._self, view):
-                    return f"assumption {formula.name} does not hold of the engine"
-        return None
-
-    def joined_problem(self, fields: Int64s, engine: Int64s, n: int) -> str | None:
-        """The first assumption joining request and engine that some waiting request breaks; None when all hold."""
-        for name, holds in self._joined:
-            if not holds(fields, engine, n=n).all():
-                return f"assumption {name} does not hold of a waiting request"
-        return None
+        engine_view = SimpleNamespace(**dict(zip(self._engine_names, row, strict=True)))
+        for slot in range(n):
+            request_view = SimpleNamespace(**dict(zip(self._request_names, map(int, fields[:, slot]), strict=True)))
+            for formula in self._of_pass:
+                views = (engine_view,) if len(formula.params) == 1 else (request_view, engine_view)
+                if not formula.method(self._self, *views):
+                    return f"assumption {formula.name} does not hold ({formula.doc.rstrip('.')})"
+        return "the machine code of the assumptions disagrees with their Python"
 
 
-def _compile(formula: Formula) -> Callable[..., Any]:
-    from autopoiesis_lib.language.scorer import compile_scorer
+@dataclass(frozen=True)
+class _Check:
+    """A compiled check; it owns its machine code."""
 
-    params = tuple(Param(param.name, param.view.__name__) for param in formula.params if param.view is not None)
-    signature = Signature(formula.name, params, Domain(0, 1, "bool"), formula.doc)
-    return compile_scorer(formula_module((formula,)), signature)
+    code: MachineCode
+    call: Callable[[int, int, int, int], int]
+
+
+def _compile(module: Module) -> _Check:
+    code = MachineCode(_loop(module))
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)  # keeps the GIL: it is over in a microsecond
+    return _Check(code, prototype(code.address("all_hold")))
+
+
+def _module(formulas: list[Formula], request: type[View], engine: type[View], bounded: type[View]) -> Module:
+    """`holds(request, engine)`: the domains of `bounded` and every formula, as one function of the policy language."""
+    params = (Param("request", request.__name__), Param("engine", engine.__name__))
+    parts: list[Expr] = [
+        Compare(
+            ("<=", "<="), (Const(spec.domain.lo), Field(_ROLE[bounded is engine], spec.name), Const(spec.domain.hi))
+        )
+        for spec in bounded.fields()
+    ]
+    names = {request: "request", engine: "engine"}
+    for formula in formulas:
+        views = tuple(ViewRef(names[param.view]) for param in formula.params if param.view is not None)
+        parts.append(Call(formula.name, views, formula.function.returns_bool))
+    whole = reduce(lambda left, right: Logic("and", (left, right)), parts)
+    module = formula_module(tuple(formulas))
+    functions = {**module.functions, "holds": Function("holds", params, (Return(whole),), returns_bool=True)}
+    return Module(functions, {**module.views, request.__name__: request, engine.__name__: engine})
+
+
+def _loop(module: Module) -> str:
+    request_loads: list[str] = []
+    engine_loads: list[str] = []
+    arguments: list[str] = []
+    params = module.functions["holds"].params
+    rows = {param.name: 0 for param in params}
+    for param, name in arguments_of(module, params):
+        row, value = rows[param.name], f"%{param.name}.{name}"
+        rows[param.name] += 1
+        if param is params[0]:
+            request_loads.append(f"  {value}.row = mul i64 %stride, {row}")
+            request_loads.append(f"  {value}.index = add i64 {value}.row, %i")
+            request_loads.append(f"  {value}.at = getelementptr i64, ptr %columns, i64 {value}.index")
+            request_loads.append(f"  {value} = load i64, ptr {value}.at")
+        else:
+            engine_loads.append(f"  {value}.at = getelementptr i64, ptr %engine, i64 {row}")
+            engine_loads.append(f"  {value} = load i64, ptr {value}.at")
+        arguments.append(f"i64 {value}")
+    loop = _ALL_HOLD.format(
+        request_loads="\n".join(request_loads), engine_loads="\n".join(engine_loads), arguments=", ".join(arguments)
+    )
+    return "\n".join((DECLARATIONS, emit_functions(module, "holds"), loop))

@@ -66,7 +66,7 @@ class Governor:
     assumptions: Assumptions
     read_engine: Callable[[int], tuple[int, ...]]
     """Longest wait (us) -> the engine row in declared order; called once a pass."""
-    deadline_ns: int = 2_000_000
+    deadline_ns: int = 10_000_000
     """A decision that takes longer is late."""
     late_limit: int = 3
     """Late decisions in a row after which the policy is taken out."""
@@ -89,6 +89,7 @@ class Governor:
         self._reported: set[tuple[str, str]] = set()
         engine_fields = len(self.read_engine(0))
         self._engine: Int64s = np.zeros(engine_fields, np.int64)
+        self._engine_at: int = self._engine.ctypes.data
 
     def offer(self, policy: VerifiedPolicy | None, requested_us: int) -> None:
         """Hand over the policy for the next step (None: the built-in order). Safe from any thread; the last offer
@@ -143,8 +144,7 @@ class Governor:
         n = columns.n
         if columns.out_of_domain:
             return self.drop("view-domain", f"{columns.out_of_domain} waiting requests hold a value no proof covers")
-        columns.set_waits(self._now_us)
-        oldest_stamp = columns.oldest_stamp()
+        oldest_stamp = columns.set_waits(self._now_us)
         oldest_waited_us = self._now_us - oldest_stamp
         if oldest_waited_us > columns.max_wait_us:
             # The view cannot hold such a wait and clamping it would break AGE: the overdue lane, first in, first out.
@@ -172,15 +172,17 @@ class Governor:
         return slot
 
     def _take_snapshot(self, oldest_waited_us: int, n: int) -> str | None:
-        if self.columns.reads_cached_tokens:
-            self.columns.reread_next()
-        row = self.read_engine(oldest_waited_us)
-        problem = self.assumptions.engine_problem(row)
-        if problem is None:
-            self._engine[:] = row
-            problem = self.assumptions.joined_problem(self.columns.fields, self._engine, n)
-        self._snapshot = problem is None
-        return problem
+        columns = self.columns
+        if columns.reads_cached_tokens:
+            columns.reread_next()
+        try:
+            self._engine[:] = self.read_engine(oldest_waited_us)
+        except OverflowError:
+            return "an engine value does not fit 64 bits"
+        if self.assumptions.hold(columns.fields_at, columns.capacity, n, self._engine_at):
+            self._snapshot = True
+            return None
+        return self.assumptions.problem(columns.fields, self._engine, n)
 
     def _decided_late(self, took_ns: int) -> int:
         self._late += 1

@@ -42,7 +42,7 @@ class Settings(BaseModel):
     """Kill switch: the built-in order, always. In the environment it beats every other setting."""
     poll_ms: int = Field(default=10, ge=1, le=60_000)
     """How often the channel is looked at, off the step path."""
-    deadline_us: int = Field(default=2_000, ge=1)
+    deadline_us: int = Field(default=10_000, ge=1)
     """A decision that takes longer is late."""
     telemetry_rows: int = Field(default=65_536, ge=16)
     """Step and request records kept, each."""

@@ -6,6 +6,7 @@ so that no snapshot ever waits for a step or a step for a snapshot. No request c
 times.
 """
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,15 +54,18 @@ class Ring:
         self.written = 0
         """Rows ever written; row k lies at k modulo the capacity."""
         self._rows: Int64s = np.zeros((capacity, len(self.fields)), np.int64)
+        self._capacity = capacity
+        self._pack = struct.Struct(f"={len(self.fields)}q")  # several times faster than assigning a numpy row
+        self._bytes = self._rows.data.cast("B")
 
     def append(self, row: Sequence[int]) -> None:
         """Write one row. The count moves last, so a reader never takes a half-written row for a whole one."""
-        self._rows[self.written % self._rows.shape[0]] = row
+        self._pack.pack_into(self._bytes, self.written % self._capacity * self._pack.size, *row)
         self.written += 1
 
     def since(self, first: int = 0) -> tuple[int, Int64s]:
         """Rows `first` and later that are still there: (number of the first row given, rows of shape (k, fields))."""
-        capacity = self._rows.shape[0]
+        capacity = self._capacity
         end = self.written
         start = max(first, end - capacity, 0)
         index = np.arange(start, end) % capacity

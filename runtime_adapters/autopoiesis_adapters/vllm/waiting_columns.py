@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.view import View
 
+from .waits import Waits
+
 __all__ = ["RequestClock", "UnknownFieldError", "WaitingColumns"]
 
 Int64s = NDArray[np.int64]
@@ -59,7 +61,7 @@ class WaitingColumns:
         view: type[View],
         cached_tokens: Callable[[Any], int],
         stamp: Callable[[Any], RequestClock],
-        holds: Callable[[tuple[int, ...]], bool] = lambda _row: True,
+        holds: Callable[[int, int], bool] = lambda _columns, _stride: True,
         capacity: int = 256,
     ) -> None:
         specs = view.fields()
@@ -83,14 +85,15 @@ class WaitingColumns:
         self._cached_tokens = cached_tokens
         self._stamp = stamp
         self._holds = holds
-        self._readers = tuple(self._reader(spec.name) for spec in specs)
+        self._reads = tuple((row, self._reader(spec.name)) for row, spec in enumerate(specs))
         self._bounds = tuple((spec.domain.lo, spec.domain.hi, spec.domain.saturates) for spec in specs)
         self._waited_row = next((row for row, spec in enumerate(specs) if spec.name == "waited_us"), None)
-        self._waits_at_us = -1
         self._rotation = 0
+        self._waits = Waits()
         self.fields: Int64s = np.zeros((len(specs), capacity), np.int64)
         self.stamps: Int64s = np.zeros(capacity, np.int64)
         self.seqs: Int64s = np.zeros(capacity, np.int64)
+        self._find_addresses()
         self.requests: list[Any] = []
         self._bad: list[bool] = []
         self._slots: dict[str, int] = {}
@@ -111,7 +114,7 @@ class WaitingColumns:
         """Append one request, reading its fields once: they stand still while it waits (see `reread` for those that do
         not)."""
         n = self.n
-        if n == self.stamps.shape[0]:
+        if n == self.capacity:
             self._grow()
         clock = self._stamp(request)
         self.stamps[n] = clock.stamp_us
@@ -120,7 +123,6 @@ class WaitingColumns:
         self._bad.append(False)
         self._slots[request.request_id] = n
         self.n = n + 1
-        self._waits_at_us = -1
         self._write(n, request)
 
     def remove(self, request: Any) -> None:
@@ -130,7 +132,9 @@ class WaitingColumns:
         self.out_of_domain -= self._bad[slot]
         if slot != last:
             moved = self.requests[last]
-            self.fields[:, slot] = self.fields[:, last]
+            cells = self._cells
+            for base in self._bases:
+                cells[base + slot] = cells[base + last]
             self.stamps[slot] = self.stamps[last]
             self.seqs[slot] = self.seqs[last]
             self.requests[slot] = moved
@@ -144,7 +148,6 @@ class WaitingColumns:
         """Read a waiting request's fields again: late tokens of a preempted request still arrive under async
         scheduling."""
         self._write(self._slots[request.request_id], request)
-        self._waits_at_us = -1
 
     def reread_next(self) -> None:
         """Read one waiting request again, in rotation, so that cached-token hints do not age without bound.
@@ -158,16 +161,9 @@ class WaitingColumns:
             if self._waited_row is not None:
                 self.fields[self._waited_row, slot] = waited[self._waited_row]
 
-    def set_waits(self, now_us: int) -> None:
-        """Bring the `waited_us` row to `now_us`. At most once a step, however many requests are picked in it."""
-        if self._waits_at_us != now_us and self._waited_row is not None:
-            n = self.n
-            np.subtract(now_us, self.stamps[:n], out=self.fields[self._waited_row, :n])
-        self._waits_at_us = now_us
-
-    def oldest_stamp(self) -> int:
-        """The earliest stamp (us) among the waiting requests; at least one must wait."""
-        return int(self.stamps[: self.n].min())
+    def set_waits(self, now_us: int) -> int:
+        """Bring the `waited_us` row to `now_us` and return the earliest stamp (us); at least one request must wait."""
+        return self._waits(self._stamps_at, self._waited_at, self.n, now_us)
 
     def oldest_slot(self) -> int:
         """The slot that came first, ties to the earlier sequence number."""
@@ -180,20 +176,31 @@ class WaitingColumns:
         return {spec.name: int(value) for spec, value in zip(self._specs, self.fields[:, slot], strict=True)}
 
     def _write(self, slot: int, request: Any) -> None:
-        values = [reader(request) for reader in self._readers]
-        bad = False
-        for index, (value, (lo, hi, saturates)) in enumerate(zip(values, self._bounds, strict=True)):
+        cells, base = self._cells, self._bases
+        try:
+            for row, read in self._reads:
+                cells[base[row] + slot] = read(request)
+            good = self._holds(self.fields_at + 8 * slot, self.capacity)
+        except (ValueError, TypeError):  # what a memoryview says of a value that fits no int64
+            good = False
+        if not good:
+            good = self._write_clamped(slot, request)
+        if good == self._bad[slot]:
+            self.out_of_domain += 1 if not good else -1
+            self._bad[slot] = not good
+
+    def _write_clamped(self, slot: int, request: Any) -> bool:
+        """Clamp what the contract lets saturate; whether the request is then inside domains and assumptions."""
+        for row, read in self._reads:
+            value = read(request)
+            lo, hi, saturates = self._bounds[row]
             if not lo <= value <= hi:
-                if saturates:
-                    values[index] = min(max(value, lo), hi)
-                else:
-                    bad = True
-                    values[index] = 0  # may not even fit int64; the step is dropped before anything reads it
-        if not bad:
-            bad = not self._holds(tuple(values))
-        self.fields[:, slot] = values
-        self.out_of_domain += bad - self._bad[slot]
-        self._bad[slot] = bad
+                if not saturates:
+                    self._cells[self._bases[row] + slot] = 0
+                    return False
+                value = min(max(value, lo), hi)
+            self._cells[self._bases[row] + slot] = value
+        return self._holds(self.fields_at + 8 * slot, self.capacity)
 
     def _reader(self, name: str) -> Callable[[Any], int]:
         if name == "waited_us":
@@ -208,12 +215,22 @@ class WaitingColumns:
         return cached
 
     def _grow(self) -> None:
-        capacity = 2 * self.stamps.shape[0]
+        capacity = 2 * self.capacity
         fields = np.zeros((self.fields.shape[0], capacity), np.int64)
         fields[:, : self.n] = self.fields[:, : self.n]
         self.fields = fields
         self.stamps = np.resize(self.stamps, capacity)
         self.seqs = np.resize(self.seqs, capacity)
+        self._find_addresses()
+
+    def _find_addresses(self) -> None:
+        row = self.fields[self._waited_row] if self._waited_row is not None else np.zeros_like(self.stamps)
+        self._spare = row  # a view without waits still needs somewhere to write them
+        self._stamps_at, self._waited_at = self.stamps.ctypes.data, row.ctypes.data
+        self.fields_at, self.capacity = self.fields.ctypes.data, self.stamps.shape[0]
+        # Single cells through a memoryview cost a tenth of what they cost through numpy.
+        self._cells = self.fields.data.cast("B").cast("q")
+        self._bases = tuple(row * self.capacity for row in range(self.fields.shape[0]))
 
 
 def _zero(_request: Any) -> int:

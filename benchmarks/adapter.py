@@ -1,0 +1,226 @@
+"""What the vLLM adapter costs: nanoseconds inside our code per step, and steps per second against the unmodified scheduler.
+
+Model-free: vLLM's real scheduler, with tokens handed back by a stand-in for the GPU whose time is not counted. Both
+schedulers hold the same load (so many running, so many waiting, one request finishing every four steps on average);
+they run in interleaved blocks, so that whatever else the machine does falls on both alike. Times are CPU time of the
+engine's thread: other processes do not count.
+
+    python benchmarks/adapter.py [--json]
+
+Bars: mean time inside our code at most 20 us a step at 1,000 waiting and 40 us at 5,000; steps/s within 2% of the unmodified
+scheduler, upper end of the 95% interval over at least 10 pairs of blocks.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autopoiesis_adapters.loading import compile_ordering
+from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+from scipy import stats
+
+from autopoiesis_lib import Policy
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.adapters.vllm_bench import Bench, plain_bench, policy_bench, request, vllm_config, write_tiny_llama
+
+BARS_US = {1_000: 20.0, 5_000: 40.0}
+BAR_SLOWDOWN = 0.02
+
+
+@dataclass
+class Load:
+    """A scheduler under steady load: whenever a request finishes, another arrives."""
+
+    bench: Bench
+    running: int
+    output: int
+    made: int = 0
+    scheduler_ns: int = 0
+    steps: int = 0
+    _landed: int = field(default=0)
+
+    def fill(self, waiting: int) -> None:
+        """Bring the load up: `running` requests at different stages of their output, `waiting` behind them."""
+        for i in range(self.running):
+            # These finish at evenly spread times; from then on every request has the same length.
+            self._arrive(1 + (i + 1) * self.output // self.running)
+        while len(self.bench.scheduler.running) < self.running:
+            self.step()
+        for _ in range(waiting):
+            self._arrive(self.output)
+
+    def step(self) -> None:
+        """One step; only vLLM's and our code is timed."""
+        scheduler = self.bench.scheduler
+        clock = time.thread_time_ns
+        started = clock()
+        output = scheduler.schedule()
+        spent = clock() - started
+        answer = self.bench._model(output)
+        started = clock()
+        outputs = scheduler.update_from_output(output, answer)
+        spent += clock() - started
+        done = sum(one.finish_reason is not None for batch in outputs.values() for one in batch.outputs)
+        for _ in range(done):
+            self._arrive(self.output)
+        self.scheduler_ns += spent
+        self.steps += 1
+
+    def _arrive(self, output: int) -> None:
+        self.made += 1
+        # 33 to 48 prompt tokens: always three blocks, so that the order of service does not change vLLM's own work.
+        new = request(f"r{self.made}", prompt=33 + self.made * 7 % 16, output=output)
+        started = time.thread_time_ns()
+        self.bench.scheduler.add_request(new)
+        self.scheduler_ns += time.thread_time_ns() - started
+
+
+class OwnTime:
+    """Nanoseconds inside the adapter's entry points, outermost calls only."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.ns = 0
+        self._inside = False
+        side = bench.scheduler.autopoiesis
+        for owner, names in (
+            (side, ("stamp", "begin_step", "end_step", "tokens_arrived", "finished")),
+            (side.queue, ("peek_request", "pop_request", "add_request", "prepend_request", "remove_requests")),
+        ):
+            for name in names:
+                setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        clock = time.thread_time_ns
+
+        def timed(*args: Any) -> Any:
+            if self._inside:
+                return method(*args)
+            self._inside = True
+            started = clock()
+            try:
+                return method(*args)
+            finally:
+                self.ns += clock() - started
+                self._inside = False
+
+        return timed
+
+
+def loaded(make: Callable[..., Bench], model: Path, waiting: int, running: int, *, asynchronous: bool) -> Load:
+    """A scheduler under load, with the ordering policy active where there is an adapter."""
+    # Enough blocks for every running request to its end: this measures ordering, not preemption.
+    config = vllm_config(
+        model, max_num_seqs=running, num_blocks=running * 70, max_tokens_a_step=8_192, asynchronous=asynchronous
+    )
+    bench = make(config)
+    load = Load(bench, running, output=4 * running)
+    side = getattr(bench.scheduler, "autopoiesis", None)
+    if side is not None:
+        policy = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
+        side.governor.offer(compile_ordering(policy, 600_000_000), 0)
+    load.fill(waiting)
+    return load
+
+
+def own_time_us(model: Path, waiting: int, running: int, steps: int) -> dict[str, float]:
+    """Mean microseconds inside our code per step, and the admissions per step they were measured at."""
+    load = loaded(policy_bench, model, waiting, running, asynchronous=False)
+    own = OwnTime(load.bench)
+    side = load.bench.scheduler.autopoiesis
+    for _ in range(200):
+        load.step()
+    own.ns, made, decisions = 0, load.made, side.governor.counters["decisions"]
+    for _ in range(steps):
+        load.step()
+    assert not side.governor.quarantined, side.governor.quarantined
+    load.bench.scheduler.shutdown()
+    return {
+        "waiting": waiting,
+        "us_per_step": own.ns / steps / 1_000,
+        "admissions_per_step": (load.made - made) / steps,
+        "decisions_per_step": (side.governor.counters["decisions"] - decisions) / steps,
+    }
+
+
+def slowdown(model: Path, waiting: int, running: int, pairs: int, steps: int) -> dict[str, float]:
+    """How many times longer a step takes with the adapter: geometric mean over pairs of blocks, with its 95% interval."""
+    ours = loaded(policy_bench, model, waiting, running, asynchronous=False)
+    plain = loaded(plain_bench, model, waiting, running, asynchronous=False)
+    ratios: list[float] = []
+    plain_ns = 0
+    gc.collect()
+    gc.freeze()  # as vLLM's engine does after start-up
+    for pair in range(pairs + 1):
+        times = {}
+        for load in (ours, plain) if pair % 2 else (plain, ours):
+            before = load.scheduler_ns
+            for _ in range(steps):
+                load.step()
+            times[id(load)] = load.scheduler_ns - before
+        if pair:  # the first pair warms up
+            ratios.append(times[id(ours)] / times[id(plain)])
+            plain_ns += times[id(plain)]
+    gc.unfreeze()
+    ours.bench.scheduler.shutdown()
+    mean, low, high = interval(ratios)
+    return {
+        "waiting": waiting,
+        "running": running,
+        "pairs": pairs,
+        "plain_us_per_step": plain_ns / pairs / steps / 1_000,
+        "slowdown": mean - 1,
+        "ci95_low": low - 1,
+        "ci95_high": high - 1,
+    }
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and 95% interval of the mean (Student's t)."""
+    mean = statistics.fmean(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def main() -> int:
+    """Measure, print, and say whether the bars hold: exit 1 when one does not."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--running", type=int, default=256, help="requests running (vLLM's max_num_seqs)")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of interleaved blocks")
+    parser.add_argument("--steps", type=int, default=400, help="steps a block")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_tiny_llama(Path(folder))
+        own = [own_time_us(model, waiting, args.running, 4 * args.steps) for waiting in BARS_US]
+        slow = [slowdown(model, waiting, args.running, args.pairs, args.steps) for waiting in BARS_US]
+    held = all(row["us_per_step"] <= BARS_US[int(row["waiting"])] for row in own) and all(
+        row["ci95_high"] <= BAR_SLOWDOWN for row in slow
+    )
+    if args.json:
+        print(json.dumps({"own_time": own, "slowdown": slow, "bars_held": held}))
+        return 0 if held else 1
+    for row in own:
+        print(
+            f"{row['waiting']:>6,} waiting: {row['us_per_step']:6.2f} us a step in our code "
+            f"(bar {BARS_US[int(row['waiting'])]:.0f}) at {row['admissions_per_step']:.2f} admissions a step"
+        )
+    for row in slow:
+        print(
+            f"{row['waiting']:>6,} waiting: a step takes {row['slowdown']:+.2%} "
+            f"[{row['ci95_low']:+.2%}, {row['ci95_high']:+.2%}] of {row['plain_us_per_step']:.0f} us (bar: upper end at most {BAR_SLOWDOWN:.0%})"
+        )
+    print("bars held" if held else "a bar is NOT held")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
