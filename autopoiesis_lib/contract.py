@@ -248,6 +248,8 @@ class Theorem:
 
     policy: Any
     """The policy under the theorem; only its decisions may be called, and they are known by the invariants alone."""
+    contract: Any
+    """The contract; only its parameters may be read."""
 
     @classmethod
     def formulas(cls, contract: Contract) -> Mapping[str, Formula]:

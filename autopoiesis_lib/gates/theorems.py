@@ -1,7 +1,8 @@
 """Theorems, once per contract: the kernel model and the invariants imply the system property, whatever the policy.
 
-Decisions are free symbols here, known only through the contract's invariants, instantiated for every combination of the views
-in scope. A transition system yields four more lemmas: initiation, consecution, the goal, and the ranking.
+Decisions are free symbols here, known only through their declared ranges and the contract's invariants, instantiated for every
+combination of the views in scope. A transition system yields four more lemmas: initiation, consecution, the goal and the
+ranking.
 """
 
 import time
@@ -11,7 +12,7 @@ from itertools import product
 import z3
 
 from ..contract import Contract, Formula, FormulaParam, Theorem
-from ..language.smt import SymbolicView, Term, as_int, conjunction, negation
+from ..language.smt import SymbolicView, Term, as_int, conjunction, domain_constraints, negation
 from .solving import DEFAULT_RLIMIT, Scope, ask, encode_formula, scope_of, to_smtlib
 from .verdict import ObligationResult, Verdict
 
@@ -45,8 +46,18 @@ class _FreePolicy:
         domain = self.contract.decisions[name].result
         return self.symbols.setdefault(key, z3.Bool("!".join(key)) if domain.kind == "bool" else z3.Int("!".join(key)))
 
-    def invariants(self, params: Sequence[FormulaParam], scope: Scope) -> list[Term]:
-        """The contract's invariants over every combination of views in scope; scalars are matched by name."""
+    def premises(self, params: Sequence[FormulaParam], scope: Scope) -> list[Term]:
+        """What is proved of every policy: the contract's invariants over every combination of views in scope (scalars are
+        matched by name), and that each answer met so far lies in its declared range."""
+        invariants = self._invariants(params, scope)
+        ranges = [
+            bound
+            for key, term in self.symbols.items()
+            for bound in domain_constraints(term, self.contract.decisions[key[0]].result)
+        ]
+        return [*invariants, *ranges]
+
+    def _invariants(self, params: Sequence[FormulaParam], scope: Scope) -> list[Term]:
         found: list[Term] = []
         for formula in self.contract.invariants:
             choices: list[list[str]] = []
@@ -64,7 +75,7 @@ def _lemma(contract: Contract, theorem: str, formula: Formula, rlimit: int) -> O
     scope = scope_of(contract, formula.params)
     policy = _FreePolicy(contract)
     holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], policy)
-    premises = [*scope.constraints, *policy.invariants(formula.params, scope)]
+    premises = [*scope.constraints, *policy.premises(formula.params, scope)]
     return _conclude(f"{theorem}.{formula.name}", formula.doc, premises, holds, rlimit)
 
 
@@ -102,7 +113,7 @@ def _system(contract: Contract, theorem: str, formulas: Mapping[str, Formula], r
         return encode_formula(formulas[name], [scope.symbols[item] for item in (*states, *inputs)], policy)
 
     stepped = conjunction(holds("inductive", before), holds("step", before, after))
-    premises: list[Term] = [*scope.constraints, *policy.invariants(step.params, scope)]
+    premises: list[Term] = [*scope.constraints, *policy.premises(step.params, scope)]
     results = [
         _conclude(
             f"{theorem}: initiation",

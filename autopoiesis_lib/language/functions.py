@@ -110,7 +110,12 @@ class Scope:
     decisions: Mapping[str, Signature] = field(default_factory=dict)
     """Decisions that may be called through `self_path`."""
     parameters: Mapping[str, Const] = field(default_factory=dict)
-    """Contract parameters that may be read through `self_path`."""
+    """Contract parameters that may be read through `parameters_path`."""
+
+    @property
+    def parameters_path(self) -> tuple[str, ...]:
+        """`self` in a contract's own methods; `self.contract` in a theorem's, where decisions are `self.policy`'s."""
+        return self.self_path if len(self.self_path) < 2 else (self.self_path[0], "contract")
 
 
 def annotation_name(annotation: ast.expr) -> str | None:
@@ -384,7 +389,7 @@ class FunctionReader:
 
     def _attribute(self, node: ast.Attribute) -> Expr:
         path = _path(node)
-        if path is not None and self.scope.self_path and path[:-1] == self.scope.self_path:
+        if path is not None and self.scope.self_path and path[:-1] == self.scope.parameters_path:
             if path[-1] in self.scope.parameters:
                 constant = self.scope.parameters[path[-1]]
                 return Const(constant.value, constant.is_bool, line=node.lineno)
