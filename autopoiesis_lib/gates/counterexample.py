@@ -4,7 +4,8 @@ Evaluation runs the author's own Python for the formula and the policy's Python 
 encoding it checks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from ..policy import Policy, fault_on
 from ..view import Domain, View
 from .verdict import Counterexample, Row
 
-__all__ = ["Arguments", "EncoderBug", "Evaluator", "minimise"]
+__all__ = ["Arguments", "EncoderBug", "Evaluator", "Unhashed", "admissible", "minimise"]
 
 Arguments = dict[str, Row | int]
 """Values of a formula's or decision's parameters, by name."""
@@ -28,6 +29,19 @@ def instances(formula: Formula, views: Mapping[str, type[View]]) -> Iterator[tup
     """Every way to apply a formula over views to views in scope: tuples of names in scope."""
     choices = [[name for name, view in views.items() if view is param.view] for param in formula.params]
     yield from product(*choices)
+
+
+@dataclass(frozen=True)
+class Unhashed:
+    """A contract that a cache is not keyed by: its digest is."""
+
+    contract: Contract
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unhashed)
 
 
 class Evaluator:
@@ -46,22 +60,9 @@ class Evaluator:
         except ArithmeticError:
             return False
 
-    def admissible(self, params: tuple[FormulaParam, ...], arguments: Mapping[str, Row | int]) -> bool:
-        """Whether values lie in their domains and satisfy every assumption about the views in scope."""
-        views = {param.name: param.view for param in params if param.view is not None}
-        for param in params:
-            value = arguments[param.name]
-            if param.view is not None:
-                assert isinstance(value, dict)
-                if any(value[spec.name] not in spec.domain for spec in param.view.fields()):
-                    return False
-            elif param.domain is not None and value not in param.domain:
-                return False
-        for formula in self.contract.assumptions:
-            for names in instances(formula, views):
-                if not formula.method(self._self, *(_value(arguments[name]) for name in names)):
-                    return False
-        return True
+    def admissible(self, params: Sequence[FormulaParam], arguments: Mapping[str, Row | int]) -> bool:
+        """As the function `admissible`, for this policy's contract."""
+        return admissible(self.contract, self._self, params, arguments)
 
     def fault(self, decision: str, arguments: Mapping[str, Row | int]) -> str | None:
         """What goes wrong when a decision runs on values: an overflow, a zero divisor, a result out of range; else None."""
@@ -134,6 +135,26 @@ class Evaluator:
                 parts.append(f"{decision}({', '.join(names)}) = {shown}")
         scalars = [f"{name} = {value:,}" for name, value in arguments.items() if isinstance(value, int)]
         return f"`{formula.name}` is false: {'; '.join([*parts, *scalars])}"
+
+
+def admissible(
+    contract: Contract, stand_in: object, params: Sequence[FormulaParam], arguments: Mapping[str, Row | int]
+) -> bool:
+    """Whether values lie in their domains and satisfy every assumption about the views in scope."""
+    views = {param.name: param.view for param in params if param.view is not None}
+    for param in params:
+        value = arguments[param.name]
+        if param.view is not None:
+            assert isinstance(value, dict)
+            if any(value[spec.name] not in spec.domain for spec in param.view.fields()):
+                return False
+        elif param.domain is not None and value not in param.domain:
+            return False
+    for formula in contract.assumptions:
+        for names in instances(formula, views):
+            if not formula.method(stand_in, *(_value(arguments[name]) for name in names)):
+                return False
+    return True
 
 
 def minimise(arguments: Arguments, params: tuple[FormulaParam, ...], breaks: Callable[[Arguments], bool]) -> Arguments:

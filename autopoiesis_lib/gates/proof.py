@@ -9,18 +9,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import z3
+
 from ..contract import Formula, FormulaParam
 from ..language.ir import Signature
 from ..language.ranges import Ranges, analyse
-from ..language.smt import Encoder, SymbolicView, Term, as_int, negation
+from ..language.smt import Encoder, SymbolicView, Term, as_int, negation, symbolic_scalar
 from ..policy import Policy
 from .counterexample import Evaluator
 from .least import find_least
+from .samples import falsifiable
 from .second_solver import Disagreement, second_opinion
 from .solving import (
     DEFAULT_RLIMIT,
     IncrementalSolver,
     Scope,
+    any_of,
     ask,
     assumptions_used,
     encode_formula,
@@ -109,8 +113,6 @@ def _outside(value: Term, signature: Signature, ranges: Ranges | None) -> list[T
         return [] if value in domain else [True]
     violations = [value < domain.lo, value > domain.hi]
     if domain.values is not None:
-        import z3
-
         violations.append(z3.And([value != member for member in domain.values]))
     return violations
 
@@ -125,12 +127,9 @@ def _prove_all(
     started: float,
 ) -> ObligationResult:
     """That none of the violations can happen."""
-    import z3
-
     answer = "unsat"
     if violations:
-        terms = [z3.BoolVal(term) if isinstance(term, bool) else term for term in violations]
-        answer, model = ask([*scope.constraints, z3.Or(terms) if len(terms) > 1 else terms[0]], rlimit)
+        answer, model = ask([*scope.constraints, any_of(violations, scope.context)], rlimit)
         if answer == "sat" and model is not None:
             example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
             return ObligationResult(
@@ -193,10 +192,7 @@ def _certified(result: ObligationResult, scope: Scope, violations: Sequence[Term
     Raises:
         Disagreement: cvc5 finds a model where Z3 found none.
     """
-    import z3
-
-    terms = [z3.BoolVal(term) if isinstance(term, bool) else term for term in violations]
-    violation = z3.simplify(z3.Or(terms)) if terms else z3.BoolVal(False)
+    violation = z3.simplify(any_of(violations, scope.context))
     text = to_smtlib([*scope.constraints, violation])
     answer = second_opinion(text)
     if answer == "sat":
@@ -251,8 +247,6 @@ def prove_invariant(
     proved = result(Verdict.PROVED, formula.doc, least=found)
     if not certify:
         return proved
-    import z3
-
     at_bound = z3.And([violation.term, *violation.between(value, limit)])
     certified = _certified(proved, violation.scope, [at_bound], rlimit)
     return certified.model_copy(update={"seconds": time.perf_counter() - started})
@@ -264,15 +258,15 @@ def _vacuous(formula: Formula) -> str:
 
 def _falsifiable(policy: Policy, formula: Formula, bound: int, rlimit: int) -> bool:
     """Whether some policy could break the invariant at this bound: decisions are left free."""
-    import z3
-
+    if falsifiable(policy.contract, formula, bound):
+        return True
     scope = scope_of(policy.contract, formula.params)
     free: dict[tuple[str, ...], Term] = {}
 
     def oracle(name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
         key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
-        boolean = policy.contract.decisions[name].result.kind == "bool"
-        return free.setdefault(key, z3.Bool("!".join(key)) if boolean else z3.Int("!".join(key)))
+        domain = policy.contract.decisions[name].result
+        return free.setdefault(key, symbolic_scalar("!".join(key), domain, scope.context))
 
     holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)
     at = [] if formula.least is None else [scope.symbols[formula.least.name] == bound]

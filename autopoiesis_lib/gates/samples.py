@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from ..contract import Contract, Formula, FormulaParam
 from ..language.ir import Field, walk
 from ..view import Domain
-from .counterexample import Arguments, instances
+from .counterexample import Arguments, Unhashed, admissible, instances
 
-__all__ = ["Pool", "pool_of"]
+__all__ = ["Pool", "falsifiable", "pool_of"]
 
 SEED = 20_260_407
 POOL_SIZE = 96
@@ -32,24 +32,11 @@ class Pool:
 
 def pool_of(contract: Contract) -> Pool:
     """The pool of a contract; made once per process."""
-    return _pool(contract.digest, _Handle(contract))
-
-
-@dataclass(frozen=True)
-class _Handle:
-    """A contract in a cache keyed by its digest alone."""
-
-    contract: Contract
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Handle)
+    return _pool(contract.digest, Unhashed(contract))
 
 
 @cache
-def _pool(digest: str, handle: _Handle) -> Pool:
+def _pool(digest: str, handle: Unhashed) -> Pool:
     contract = handle.contract
     draw = random.Random(SEED)
     decisions = {
@@ -96,6 +83,24 @@ def _evaluate(formula: Formula, stand_in: object, arguments: Arguments) -> bool:
         return bool(formula.method(stand_in, *values))
     except ArithmeticError:
         return True
+
+
+def falsifiable(contract: Contract, formula: Formula, bound: int | None) -> bool:
+    """Whether some policy could break the invariant at a bound: the pool with decisions answered at random shows that one could.
+
+    False proves nothing: the solver then has to say.
+    """
+    draw = random.Random(SEED)
+    free = contract.stand_in(
+        {name: _random_answers(draw, signature.result) for name, signature in contract.decisions.items()}
+    )
+    for arguments in pool_of(contract).invariants[formula.name]:
+        values = arguments if formula.least is None or bound is None else {**arguments, formula.least.name: bound}
+        if admissible(contract, free, formula.params, values) and any(
+            not _evaluate(formula, free, values) for _ in range(8)
+        ):
+            return True
+    return False
 
 
 def draw_value(domain: Domain, draw: random.Random) -> int:

@@ -16,6 +16,7 @@ __all__ = [
     "Answer",
     "IncrementalSolver",
     "Scope",
+    "any_of",
     "ask",
     "assumptions_used",
     "encode_formula",
@@ -37,6 +38,7 @@ class Scope:
 
     symbols: Mapping[str, SymbolicView | Term]
     domains: tuple[z3.BoolRef, ...]
+    context: z3.Context
     assumptions: tuple[tuple[str, z3.BoolRef], ...]
     """Instances of the contract's assumptions, each with the assumption's name."""
 
@@ -47,17 +49,21 @@ class Scope:
 
 
 def scope_of(contract: Contract, params: Sequence[FormulaParam]) -> Scope:
-    """Fresh symbols for parameters, with their domains and every instance of every assumption about them."""
+    """Symbols for parameters, with their domains and every instance of every assumption about them.
+
+    Each scope has a Z3 context of its own: what a process asked before cannot change an answer, so verdicts repeat.
+    """
+    context = z3.Context()
     symbols: dict[str, SymbolicView | Term] = {}
     domains: list[z3.BoolRef] = []
     for param in params:
         if param.view is not None:
-            symbol = SymbolicView.fresh(param.name, param.view)
+            symbol = SymbolicView.fresh(param.name, param.view, context)
             domains += symbol.domain()
             symbols[param.name] = symbol
         else:
             assert param.domain is not None
-            symbols[param.name] = symbolic_scalar(param.name, param.domain)
+            symbols[param.name] = symbolic_scalar(param.name, param.domain, context)
             domains += domain_constraints(symbols[param.name], param.domain)
     views = {param.name: param.view for param in params if param.view is not None}
     assumptions = [
@@ -66,7 +72,7 @@ def scope_of(contract: Contract, params: Sequence[FormulaParam]) -> Scope:
         for names in instances(formula, views)
         if not isinstance(term := encode_formula(formula, [symbols[name] for name in names], None), bool)
     ]
-    return Scope(symbols, tuple(domains), tuple(assumptions))
+    return Scope(symbols, tuple(domains), context, tuple(assumptions))
 
 
 def encode_formula(formula: Formula, arguments: Sequence[SymbolicView | Term], oracle: Oracle | None) -> Term:
@@ -82,25 +88,27 @@ def _module(formula: Formula):  # type: ignore[no-untyped-def]
 
 
 def ask(constraints: Sequence[Term], rlimit: int) -> tuple[Answer, z3.ModelRef | None]:
-    """Whether constraints can hold together; a model when they can. Never runs longer than `rlimit` allows."""
-    solver = z3.Solver()
-    solver.set("rlimit", rlimit)
-    for constraint in constraints:
-        if constraint is False:
-            return "unsat", None
-        if constraint is not True:
-            solver.add(constraint)
-    answer = solver.check()
-    if answer == z3.sat:
-        return "sat", solver.model()
-    return ("unsat" if answer == z3.unsat else "unknown"), None
+    """Whether constraints can hold together; a model when they can. Never runs longer than `rlimit` allows, twice."""
+    return IncrementalSolver(constraints, rlimit).ask()
+
+
+def any_of(terms: Sequence[Term], context: z3.Context) -> z3.BoolRef:
+    """The disjunction of truth values."""
+    return z3.Or([z3.BoolVal(term, context) if isinstance(term, bool) else term for term in terms], context)
+
+
+def _context(constraints: Sequence[Term]) -> z3.Context | None:
+    return next((item.ctx for item in constraints if isinstance(item, z3.ExprRef)), None)
 
 
 class IncrementalSolver:
-    """One solver for many queries that share constraints; gives up on a query after `rlimit` resource units."""
+    """One solver for many queries that share constraints; gives up on a query after `rlimit` resource units.
+
+    Its incremental core answers most queries several times sooner than a fresh solver, which has the last word.
+    """
 
     def __init__(self, constraints: Sequence[Term], rlimit: int) -> None:
-        self._solver = z3.Solver()
+        self._solver = z3.Solver(ctx=_context(constraints))
         self._solver.set("rlimit", rlimit)
         self._constraints = [constraint for constraint in constraints if constraint is not True]
         self._rlimit = rlimit
@@ -109,7 +117,7 @@ class IncrementalSolver:
             self._solver.add(*self._constraints)
 
     def ask(self, extra: Sequence[Term] = ()) -> tuple[Answer, z3.ModelRef | None]:
-        """As `ask`, with further constraints for this query only; a fresh solver has the last word when this one gives up."""
+        """As `ask`, with further constraints for this query only."""
         if self._impossible:
             return "unsat", None
         self._solver.push()
@@ -122,12 +130,27 @@ class IncrementalSolver:
                 return "unsat", None
         finally:
             self._solver.pop()
-        return ask([*self._constraints, *extra], self._rlimit)
+        return _ask_fresh([*self._constraints, *extra], self._rlimit)
+
+
+def _ask_fresh(constraints: Sequence[Term], rlimit: int) -> tuple[Answer, z3.ModelRef | None]:
+    """As `ask`, by Z3's strategy for a whole problem: slower to start, stronger on non-linear arithmetic."""
+    solver = z3.Solver(ctx=_context(constraints))
+    solver.set("rlimit", rlimit)
+    for constraint in constraints:
+        if constraint is False:
+            return "unsat", None
+        if constraint is not True:
+            solver.add(constraint)
+    answer = solver.check()
+    if answer == z3.sat:
+        return "sat", solver.model()
+    return ("unsat" if answer == z3.unsat else "unknown"), None
 
 
 def assumptions_used(scope: Scope, violation: z3.BoolRef, rlimit: int) -> tuple[str, ...] | None:
     """The assumptions in an unsatisfiable core of a proved obligation, by name; None when the solver gives up on finding one."""
-    solver = z3.Solver()
+    solver = z3.Solver(ctx=scope.context)
     solver.set("rlimit", rlimit)
     solver.set("core.minimize", True)
     solver.add(*scope.domains, violation)
@@ -143,15 +166,16 @@ def assumptions_used(scope: Scope, violation: z3.BoolRef, rlimit: int) -> tuple[
 
 def to_smtlib(constraints: Sequence[Term]) -> str:
     """A query as SMT-LIB 2 text that any solver reads."""
-    solver = z3.Solver()
+    context = _context(constraints)
+    solver = z3.Solver(ctx=context)
     for constraint in constraints:
-        solver.add(z3.BoolVal(constraint) if isinstance(constraint, bool) else constraint)
+        solver.add(z3.BoolVal(constraint, context) if isinstance(constraint, bool) else constraint)
     return str(solver.to_smt2())
 
 
 def refuted_text(smtlib: str, rlimit: int) -> Answer:
     """Z3's answer to an SMT-LIB 2 text."""
-    solver = z3.Solver()
+    solver = z3.Solver(ctx=z3.Context())
     solver.set("rlimit", rlimit)
     solver.from_string(smtlib)
     answer = solver.check()

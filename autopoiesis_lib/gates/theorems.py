@@ -12,7 +12,7 @@ from itertools import product
 import z3
 
 from ..contract import Contract, Formula, FormulaParam, Theorem
-from ..language.smt import SymbolicView, Term, as_int, conjunction, domain_constraints, negation
+from ..language.smt import SymbolicView, Term, as_int, conjunction, negation, symbolic_scalar
 from .solving import DEFAULT_RLIMIT, Scope, ask, encode_formula, scope_of, to_smtlib
 from .verdict import ObligationResult, Verdict
 
@@ -37,14 +37,15 @@ _SYSTEM = frozenset({"init", "step", "inductive", "goal", "ranking", "progress"}
 class _FreePolicy:
     """Answers decisions with free symbols, one for each combination of views."""
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: Contract, context: z3.Context) -> None:
         self.contract = contract
+        self.context = context
         self.symbols: dict[tuple[str, ...], Term] = {}
 
     def __call__(self, name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
         key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
         domain = self.contract.decisions[name].result
-        return self.symbols.setdefault(key, z3.Bool("!".join(key)) if domain.kind == "bool" else z3.Int("!".join(key)))
+        return self.symbols.setdefault(key, symbolic_scalar("!".join(key), domain, self.context))
 
     def premises(self, params: Sequence[FormulaParam], scope: Scope) -> list[Term]:
         """What is proved of every policy: the contract's invariants over every combination of views in scope (scalars are
@@ -73,7 +74,7 @@ class _FreePolicy:
 
 def _lemma(contract: Contract, theorem: str, formula: Formula, rlimit: int) -> ObligationResult:
     scope = scope_of(contract, formula.params)
-    policy = _FreePolicy(contract)
+    policy = _FreePolicy(contract, scope.context)
     holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], policy)
     premises = [*scope.constraints, *policy.premises(formula.params, scope)]
     return _conclude(f"{theorem}.{formula.name}", formula.doc, premises, holds, rlimit)
@@ -105,7 +106,7 @@ def _conclude(name: str, doc: str, premises: Sequence[Term], conclusion: Term, r
 def _system(contract: Contract, theorem: str, formulas: Mapping[str, Formula], rlimit: int) -> list[ObligationResult]:
     step = formulas["step"]
     scope = scope_of(contract, step.params)
-    policy = _FreePolicy(contract)
+    policy = _FreePolicy(contract, scope.context)
     before, after = step.params[0].name, step.params[1].name
 
     def holds(name: str, *states: str) -> Term:

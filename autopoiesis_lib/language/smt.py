@@ -57,10 +57,12 @@ class SymbolicView:
     terms: Mapping[str, Term]
 
     @classmethod
-    def fresh(cls, name: str, view: type[View]) -> "SymbolicView":
+    def fresh(cls, name: str, view: type[View], context: z3.Context | None = None) -> "SymbolicView":
         """Constants called `name.field`."""
         return cls(
-            name, view, {spec.name: symbolic_scalar(f"{name}.{spec.name}", spec.domain) for spec in view.fields()}
+            name,
+            view,
+            {spec.name: symbolic_scalar(f"{name}.{spec.name}", spec.domain, context) for spec in view.fields()},
         )
 
     def domain(self) -> list[z3.BoolRef]:
@@ -70,9 +72,9 @@ class SymbolicView:
         ]
 
 
-def symbolic_scalar(name: str, domain: Domain) -> Term:
+def symbolic_scalar(name: str, domain: Domain, context: z3.Context | None = None) -> Term:
     """A constant of a domain's sort."""
-    return z3.Bool(name) if domain.kind == "bool" else z3.Int(name)
+    return z3.Bool(name, context) if domain.kind == "bool" else z3.Int(name, context)
 
 
 def domain_constraints(term: Term, domain: Domain) -> list[z3.BoolRef]:
@@ -104,7 +106,7 @@ def as_int(term: Term) -> Term:
     if isinstance(term, bool):
         return int(term)
     if isinstance(term, z3.BoolRef):
-        return z3.If(term, z3.IntVal(1), z3.IntVal(0))
+        return z3.If(term, 1, 0)
     return term
 
 
@@ -147,21 +149,12 @@ def choose(test: Term, then: Term, orelse: Term) -> Term:
     if then is orelse:
         return then
     if not _is_bool(then) or not _is_bool(orelse):
-        then, orelse = as_int(then), as_int(orelse)
-        return z3.If(test, _int_term(then), _int_term(orelse))
-    return z3.If(test, _bool_term(then), _bool_term(orelse))
+        return z3.If(test, as_int(then), as_int(orelse))
+    return z3.If(test, then, orelse)
 
 
 def _is_bool(term: Term) -> bool:
     return isinstance(term, (bool, z3.BoolRef))
-
-
-def _int_term(term: Term) -> z3.ArithRef:
-    return z3.IntVal(term) if isinstance(term, int) else term
-
-
-def _bool_term(term: Term) -> z3.BoolRef:
-    return z3.BoolVal(term) if isinstance(term, bool) else term
 
 
 Environment = dict[str, "SymbolicView | Term"]
@@ -413,19 +406,17 @@ def _compare(op: str, left: Term, right: Term) -> Term:
 def _floor_divide(left: Term, right: Term, positive: bool) -> Term:
     if isinstance(left, int) and isinstance(right, int):
         return left // right
-    dividend, divisor = _int_term(left), _int_term(right)
     if positive:
-        return dividend / divisor
-    return z3.If(divisor > 0, dividend / divisor, (-dividend) / (-divisor))
+        return left / right
+    return z3.If(right > 0, left / right, (-left) / (-right))
 
 
 def _modulo(left: Term, right: Term, positive: bool) -> Term:
     if isinstance(left, int) and isinstance(right, int):
         return left % right
-    dividend, divisor = _int_term(left), _int_term(right)
     if positive:
-        return dividend % divisor
-    return z3.If(divisor > 0, dividend % divisor, -((-dividend) % (-divisor)))
+        return left % right
+    return z3.If(right > 0, left % right, -((-left) % (-right)))
 
 
 def _power(base: Term, exponent: Term) -> Term:
