@@ -12,7 +12,7 @@ from itertools import product
 import z3
 
 from ..contract import Contract, Formula, FormulaParam, Theorem
-from ..language.smt import SymbolicView, Term, as_int, conjunction, negation, symbolic_scalar
+from ..language.smt import SymbolicView, Term, as_int, conjunction, domain_constraints, negation, symbolic_scalar
 from .solving import DEFAULT_RLIMIT, Scope, ask, encode_formula, scope_of, to_smtlib
 from .verdict import ObligationResult, Verdict
 
