@@ -178,6 +178,8 @@ class _Run:
         self.archive = Archive(self.budget.islands)
         self.rejected = dict.fromkeys(REJECTIONS, 0)
         self.proposed = self.evaluated = self.generation = 0
+        self.used = {"tokens": 0.0, "dollars": 0.0}
+        """What the language models have used, by the proposals' own account."""
         self.notes: list[str] = []
 
     def execute(self, executor: Executor) -> EvolutionResult:
@@ -221,6 +223,8 @@ class _Run:
                     return
                 self.store.propose(self.id, mine)
             self.proposed += len(mine)
+            for name in self.used:
+                self.used[name] += sum(float(row.details.get(name, 0)) for row in mine)
             regressions = self._regressions()
             rows = evaluate(
                 mine,
@@ -281,6 +285,8 @@ class _Run:
             objectives=self.objectives,
             reference=reference.train,
             deadline_s=None if self.deadline is None else max(0.0, self.deadline - time.monotonic()),
+            tokens_left=None if self.budget.tokens is None else self.budget.tokens - int(self.used["tokens"]),
+            dollars_left=None if self.budget.dollars is None else self.budget.dollars - self.used["dollars"],
         )
         drafts = self.proposer.propose(context, slots)
         if len(drafts) != len(slots):

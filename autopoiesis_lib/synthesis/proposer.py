@@ -61,6 +61,10 @@ class Context:
     """The default baseline's metrics."""
     deadline_s: float | None = None
     """Seconds left for this call, if the run has a time budget."""
+    tokens_left: int | None = None
+    """Language-model tokens left, if the run has a token budget; drafts report theirs as `details["tokens"]`."""
+    dollars_left: float | None = None
+    """Dollars left, if the run has a dollar budget; drafts report theirs as `details["dollars"]`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,95 @@
+"""What was said to and by language models, one JSON object a line; keys and tokens never get into it.
+
+A record can be replayed: the same prompts then get the same answers without any model.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .proposer import ProposerError
+
+__all__ = ["Recorder", "Recording", "Scrubber", "exchange_key"]
+
+
+class Scrubber:
+    """Replaces secrets in whatever leaves the process."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        names = [name for name in os.environ if name.endswith(("_API_KEY", "_TOKEN", "_SECRET"))]
+        found = {*secrets, *(os.environ[name] for name in names)}
+        self._secrets = sorted((secret for secret in found if len(secret) >= 6), key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        """The text with every known secret as `***`."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def value(self, value: Any) -> Any:
+        """The same for any JSON value."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.text(str(key)): self.value(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.value(item) for item in value]
+        return value
+
+
+def exchange_key(model: str, messages: Sequence[Mapping[str, str]], seed: int, generation: int, slot: int) -> str:
+    """What identifies an exchange: the whole prompt, who was asked, and for which slot."""
+    text = json.dumps([model, list(messages), seed, generation, slot], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Recorder:
+    """Appends exchanges to a file; each line is written whole and flushed."""
+
+    def __init__(self, path: str | Path, scrubber: Scrubber) -> None:
+        self._path = Path(path)
+        self._scrubber = scrubber
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+        except OSError as error:
+            raise ProposerError(f"the record {self._path} cannot be written: {error.strerror or error}") from None
+
+    def write(self, exchange: Mapping[str, Any]) -> None:
+        """Append one exchange."""
+        line = json.dumps(self._scrubber.value(exchange), sort_keys=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+class Recording:
+    """A record read back."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._exchanges: dict[str, dict[str, Any]] = {}
+        number = 0
+        try:
+            for line in Path(path).read_text(encoding="utf-8").splitlines():
+                number += 1
+                exchange = json.loads(line)
+                self._exchanges[exchange["key"]] = exchange
+        except OSError as error:
+            raise ProposerError(f"the record {path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError):
+            raise ProposerError(f"the record {path} is damaged at line {number}; replay an undamaged one") from None
+
+    def exchange(self, key: str) -> dict[str, Any]:
+        """One exchange.
+
+        Raises:
+            ProposerError: the prompt was never sent: the contract, workload, seed or library differs from the recorded run.
+        """
+        if key not in self._exchanges:
+            raise ProposerError(
+                "the record holds no answer to this prompt: the contract, workload, seed or library version differs from the "
+                "recorded run; replay with the same ones"
+            )
+        return self._exchanges[key]

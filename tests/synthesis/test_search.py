@@ -1,0 +1,142 @@
+"""The search proposer writes well-formed, various candidates, and its repairs make failed proofs go through."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+
+from autopoiesis_lib import Policy
+from autopoiesis_lib.gates import Verdict, check, proof
+from autopoiesis_lib.language import LanguageError, parse
+from autopoiesis_lib.language.python import to_source
+from autopoiesis_lib.synthesis import Context, Parent, SearchProposer, Slot
+from autopoiesis_lib.synthesis.moves import MOVES
+from autopoiesis_lib.synthesis.palette import Palette
+from autopoiesis_lib.synthesis.repair import repair
+from autopoiesis_lib.synthesis.search import fresh_module, simplified
+
+CONTRACT = RequestOrdering()
+PARENTS = [Parent(id=i, source=text, fitness=1.0) for i, text in enumerate(BASELINES.values())]
+SJF = "def score(request: Waiting, engine: Engine) -> int:\n    return -request.num_prompt_tokens\n"
+HEADER = "from autopoiesis_contracts.request_ordering import Engine, Waiting\n\n\n"
+
+
+def context(generation: int = 1, seed: int = 1) -> Context:
+    return Context(contract=CONTRACT, seed=seed, generation=generation)
+
+
+def slots(count: int) -> list[Slot]:
+    rng = Random(0)
+    return [Slot(id=i, island=i % 4, parents=tuple(rng.sample(PARENTS, 2))) for i in range(count)]
+
+
+def test_every_draft_is_in_the_language_and_nearly_all_say_something_new() -> None:
+    drafts = SearchProposer().propose(context(), slots(300))
+    digests = [Policy.from_source(draft.source, CONTRACT).digest for draft in drafts]
+    assert len(set(digests)) > 250
+    assert (
+        set(Counter(draft.move for draft in drafts)) == set(MOVES) - {"change-guard"}
+        or len(Counter(draft.move for draft in drafts)) >= len(MOVES) - 2
+    )
+
+
+def test_equal_seeds_write_equal_drafts_and_other_seeds_others() -> None:
+    first, again, other = (SearchProposer().propose(context(seed=seed), slots(40)) for seed in (1, 1, 2))
+    assert first == again
+    assert sum(a.source == b.source for a, b in zip(first, other, strict=True)) < 5
+
+
+def test_a_draft_depends_on_its_slot_alone_not_on_its_neighbours() -> None:
+    many = SearchProposer().propose(context(), slots(40))
+    assert SearchProposer().propose(context(), slots(40)[17:18])[0] == many[17]
+
+
+def test_most_fresh_policies_of_the_grammar_pass_the_cheap_gates() -> None:
+    passed = 0
+    for seed in range(60):
+        text = to_source(fresh_module(CONTRACT, Random(seed)), CONTRACT.interface)
+        passed += check(text, CONTRACT, gates=("grammar", "types", "ranges")).verdict is Verdict.PASSED
+    assert passed >= 50
+
+
+def test_the_search_knows_which_field_must_win_in_the_end() -> None:
+    aging = Palette(CONTRACT, "score").aging
+    assert aging is not None
+    assert (aging.feature.view, aging.feature.name, aging.limit) == ("request", "waited_us", 600_000_000)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "-request.num_prompt_tokens",
+        "-request.num_prompt_tokens * 1_000_000 + request.waited_us",
+        "request.priority if engine.num_running > 3 else -request.max_tokens",
+        "request.waited_us * 1_000 // (request.num_prompt_tokens + 1)",
+    ],
+)
+def test_a_policy_refuted_for_starvation_is_proved_after_one_repair(body: str) -> None:
+    text = f"{HEADER}def score(request: Waiting, engine: Engine) -> int:\n    return {body}\n"
+    policy = Policy.from_source(text, CONTRACT)
+    result = proof.check(policy, least=False)
+    assert result.verdict is Verdict.REFUTED
+    for seed in range(8):
+        fixed = repair(CONTRACT, policy.module, Random(seed), "proof", result.detail)
+        assert fixed is not None
+        assert fixed[1] == "repair-aging"
+        repaired = Policy.from_source(to_source(simplified(fixed[0]), CONTRACT.interface), CONTRACT)
+        assert proof.check(repaired, least=False).verdict is Verdict.PROVED
+
+
+def test_a_division_by_zero_is_repaired() -> None:
+    text = f"{HEADER}def score(request: Waiting, engine: Engine) -> int:\n    return request.waited_us // engine.num_running\n"
+    report = check(text, CONTRACT, gates=("grammar", "types", "ranges"))
+    assert report.failed is not None
+    fixed = repair(CONTRACT, parse(text, CONTRACT.interface), Random(0), report.failed.name, report.failed.detail)
+    assert fixed is not None
+    assert fixed[1] == "repair-division"
+    again = check(to_source(fixed[0], CONTRACT.interface), CONTRACT, gates=("grammar", "types", "ranges"))
+    assert again.verdict is Verdict.PASSED
+
+
+def test_an_overflow_is_repaired() -> None:
+    text = f"{HEADER}def score(request: Waiting, engine: Engine) -> int:\n    return request.waited_us ** 2 * request.num_prompt_tokens\n"
+    report = check(text, CONTRACT, gates=("grammar", "types", "ranges"))
+    assert report.failed is not None
+    fixed = repair(CONTRACT, parse(text, CONTRACT.interface), Random(0), report.failed.name, report.failed.detail)
+    assert fixed is not None
+    again = check(to_source(fixed[0], CONTRACT.interface), CONTRACT, gates=("grammar", "types", "ranges"))
+    assert again.verdict is Verdict.PASSED, again.failed
+
+
+def test_simplifying_never_changes_what_a_policy_does() -> None:
+    row = {
+        "waited_us": 5_000_000,
+        "num_prompt_tokens": 900,
+        "num_cached_tokens": 100,
+        "num_output_tokens": 3,
+        "max_tokens": 70,
+    }
+    request = type("R", (), {**row, "priority": 8, "num_preemptions": 1})()
+    engine = type("E", (), {name: 7 + i for i, name in enumerate(CONTRACT.views["Engine"].model_fields)})()
+    compared = 0
+    for seed in range(120):
+        parents = [Slot(id=seed, island=0, parents=tuple(Random(seed).sample(PARENTS, 2)))]
+        text = SearchProposer().propose(context(generation=seed), parents)[0].source
+        module = parse(text, CONTRACT.interface)
+        try:
+            before = Policy(text, CONTRACT, module)(request, engine)
+        except (ArithmeticError, LanguageError):
+            continue
+        simple = simplified(module)
+        assert Policy(to_source(simple), CONTRACT, simple)(request, engine) == before
+        compared += 1
+    assert compared > 80
+
+
+def test_the_controls_do_only_what_their_names_say() -> None:
+    tuned = SearchProposer(mode="tune").propose(context(), slots(30))
+    assert {draft.move for draft in tuned} == {"tune"}
+    random = SearchProposer(mode="random").propose(context(), slots(30))
+    assert {draft.move for draft in random} == {"renew"}
+    assert all(not draft.parents for draft in random)
