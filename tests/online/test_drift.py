@@ -1,0 +1,96 @@
+"""Claims about drift detection: its false-alarm rate is what it states, and it finds what matters."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from autopoiesis_lib.online.drift import DriftError, DriftReport, DriftSettings, Effects, detect, profile
+from autopoiesis_lib.online.window import Window
+from autopoiesis_lib.simulation import Calibration
+from tests.online.streams import ENGINE, STEP_TIME, drawn_window
+
+CALIBRATION = Calibration(name="test", step_time=STEP_TIME, engine=ENGINE, source="test")
+ANY = Effects(rate=0.0, lengths=0.0, speed=0.0)
+"""Every significant change is an alarm: the worst case for false alarms."""
+
+
+def report(reference: Window, current: Window, settings: DriftSettings) -> DriftReport:
+    return detect(profile(reference, CALIBRATION, settings), profile(current, CALIBRATION, settings), settings)
+
+
+def alarms(settings: DriftSettings, checks: int, burstiness: float) -> int:
+    raised = 0
+    for seed in range(checks):
+        draw = np.random.default_rng([seed, 7])
+        first, second = (drawn_window(draw, rate=2.0, seconds=100, burstiness=burstiness) for _ in range(2))
+        raised += report(first, second, settings).drifted
+    return raised
+
+
+@pytest.mark.parametrize("burstiness", [1.0, 4.0], ids=["poisson", "bursty"])
+def test_the_false_alarm_rate_is_the_stated_one(burstiness: float) -> None:
+    settings = DriftSettings(false_alarm_rate=0.1, resamples=199, effects=ANY)
+    checks = 100
+    raised = alarms(settings, checks, burstiness)
+    # The stated rate is rejected only if this many alarms would come by chance in less than one run in a thousand ...
+    assert binomtest(raised, checks, settings.false_alarm_rate, alternative="greater").pvalue > 0.001, raised
+    # ... and a detector that never speaks up would not pass either.
+    assert raised > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("burstiness", [1.0, 4.0], ids=["poisson", "bursty"])
+def test_the_default_false_alarm_rate_holds_over_many_checks(burstiness: float) -> None:
+    settings = DriftSettings(effects=ANY, resamples=799)
+    checks = 1_000
+    raised = alarms(settings, checks, burstiness)
+    assert binomtest(raised, checks, settings.false_alarm_rate, alternative="greater").pvalue > 0.001, raised
+
+
+@pytest.mark.parametrize(
+    ("change", "feature"),
+    [
+        ({"rate": 8.0}, "arrival-rate"),
+        ({"rate": 3.0}, "arrival-rate"),
+        ({"prompt": 1_200.0}, "prompt-length"),
+        ({"output": 60.0}, "output-length"),
+        ({"slowness": 1.25}, "speed"),
+    ],
+)
+def test_a_change_that_matters_is_found_in_one_window_and_named(change: dict[str, float], feature: str) -> None:
+    draw = np.random.default_rng(3)
+    found = report(drawn_window(draw), drawn_window(draw, **change), DriftSettings())
+    assert [signal.feature for signal in found.signals if signal.drifted] == [feature]
+
+
+def test_a_change_too_small_to_matter_is_let_be_even_when_it_is_certain() -> None:
+    draw = np.random.default_rng(4)
+    windows = drawn_window(draw, rate=50.0), drawn_window(draw, rate=50.0, prompt=680.0)
+    lengths = next(s for s in report(*windows, DriftSettings()).signals if s.feature == "prompt-length")
+    assert lengths.p_value < 0.0025
+    assert not lengths.drifted
+
+
+def test_a_lost_replica_is_drift_without_any_test() -> None:
+    draw = np.random.default_rng(5)
+    settings = DriftSettings()
+    before = profile(drawn_window(draw), CALIBRATION, settings, replicas=2)
+    after = profile(drawn_window(draw), CALIBRATION, settings, replicas=1)
+    found = detect(before, after, settings)
+    assert [str(signal) for signal in found.signals if signal.drifted] == ["replicas -50% (p 0.0000)"]
+
+
+def test_the_same_windows_give_the_same_answer_twice() -> None:
+    first, second = (drawn_window(np.random.default_rng(seed)) for seed in (1, 2))
+    assert report(first, second, DriftSettings()) == report(first, second, DriftSettings())
+
+
+def test_windows_that_cannot_be_compared_are_refused() -> None:
+    draw = np.random.default_rng(6)
+    settings = DriftSettings()
+    with pytest.raises(DriftError, match="cannot be compared"):
+        report(drawn_window(draw), drawn_window(draw, seconds=100), settings)
+    with pytest.raises(DriftError, match="too few"):
+        profile(drawn_window(draw, seconds=2), CALIBRATION, settings)
+    with pytest.raises(DriftError, match="resamples"):
+        DriftSettings(false_alarm_rate=0.001, resamples=999)

@@ -1,0 +1,147 @@
+"""Claims about telemetry on its way from an engine to a trace and a calibration."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autopoiesis_lib.online.recalibration import recalibrate, step_residuals
+from autopoiesis_lib.online.spool import Segment, Spool
+from autopoiesis_lib.online.window import SlidingWindow, Window, WindowError
+from autopoiesis_lib.simulation import Calibration, StepTimeModel
+from tests.online.streams import ENGINE, STEP_TIME, poisson_trace, recorded, served
+
+TRACE = poisson_trace(1, rate=6.0, seconds=120)
+SLOWER = StepTimeModel(c0=0.018, c1=6e-5, c2=2.4e-4, c3=2e-8, c4=0.0)
+
+
+@pytest.fixture(scope="module")
+def segments() -> list[Segment]:
+    return recorded(served(TRACE), TRACE)
+
+
+def sliding(segments: list[Segment], length_s: float = 60.0) -> SlidingWindow:
+    window = SlidingWindow("engine-0", length_s)
+    window.add(segments)
+    return window
+
+
+def test_segments_come_back_from_the_spool_as_they_were_written(segments: list[Segment], tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "engine-0")
+    for segment in segments[:5]:
+        spool.append(segment)
+    read = spool.read()
+    assert [segment.position for segment in read] == [segment.position for segment in segments[:5]]
+    for ours, theirs in zip(read, segments, strict=False):
+        for name, column in theirs.requests.items():
+            assert np.array_equal(ours.requests[name], column)
+        for name, column in theirs.steps.items():
+            assert np.array_equal(ours.steps[name], column)
+    assert [segment.number for segment in spool.read(after=("b0", 2))] == [3, 4]
+    assert spool.read(after=("b0", 4)) == []
+
+
+def test_a_damaged_segment_costs_only_itself(segments: list[Segment], tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "engine-0")
+    for segment in segments[:4]:
+        spool.append(segment)
+    path = sorted((tmp_path / "engine-0").glob("*.npz"))[1]
+    path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "engine-0" / ".half.part").write_bytes(b"x")
+    assert [segment.number for segment in spool.read()] == [0, 2, 3]
+
+
+def test_a_spool_nobody_reads_stays_small(segments: list[Segment], tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "engine-0")
+    for segment in segments[:12]:
+        spool.append(segment, keep=5)
+    assert [segment.number for segment in spool.read()] == [7, 8, 9, 10, 11]
+    assert [segment.number for segment in spool.read(after=("b0", 1))] == [7, 8, 9, 10, 11]
+
+
+def test_a_restarted_engine_is_read_on_and_its_old_clock_forgotten(segments: list[Segment], tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "engine-0")
+    for segment in [*segments[:3], *(replace(segment, boot="a1") for segment in segments[:2])]:
+        spool.append(segment)
+    fresh = spool.read(after=("b0", 1))
+    assert [segment.position for segment in fresh] == [("b0", 2), ("a1", 0), ("a1", 1)]
+    window = SlidingWindow("engine-0", 60)
+    window.add(fresh)
+    assert window.position == ("a1", 1)
+    known = sum(len(segment.requests["stamp_us"]) for segment in segments[:2])
+    assert len(window.between(0, 10**12)) == known
+
+
+def test_a_settled_window_is_the_trace_that_was_served(segments: list[Segment]) -> None:
+    window = sliding(segments).window()
+    assert window is not None
+    trace = window.trace()
+    rows = np.flatnonzero((TRACE.arrival_us >= window.start_us) & (TRACE.arrival_us < window.end_us))
+    expected = TRACE.select(rows)
+    # 99% have settled; of all that arrived in the window at most that share may still be unknown
+    assert len(expected) * 0.97 <= len(trace) <= len(expected)
+    finished = sliding(segments).between(0, 10**12).trace()
+    assert np.array_equal(finished.arrival_us, TRACE.arrival_us)
+    assert np.array_equal(finished.num_prompt_tokens, TRACE.num_prompt_tokens)
+    assert np.array_equal(finished.num_output_tokens, TRACE.num_output_tokens)
+
+
+def test_there_is_no_window_until_one_is_full(segments: list[Segment]) -> None:
+    assert sliding(segments[:30]).window() is None
+    full = sliding(segments).window()
+    assert full is not None
+    assert full.seconds == 60
+    assert sliding(segments).window(since_us=full.start_us + 1) is None
+
+
+def test_vllm_priorities_become_ours_and_unserved_aborts_are_left_out(segments: list[Segment]) -> None:
+    window = sliding(segments).between(0, 10**12)
+    count = len(window)
+    requests = dict(window.requests)
+    requests["priority"] = np.arange(count, dtype=np.int64) % 30 - 10
+    requests["num_output_tokens"] = requests["num_output_tokens"].copy()
+    requests["num_output_tokens"][:7] = 0
+    trace = replace(window, requests=requests).trace()
+    assert len(trace) == count - 7
+    assert np.array_equal(trace.priority, np.clip(8 - requests["priority"][7:], 0, 15))
+
+
+def test_a_window_survives_the_disk_and_a_damaged_one_is_named(segments: list[Segment], tmp_path: Path) -> None:
+    window = sliding(segments).between(0, 50_000_000)
+    window.write(tmp_path / "w.npz")
+    read = Window.read(tmp_path / "w.npz")
+    assert (read.engine, read.start_us, read.end_us, len(read)) == ("engine-0", 0, 50_000_000, len(window))
+    (tmp_path / "w.npz").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(WindowError, match=r"w\.npz cannot be read"):
+        Window.read(tmp_path / "w.npz")
+
+
+def test_an_empty_window_says_so() -> None:
+    empty = SlidingWindow("engine-0", 10)
+    assert empty.window() is None
+    with pytest.raises(WindowError, match="too few for a trace"):
+        empty.between(0, 1_000_000).trace()
+    with pytest.raises(WindowError, match="above 0"):
+        SlidingWindow("engine-0", 0)
+
+
+def test_residuals_are_nil_where_the_model_is_right() -> None:
+    window = sliding(recorded(served(TRACE), TRACE)).between(0, 10**12)
+    _, residuals = step_residuals(window, ENGINE, STEP_TIME)
+    assert len(residuals) > 1_000
+    assert abs(float(np.median(residuals))) < 0.02
+
+
+def test_recalibration_follows_an_engine_that_became_slower_and_keeps_a_model_that_is_right() -> None:
+    current = Calibration(name="gpu", step_time=STEP_TIME, engine=ENGINE, source="test")
+    slow = recalibrate(sliding(recorded(served(TRACE, step_time=SLOWER), TRACE)).between(0, 10**12), current)
+    assert slow.accepted
+    assert slow.error_after < 0.05 < slow.error_before
+    assert slow.calibration.engine == ENGINE
+    same = recalibrate(sliding(recorded(served(TRACE), TRACE)).between(0, 10**12), current)
+    assert same.error_before < 0.05
+    few = recalibrate(sliding(recorded(served(TRACE), TRACE)).between(0, 500_000), current)
+    assert not few.accepted
+    assert few.calibration is current
+    assert "too few" in str(few)
