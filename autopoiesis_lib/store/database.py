@@ -254,6 +254,16 @@ class Store:
         """
         return str(self._one(tables.certificates, digest, "certificate")["content"])
 
+    def certificates_of(self, policy_digest: str) -> list[str]:
+        """The JSON texts of every certificate of a policy, oldest first."""
+        query = (
+            sa.select(tables.certificates.c.content)
+            .where(tables.certificates.c.policy_digest == policy_digest)
+            .order_by(tables.certificates.c.at, tables.certificates.c.digest)
+        )
+        with self._engine.connect() as connection:
+            return [str(row[0]) for row in connection.execute(query)]
+
     def certified(self, contract_digest: str) -> list[tuple[str, str]]:
         """(policy digest, source) of every certified policy of a contract, oldest first: what a warm start draws on."""
         query = (

@@ -37,9 +37,12 @@ def within(seconds: float | None) -> Iterator[None]:
 
 
 def _interrupt_solver() -> None:
+    """Each proof has a Z3 context of its own, so every one that is alive is told."""
+    import gc
     import sys
 
     if "z3" in sys.modules:
         import z3
 
-        z3.main_ctx().interrupt()
+        for context in [item for item in gc.get_objects() if isinstance(item, z3.Context)]:
+            context.interrupt()

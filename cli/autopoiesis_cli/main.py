@@ -10,6 +10,12 @@ import typer
 from autopoiesis_cli.answer import INTERRUPTED, MISTAKE, one_line, print_json
 from autopoiesis_cli.certificate import app as certificate
 from autopoiesis_cli.contracts import app as contracts
+from autopoiesis_cli.deploy import app as deploy
+from autopoiesis_cli.evolve import evolve
+from autopoiesis_cli.keys import app as keys
+from autopoiesis_cli.report import report
+from autopoiesis_cli.simulate import simulate
+from autopoiesis_cli.trace import app as trace
 from autopoiesis_cli.verify import verify
 
 __all__ = ["INTERNAL", "app", "main"]
@@ -49,8 +55,14 @@ def _root(
 
 
 app.command("verify")(verify)
+app.command("evolve")(evolve)
+app.command("simulate")(simulate)
+app.add_typer(deploy, name="deploy")
 app.add_typer(contracts, name="contracts")
+app.add_typer(trace, name="trace")
 app.add_typer(certificate, name="certificate")
+app.add_typer(keys, name="keys")
+app.command("report")(report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

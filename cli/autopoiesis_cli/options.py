@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from autopoiesis_lib import Contract
 
-__all__ = ["ContractArgument", "ContractOption", "SettingsOption", "contract_from"]
+__all__ = ["ContractArgument", "ContractOption", "PolicyPath", "SettingsOption", "StoreOption", "contract_from"]
 
 ContractOption = Annotated[
     str, typer.Option("--contract", metavar="NAME", help="The policy type; see `contracts list`.")
@@ -17,6 +17,12 @@ ContractArgument = Annotated[str, typer.Argument(metavar="CONTRACT", help="The p
 SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the contract, such as max_aging_us=60000000."),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="URL", help="Where runs are kept: a file or a SQLAlchemy URL; default .autopoiesis/store.db."
+    ),
 ]
 PolicyPath = Annotated[Path, typer.Argument(metavar="POLICY.py", help="A policy file.")]
 

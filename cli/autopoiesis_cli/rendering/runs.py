@@ -1,0 +1,68 @@
+"""Runs and deployments, for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from autopoiesis_lib.store import RunRow
+
+__all__ = ["render_run_list", "render_status"]
+
+
+def render_run_list(runs: "Sequence[RunRow]") -> "list[RenderableType]":
+    """One line a run."""
+    if not runs:
+        return [Text("no runs yet; start one with `autopoiesis evolve`")]
+    table = _table("run", "contract", "status", "seed", "started", "seconds")
+    for row in runs:
+        table.add_row(row.id, row.contract, row.status, str(row.seed), row.started_at, f"{row.spent_seconds:.1f}")
+    return [table]
+
+
+def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
+    """What a channel wants, what each engine runs, and what was done to the channel lately."""
+    wanted = document["active"]
+    if wanted is None:
+        line = "nothing was published yet"
+    else:
+        line = f"wanted: {_digest(wanted['digest'])} (publication {wanted['sequence']}) {wanted['note']}".rstrip()
+    shown: list[RenderableType] = [Text(f"channel {document['channel']}: {line}")]
+    if document["disabled"]:
+        shown.append(Text("DISABLED: every engine serves its built-in order", style="bold yellow"))
+    engines = document["engines"]
+    if engines:
+        table = _table("engine", "runs", "T", "refused", "quarantined")
+        for name, status in engines.items():
+            aging = status.get("aging_us")
+            table.add_row(
+                name,
+                _digest(status.get("digest")),
+                "" if aging is None else f"{aging:,} us",
+                Text(status.get("refusal") or ""),
+                ", ".join(str(digest)[:12] for digest in status.get("quarantined", ())),
+            )
+        shown.append(table)
+    else:
+        shown.append(Text("no engine watches this channel yet"))
+    if document["log"]:
+        table = _table("when", "what", "policy", "who")
+        for row in document["log"]:
+            table.add_row(row["at"], row["action"], _digest(row["policy_digest"]), row["actor"])
+        shown.append(table)
+    return shown
+
+
+def _digest(digest: str | None) -> str:
+    return "built-in order" if digest is None else digest[:12]
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in headings:
+        table.add_column(heading)
+    return table
