@@ -8,13 +8,14 @@ replayed in CPython; one that does not replay is a bug of ours and raises.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import z3
 
 from ..contract import Formula, FormulaParam
 from ..language.ir import Signature
 from ..language.ranges import Ranges, analyse
-from ..language.smt import Encoder, SymbolicView, Term, as_int, negation, symbolic_scalar
+from ..language.smt import Encoder, SymbolicView, Term, as_int, conjunction, negation, symbolic_scalar
 from ..policy import Policy
 from .counterexample import Evaluator
 from .least import find_least
@@ -247,7 +248,7 @@ def prove_invariant(
     proved = result(Verdict.PROVED, formula.doc, least=found)
     if not certify:
         return proved
-    at_bound = z3.And([violation.term, *violation.between(value, limit)])
+    at_bound = reduce(conjunction, violation.between(value, limit), violation.term)
     certified = _certified(proved, violation.scope, [at_bound], rlimit)
     return certified.model_copy(update={"seconds": time.perf_counter() - started})
 
