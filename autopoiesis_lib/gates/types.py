@@ -17,19 +17,24 @@ from ..policy import Policy
 from ..units import __all__ as unit_names
 from .verdict import GateResult, Verdict
 
-__all__ = ["check"]
+__all__ = ["check", "type_errors"]
 
 
 def check(policy: Policy) -> GateResult:
     """Type-check a policy's own text (comments removed, so that none can silence mypy) against its contract."""
     started = time.perf_counter()
-    errors = _server(policy.contract.digest, _Stubs.of(policy.contract)).check(_without_comments(policy.source))
+    errors = type_errors(policy.source, policy.contract)
     return GateResult(
         name="types",
         verdict=Verdict.INVALID if errors else Verdict.PASSED,
         seconds=time.perf_counter() - started,
         detail=errors[0] if errors else "mypy --strict",
     )
+
+
+def type_errors(text: str, contract: Contract) -> list[str]:
+    """What mypy says against a text as a policy of a contract, one line each; empty when nothing."""
+    return _server(contract.digest, _Stubs.of(contract)).check(_without_comments(text))
 
 
 class _Stubs:

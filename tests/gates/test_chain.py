@@ -1,0 +1,150 @@
+"""The chain of gates: verdicts, their order, and what a report holds."""
+
+from collections.abc import Callable
+
+import pytest
+from autopoiesis_contracts.request_ordering import RequestOrdering
+
+from autopoiesis_lib.gates import GATES, Verdict, check
+
+Text = Callable[[str], str]
+
+
+def test_fcfs_is_proved_with_least_aging_zero_by_every_gate(contract: RequestOrdering) -> None:
+    report = check(contract.baselines()["fcfs"], contract)
+    assert report.verdict is Verdict.PROVED
+    assert tuple(gate.name for gate in report.gates) == GATES
+    assert report.least() == {"ages": 0}
+    assert any("overflows int64" in claim or "overflows" in claim for claim in report.claims)
+
+
+@pytest.mark.parametrize(
+    ("name", "least_us"),
+    [
+        ("fcfs", 0),
+        ("priority-aging", 150_000_000),
+        ("shortest-prompt-aging", 81_910_000),
+        ("longest-cached-prefix-aging", 81_920_000),
+    ],
+)
+def test_baselines_are_proved_at_their_known_least_aging(contract: RequestOrdering, name: str, least_us: int) -> None:
+    report = check(contract.baselines()[name], contract, gates=("grammar", "proof"))
+    assert report.least() == {"ages": least_us}
+    [aging] = [item for item in report.obligations if item.name == "ages"]
+    assert aging.least is not None and aging.least.tight
+
+
+def test_shortest_first_without_aging_is_refuted_with_a_replaying_pair_and_starves_for_a_day(
+    contract: RequestOrdering, ordering: Text
+) -> None:
+    report = check(ordering("-request.num_prompt_tokens"), contract, explain=True)
+    assert report.verdict is Verdict.REFUTED
+    assert report.failed is not None and "86,400,000,000 us, the longest there is" in report.failed.detail
+    example = report.counterexample
+    assert example is not None
+    older, newer = example.arguments["older"], example.arguments["newer"]
+    assert isinstance(older, dict) and isinstance(newer, dict)
+    assert older["waited_us"] >= newer["waited_us"] + contract.max_aging_us
+    assert older["num_prompt_tokens"] > newer["num_prompt_tokens"]
+
+
+def test_only_multiplicative_aging_is_refuted(contract: RequestOrdering, ordering: Text) -> None:
+    assert (
+        check(ordering("request.waited_us * 1_000 // request.num_prompt_tokens"), contract).verdict is Verdict.REFUTED
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "gate", "said"),
+    [
+        ("request.waited_us // engine.num_running", "ranges", "division by zero on line 5"),
+        ("request.waited_us + 1_000 // (engine.free_blocks - 12_345)", "proof", "division by zero on line 5"),
+        (
+            "request.waited_us + request.waited_us * request.waited_us * 1_000 // 10**18",
+            "ranges",
+            "int64 overflow on line 5",
+        ),
+        ("request.waited_us * 53_375_996", "ranges", "outside -4,611,686,018,427,387,904"),
+        (
+            "request.waited_us if request.num_prompt_tokens != 4_321 else 0",
+            "proof",
+            "not certified at aging <= 600,000,000 us",
+        ),
+    ],
+)
+def test_each_defect_is_refuted_by_the_cheapest_gate_that_sees_it(
+    contract: RequestOrdering, ordering: Text, body: str, gate: str, said: str
+) -> None:
+    report = check(ordering(body), contract)
+    assert report.verdict is Verdict.REFUTED
+    assert report.failed is not None
+    assert (report.failed.name, said in report.failed.detail) == (gate, True), report.failed.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "verdict"),
+    [
+        ("    import os\n    return 1\n", Verdict.UNSUPPORTED),
+        ("request.waited_us * 0.5", Verdict.UNSUPPORTED),
+        ("    while True:\n        pass\n", Verdict.UNSUPPORTED),
+        ("    return 'high'\n", Verdict.INVALID),
+        ("    return None\n", Verdict.INVALID),
+        ("    x = 1\n", Verdict.INVALID),
+        ("request.no_such_field", Verdict.INVALID),
+        ("request.waited_us +", Verdict.INVALID),
+    ],
+)
+def test_texts_outside_the_language_stop_at_the_grammar(
+    contract: RequestOrdering, ordering: Text, body: str, verdict: Verdict
+) -> None:
+    report = check(ordering(body), contract)
+    assert report.verdict is verdict
+    assert [gate.name for gate in report.gates] == ["grammar"]
+    assert report.gates[0].detail.startswith("line ")
+    assert report.policy_digest is None
+
+
+def test_unreachable_faults_do_not_refute(contract: RequestOrdering, ordering: Text) -> None:
+    body = "    if request.priority > 15:\n        return request.waited_us // 0\n    return request.waited_us\n"
+    assert check(ordering(body), contract).verdict is Verdict.PROVED
+
+
+def test_a_guarded_division_is_safe_and_an_unguarded_one_is_not(contract: RequestOrdering, ordering: Text) -> None:
+    guarded = ordering("request.waited_us + (engine.num_running and 100 // engine.num_running)")
+    assert check(guarded, contract, gates=("proof",)).verdict is Verdict.PASSED
+    swapped = ordering("request.waited_us + (100 // engine.num_running and engine.num_running)")
+    assert check(swapped, contract, gates=("proof",)).verdict is Verdict.REFUTED
+
+
+def test_some_of_the_gates_never_count_as_proved(contract: RequestOrdering) -> None:
+    text = contract.baselines()["fcfs"]
+    for gate in GATES:
+        fewer = tuple(name for name in GATES if name != gate)
+        if gate != "grammar":
+            report = check(text, contract, gates=fewer)
+            assert report.verdict is Verdict.PASSED, gate
+            assert report.claims == ()
+
+
+def test_a_tighter_contract_refuses_what_the_default_one_proves(contract: RequestOrdering) -> None:
+    text = contract.baselines()["shortest-prompt-aging"]
+    assert check(text, RequestOrdering(max_aging_us=81_910_000), gates=("proof",)).verdict is Verdict.PASSED
+    assert check(text, RequestOrdering(max_aging_us=81_909_999), gates=("proof",)).verdict is Verdict.REFUTED
+
+
+def test_kept_counterexamples_are_tried_first(contract: RequestOrdering, ordering: Text) -> None:
+    rare = ordering("request.waited_us if request.num_prompt_tokens != 4_321 else 0")
+    found = check(rare, contract).counterexample
+    assert found is not None
+    again = check(rare, contract, regressions={"ages": [dict(found.arguments)]})
+    assert again.failed is not None and again.failed.name == "quick-fuzz"
+
+
+def test_verdicts_repeat_whatever_was_asked_before(contract: RequestOrdering, ordering: Text) -> None:
+    """A query near the resource limit once depended on what the process had asked earlier."""
+    text = ordering("request.waited_us * 1_000 // request.num_prompt_tokens")
+    first = check(text, contract, gates=("proof",))
+    for other in contract.baselines().values():
+        check(other, contract, gates=("proof",))
+    second = check(text, contract, gates=("proof",))
+    assert (first.verdict, first.counterexample) == (second.verdict, second.counterexample)
