@@ -249,9 +249,9 @@ def conserved(s: State, r: int) -> bool:
 @kernel
 def held_blocks(s: State, r: int, k: int) -> int:
     """Private blocks held by the k-th running request of replica r."""
-    i = s.run[r, k, c.RUN_REQUEST]
+    i = s.run[r, c.RUN_REQUEST, k]
     held = s.q[i, c.HELD]
-    base = s.run[r, k, c.RUN_BASE]
+    base = s.run[r, c.RUN_BASE, k]
     if base != c.PREFILLING:
         context = base + s.rep[r, c.DECODED]
         size = s.p[c.BLOCK_SIZE]

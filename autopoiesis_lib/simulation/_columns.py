@@ -79,12 +79,13 @@ ACTIVE: Final = 2
 DRAINING: Final = 3
 LOST: Final = 4
 
-# --- one row a running request ------
+# --- one column a running request ------
 RUN_REQUEST: Final = 0
 RUN_BASE: Final = 1  # context minus DECODED; PREFILLING while it has no output token to extend
 RUN_FINISH: Final = 2  # value of DECODED at which it finishes
 RUN_SPARE_END: Final = 3  # value of DECODED at which its reservation is used up
-RUN_COLUMNS: Final = 4
+RUN_EVENT: Final = 4  # the earlier of the two
+RUN_COLUMNS: Final = 5
 PREFILLING: Final = -(1 << 62)
 
 # --- run parameters ------

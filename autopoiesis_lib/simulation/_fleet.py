@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autopoiesis_lib.simulation import _columns as c
 from autopoiesis_lib.simulation._blocks import cached_prefix, sentinel_of
-from autopoiesis_lib.simulation._native import Ints, State, call_policy, kernel
+from autopoiesis_lib.simulation._native import Ints, State, borrowed, call_policy, kernel
 from autopoiesis_lib.simulation._replica import advance
 from autopoiesis_lib.simulation._waiting import enqueue, leave_line, preempt
 
@@ -201,7 +201,22 @@ def _kernel(version: int) -> Callable[..., Any]:
         out: Ints,
     ) -> None:
         s = State(
-            p, slots, q, rep, runs, pf, grow, line, links, cache, prefix_ptr, prefix_ids, owned, log, decisions, out
+            borrowed(p),
+            borrowed(slots),
+            borrowed(q),
+            borrowed(rep),
+            borrowed(runs),
+            borrowed(pf),
+            borrowed(grow),
+            borrowed(line),
+            borrowed(links),
+            borrowed(cache),
+            borrowed(prefix_ptr),
+            borrowed(prefix_ids),
+            borrowed(owned),
+            borrowed(log),
+            borrowed(decisions),
+            borrowed(out),
         )
         n, replicas = q.shape[0], rep.shape[0]
         if version == 0:

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["Ints", "State", "View", "call_policy", "kernel"]
+__all__ = ["Ints", "State", "View", "borrowed", "call_policy", "kernel"]
 
 Ints = NDArray[np.int64]
 View = tuple[int, int, int, int, int, int, int]
@@ -30,7 +30,7 @@ class State(NamedTuple):
     rep: Ints
     """(replicas, columns)."""
     run: Ints
-    """(replicas, position, columns): running requests in order of admission."""
+    """(replicas, columns, position): running requests in order of admission."""
     pf: Ints
     """(replicas, position): those still prefilling, in order of admission."""
     grow: Ints
@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile as part of the kernel: no exceptions, no GIL. Not cached by itself; the outermost function is."""
-    compiled: Callable[P, R] = njit(error_model="numpy", nogil=True)(function)
+    compiled: Callable[P, R] = njit(error_model="numpy", nogil=True, forceinline=True)(function)
     return compiled
 
 
@@ -77,3 +77,19 @@ def call_policy(typingctx: Any, address: Any, arguments: Any) -> Any:
         return builder.call(callee, cgutils.unpack_tuple(builder, packed, width))
 
     return signature, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def borrowed(typingctx: Any, array: Any) -> Any:
+    """The same array without an owner, so that passing it on counts no references (atomic operations, half the time).
+
+    Its owner must outlive it: the caller of the kernel holds every array until the run is over.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        copy = context.make_array(signature.args[0])(context, builder, value=values[0])
+        copy.meminfo = cgutils.get_null_value(copy.meminfo.type)
+        copy.parent = cgutils.get_null_value(copy.parent.type)
+        return copy._getvalue()
+
+    return array(array), codegen

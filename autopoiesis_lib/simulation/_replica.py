@@ -6,13 +6,16 @@ Pure decode steps that nothing can interrupt are taken in closed form; all times
 the very number that single steps would give.
 """
 
+import math
+
 from autopoiesis_lib.simulation import _columns as c
 from autopoiesis_lib.simulation._blocks import conserved, give_back, held_blocks, publish_prefix, take_blocks
 from autopoiesis_lib.simulation._native import Ints, State, View, call_policy, kernel
 from autopoiesis_lib.simulation._waiting import (
     choose_victim,
-    drop_running,
     engine_view,
+    first_event,
+    move_running,
     pick,
     preempt,
     remove_prefilling,
@@ -74,8 +77,13 @@ def _growth(s: State, r: int, which: int, k: int) -> int:
         for phase in range(size):
             total += s.grow[r, which, phase]
         total *= k // size
-    for j in range(k % size):
-        total += s.grow[r, which, (start + j) % size]
+        k %= size
+    phase = start
+    for _ in range(k):
+        total += s.grow[r, which, phase]
+        phase += 1
+        if phase == size:
+            phase = 0
     return total
 
 
@@ -97,7 +105,7 @@ def _jump(s: State, r: int, until_ns: int) -> bool:
             # largest k whose end is not after `until`: float guess, integer truth
             b = float(base) - 0.5 * float(slope)
             guess = (
-                int((-b + (b * b + 2.0 * float(slope) * float(left)) ** 0.5) / float(slope))
+                int((-b + math.sqrt(b * b + 2.0 * float(slope) * float(left))) / float(slope))
                 if slope > 0
                 else (left // base if base > 0 else k)
             )
@@ -126,7 +134,8 @@ def _jump(s: State, r: int, until_ns: int) -> bool:
             return False  # an eviction policy is asked at the step that needs the block
         rep[r, c.FREE] -= blocks
         take_blocks(s, r, blocks, (0, 0, 0, 0, 0, 0, 0))
-    rep[r, c.RESERVED] -= _growth(s, r, 1, k)
+    if rep[r, c.RESERVED] > 0:
+        rep[r, c.RESERVED] -= _growth(s, r, 1, k)
     start = rep[r, c.NOW_NS]
     _move_clock(rep, r, c.NOW_NS, c.NOW_FS, _window_fs(base, slope, k))
     _log(s, r, start, rep[r, c.NOW_NS], k, 0, 0, n * k, rep[r, c.CONTEXT] * k + n * (k * (k - 1) // 2), 0)
@@ -264,26 +273,26 @@ def _finish_step(s: State, r: int) -> None:
             continue
         remove_prefilling(s, r, i)
         position = n - 1
-        while run[r, position, c.RUN_REQUEST] != i:
+        while run[r, c.RUN_REQUEST, position] != i:
             position -= 1
         if q[i, c.FIRST_TOKEN_NS] < 0:
             q[i, c.FIRST_TOKEN_NS] = rep[r, c.NOW_NS]
         q[i, c.GENERATED] += 1
         base = q[i, c.TARGET] - rep[r, c.DECODED]
-        run[r, position, c.RUN_BASE] = base
-        run[r, position, c.RUN_FINISH] = rep[r, c.DECODED] + q[i, c.OUTPUT] - q[i, c.GENERATED]
+        run[r, c.RUN_BASE, position] = base
+        run[r, c.RUN_FINISH, position] = rep[r, c.DECODED] + q[i, c.OUTPUT] - q[i, c.GENERATED]
         rep[r, c.NUM_DECODING] += 1
         rep[r, c.CONTEXT] += q[i, c.TARGET]
         phase = (-base) % p[c.BLOCK_SIZE]
         room = (q[i, c.HELD] + p[c.HASH_WEIGHT] * q[i, c.OWNED]) * p[c.BLOCK_SIZE]
         if room - q[i, c.TARGET] >= p[c.BLOCK_SIZE]:
-            run[r, position, c.RUN_SPARE_END] = room - base
+            run[r, c.RUN_SPARE_END, position] = room - base
             s.grow[r, 1, phase] += 1
         else:
             s.grow[r, 0, phase] += 1
-        rep[r, c.NEXT_EVENT] = min(
-            rep[r, c.NEXT_EVENT], run[r, position, c.RUN_FINISH], run[r, position, c.RUN_SPARE_END]
-        )
+        event = min(run[r, c.RUN_FINISH, position], run[r, c.RUN_SPARE_END, position])
+        run[r, c.RUN_EVENT, position] = event
+        rep[r, c.NEXT_EVENT] = min(rep[r, c.NEXT_EVENT], event)
     if rep[r, c.NEXT_EVENT] <= rep[r, c.DECODED]:
         _events(s, r)
     if p[c.CHECKED] == 1 and not conserved(s, r):
@@ -294,11 +303,16 @@ def _finish_step(s: State, r: int) -> None:
 def _events(s: State, r: int) -> None:
     """Requests whose last token has come leave, in admission order; used-up reservations end."""
     rep, q, run = s.rep, s.q, s.run
-    decoded = rep[r, c.DECODED]
-    k = 0
-    while k < rep[r, c.NUM_RUNNING]:
-        if run[r, k, c.RUN_FINISH] <= decoded:
-            i = run[r, k, c.RUN_REQUEST]
+    decoded, n = rep[r, c.DECODED], rep[r, c.NUM_RUNNING]
+    kept = 0
+    while kept < n and run[r, c.RUN_EVENT, kept] > decoded:
+        kept += 1
+    for k in range(kept, n):
+        if run[r, c.RUN_EVENT, k] > decoded:
+            move_running(s, r, k, kept)
+            kept += 1
+        elif run[r, c.RUN_FINISH, k] <= decoded:
+            i = run[r, c.RUN_REQUEST, k]
             held = held_blocks(s, r, k)
             rep[r, c.RESERVED] -= unused_reservation(s, r, k)
             stop_decoding(s, r, k)
@@ -306,22 +320,19 @@ def _events(s: State, r: int) -> None:
             q[i, c.STATE] = c.FINISHED
             q[i, c.GENERATED] = q[i, c.OUTPUT]
             give_back(s, r, i, held, -1)
-            drop_running(s, r, k)
             rep[r, c.HEAD_BLOCKED] = 0
             rep[r, c.SERVED] += 1
             s.out[4] += 1
-        elif run[r, k, c.RUN_SPARE_END] <= decoded:
-            phase = (-run[r, k, c.RUN_BASE]) % s.p[c.BLOCK_SIZE]
+        else:
+            phase = (-run[r, c.RUN_BASE, k]) % s.p[c.BLOCK_SIZE]
             s.grow[r, 1, phase] -= 1
             s.grow[r, 0, phase] += 1
-            run[r, k, c.RUN_SPARE_END] = c.NEVER
-            k += 1
-        else:
-            k += 1
-    event = c.NEVER
-    for j in range(rep[r, c.NUM_RUNNING]):
-        event = min(event, run[r, j, c.RUN_FINISH], run[r, j, c.RUN_SPARE_END])
-    rep[r, c.NEXT_EVENT] = event
+            run[r, c.RUN_SPARE_END, k] = c.NEVER
+            run[r, c.RUN_EVENT, k] = run[r, c.RUN_FINISH, k]
+            move_running(s, r, k, kept)
+            kept += 1
+    rep[r, c.NUM_RUNNING] = kept
+    rep[r, c.NEXT_EVENT] = first_event(s, r)
 
 
 @kernel

@@ -257,10 +257,11 @@ def try_admit(s: State, r: int, i: int, view: View) -> bool:
     q[i, c.TARGET] = tokens
     q[i, c.STATE] = c.RUNNING
     k = rep[r, c.NUM_RUNNING]
-    s.run[r, k, c.RUN_REQUEST] = i
-    s.run[r, k, c.RUN_BASE] = c.PREFILLING
-    s.run[r, k, c.RUN_FINISH] = c.NEVER
-    s.run[r, k, c.RUN_SPARE_END] = c.NEVER
+    s.run[r, c.RUN_REQUEST, k] = i
+    s.run[r, c.RUN_BASE, k] = c.PREFILLING
+    s.run[r, c.RUN_FINISH, k] = c.NEVER
+    s.run[r, c.RUN_SPARE_END, k] = c.NEVER
+    s.run[r, c.RUN_EVENT, k] = c.NEVER
     rep[r, c.NUM_RUNNING] = k + 1
     s.pf[r, rep[r, c.NUM_PREFILLING]] = i
     rep[r, c.NUM_PREFILLING] += 1
@@ -278,7 +279,7 @@ def choose_victim(s: State, r: int) -> int:
     now_us = s.rep[r, c.NOW_NS] // 1000
     best, highest = 1, 0
     for k in range(1, n):
-        i = s.run[r, k, c.RUN_REQUEST]
+        i = s.run[r, c.RUN_REQUEST, k]
         computed, generated = progress(s, r, k)
         score = call_policy(
             s.slots[c.VICTIM],
@@ -308,8 +309,8 @@ def choose_victim(s: State, r: int) -> int:
 @kernel
 def progress(s: State, r: int, k: int) -> tuple[int, int]:
     """Tokens computed and generated so far by the k-th running request."""
-    i = s.run[r, k, c.RUN_REQUEST]
-    base = s.run[r, k, c.RUN_BASE]
+    i = s.run[r, c.RUN_REQUEST, k]
+    base = s.run[r, c.RUN_BASE, k]
     if base == c.PREFILLING:
         return s.q[i, c.COMPUTED], s.q[i, c.GENERATED]
     computed = base + s.rep[r, c.DECODED]
@@ -320,11 +321,11 @@ def progress(s: State, r: int, k: int) -> tuple[int, int]:
 def stop_decoding(s: State, r: int, k: int) -> None:
     """Take the k-th running request out of the sums over decodes."""
     rep = s.rep
-    base = s.run[r, k, c.RUN_BASE]
+    base = s.run[r, c.RUN_BASE, k]
     rep[r, c.NUM_DECODING] -= 1
     rep[r, c.CONTEXT] -= base + rep[r, c.DECODED]
     phase = (-base) % s.p[c.BLOCK_SIZE]
-    spare_end = s.run[r, k, c.RUN_SPARE_END]
+    spare_end = s.run[r, c.RUN_SPARE_END, k]
     if spare_end == c.NEVER:
         s.grow[r, 0, phase] -= 1
     else:
@@ -334,37 +335,48 @@ def stop_decoding(s: State, r: int, k: int) -> None:
 @kernel
 def unused_reservation(s: State, r: int, k: int) -> int:
     """Blocks the k-th running request holds beyond its context."""
-    i = s.run[r, k, c.RUN_REQUEST]
+    i = s.run[r, c.RUN_REQUEST, k]
     tokens = s.q[i, c.TARGET]
-    if s.run[r, k, c.RUN_BASE] != c.PREFILLING:
-        tokens = s.run[r, k, c.RUN_BASE] + s.rep[r, c.DECODED]
+    if s.run[r, c.RUN_BASE, k] != c.PREFILLING:
+        tokens = s.run[r, c.RUN_BASE, k] + s.rep[r, c.DECODED]
     return held_blocks(s, r, k) + s.p[c.HASH_WEIGHT] * s.q[i, c.OWNED] - _blocks_for(s, tokens)
+
+
+@kernel
+def move_running(s: State, r: int, k: int, to: int) -> None:
+    """Move the k-th running request to position `to`."""
+    if to != k:
+        for f in range(c.RUN_COLUMNS):
+            s.run[r, f, to] = s.run[r, f, k]
+
+
+@kernel
+def first_event(s: State, r: int) -> int:
+    """Least value of DECODED at which somebody running finishes or outgrows a reservation."""
+    event = c.NEVER
+    for k in range(s.rep[r, c.NUM_RUNNING]):
+        event = min(event, s.run[r, c.RUN_EVENT, k])
+    return event
 
 
 @kernel
 def drop_running(s: State, r: int, k: int) -> None:
     """Close the gap the k-th running request leaves and find the next event again."""
-    rep, run = s.rep, s.run
-    n = rep[r, c.NUM_RUNNING] - 1
-    for j in range(k, n):
-        for f in range(4):
-            run[r, j, f] = run[r, j + 1, f]
-    rep[r, c.NUM_RUNNING] = n
-    event = c.NEVER
-    for j in range(n):
-        event = min(event, run[r, j, c.RUN_FINISH], run[r, j, c.RUN_SPARE_END])
-    rep[r, c.NEXT_EVENT] = event
+    for j in range(k + 1, s.rep[r, c.NUM_RUNNING]):
+        move_running(s, r, j, j - 1)
+    s.rep[r, c.NUM_RUNNING] -= 1
+    s.rep[r, c.NEXT_EVENT] = first_event(s, r)
 
 
 @kernel
 def preempt(s: State, r: int, k: int) -> None:
     """The k-th running request loses its place and goes back to its place in the line, to recompute what is evicted."""
     q, rep = s.q, s.rep
-    i = s.run[r, k, c.RUN_REQUEST]
+    i = s.run[r, c.RUN_REQUEST, k]
     computed, generated = progress(s, r, k)
     held = held_blocks(s, r, k)
     rep[r, c.RESERVED] -= unused_reservation(s, r, k)
-    if s.run[r, k, c.RUN_BASE] == c.PREFILLING:
+    if s.run[r, c.RUN_BASE, k] == c.PREFILLING:
         remove_prefilling(s, r, i)
     else:
         stop_decoding(s, r, k)

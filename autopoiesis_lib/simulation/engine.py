@@ -156,7 +156,7 @@ class _Arrays:
             self.q[:, column] = -1
         self.rep = np.zeros((replicas, c.REPLICA_COLUMNS), dtype=np.int64)
         self.rep[: fleet.replicas, c.HEALTH] = c.ACTIVE
-        self.run = np.zeros((replicas, engine.max_num_seqs + 1, c.RUN_COLUMNS), dtype=np.int64)
+        self.run = np.zeros((replicas, c.RUN_COLUMNS, engine.max_num_seqs + 1), dtype=np.int64)
         self.pf = np.zeros((replicas, engine.max_num_seqs + 1), dtype=np.int64)
         self.grow = np.zeros((replicas, 2, engine.block_size), dtype=np.int64)
         self.line = np.full((replicas + 1, 2), -1, dtype=np.int64)
