@@ -3,6 +3,7 @@
 from .budget import Budget, Limits
 from .errors import EvolutionError
 from .evaluator import Evaluator, Measurement, SimulationEvaluator
+from .inline import Inline
 from .loop import evolve
 from .result import EvolutionResult, Progress
 
@@ -11,6 +12,7 @@ __all__ = [
     "Evaluator",
     "EvolutionError",
     "EvolutionResult",
+    "Inline",
     "Limits",
     "Measurement",
     "Progress",

@@ -117,7 +117,7 @@ def freeze_statements(dialect: str) -> Iterator[str]:
     elif dialect == "postgresql":
         yield (
             "CREATE OR REPLACE FUNCTION autopoiesis_append_only() RETURNS trigger AS "
-            "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$ LANGUAGE plpgsql"
+            "$$ BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' is append-only'; END $$ LANGUAGE plpgsql"
         )
         for table in APPEND_ONLY:
             yield (

@@ -28,10 +28,10 @@ def repair(contract: Contract, module: Module, rng: Random, gate: str | None, de
             return fixed, "repair-division"
     aging = palette.aging
     if "overflow" in detail or "int64" in detail or "range" in detail or gate == "ranges":
-        return _clamped(contract, module, palette, rng), "repair-range"
+        return _clamped(contract, module, palette), "repair-range"
     if aging is not None:
         return repaired_aging(module, decision, palette, aging, rng), "repair-aging"
-    return _clamped(contract, module, palette, rng), "repair-range"
+    return _clamped(contract, module, palette), "repair-range"
 
 
 def repaired_aging(module: Module, decision: str, palette: Palette, aging: Aging, rng: Random) -> Module:
@@ -86,17 +86,29 @@ def _nonzero_divisors(module: Module) -> Module | None:
     return changed
 
 
-def _clamped(contract: Contract, module: Module, palette: Palette, rng: Random) -> Module:
-    """Operands of what may leave int64 clamped to what they usually are, and the result to its range."""
-    decision = palette.signature.name
-    ranges = analyse(module, contract.decisions[decision])
-    function = module.functions[decision]
+def _clamped(contract: Contract, module: Module, palette: Palette) -> Module:
+    """Operands of what may leave int64 clamped to what they usually are, or less if that is not enough; the result to its
+    range."""
+    signature = contract.decisions[palette.signature.name]
+    original = module.functions[signature.name]
     reach = {feature.name: feature.reach for feature in palette.features}
-    for node in [node for node in walk(function) if isinstance(node, Binary) and not ranges.discharged(node)]:
-        for operand in [part for part in walk(node) if isinstance(part, Field) and not part.is_bool]:
-            ceiling = Const(reach.get(operand.name, 8_192))
+    before = analyse(module, signature)
+    unsafe = {
+        id(operand): operand
+        for node in walk(original)
+        if isinstance(node, Binary) and not before.discharged(node)
+        for operand in walk(node)
+        if isinstance(operand, Field) and not operand.is_bool
+    }
+    for shrink in (1, 16, 256, 4_096, 65_536):
+        function = original
+        for operand in unsafe.values():
+            ceiling = Const(max(1, reach.get(operand.name, 8_192) // shrink))
             function = replace_in(function, operand, MinMax("min", (operand, ceiling)))
-    domain = contract.decisions[decision].result
+        module = with_function(module, function)
+        if not analyse(module, signature).open:
+            break
+    ranges, domain = analyse(module, signature), signature.result
     if domain.kind == "int" and not (ranges.result.lo >= domain.lo and ranges.result.hi <= domain.hi):
         for statement in returns(function):
             function = replace_in(function, statement, Return(_between(statement.value, domain.lo, domain.hi)))

@@ -18,7 +18,6 @@ from autopoiesis_lib.synthesis.search import fresh_module, simplified
 
 CONTRACT = RequestOrdering()
 PARENTS = [Parent(id=i, source=text, fitness=1.0) for i, text in enumerate(BASELINES.values())]
-SJF = "def score(request: Waiting, engine: Engine) -> int:\n    return -request.num_prompt_tokens\n"
 HEADER = "from autopoiesis_contracts.request_ordering import Engine, Waiting\n\n\n"
 
 
@@ -100,7 +99,8 @@ def test_a_division_by_zero_is_repaired() -> None:
 
 
 def test_an_overflow_is_repaired() -> None:
-    text = f"{HEADER}def score(request: Waiting, engine: Engine) -> int:\n    return request.waited_us ** 2 * request.num_prompt_tokens\n"
+    body = "request.waited_us ** 2 * request.num_prompt_tokens"
+    text = f"{HEADER}def score(request: Waiting, engine: Engine) -> int:\n    return {body}\n"
     report = check(text, CONTRACT, gates=("grammar", "types", "ranges"))
     assert report.failed is not None
     fixed = repair(CONTRACT, parse(text, CONTRACT.interface), Random(0), report.failed.name, report.failed.detail)
