@@ -320,6 +320,13 @@ class FunctionReader:
             raise unsupported(node.lineno, "a loop over several names", "use one loop variable")
         match node.iter:
             case ast.Call(func=ast.Name(id="range"), args=arguments, keywords=[]) if 1 <= len(arguments) <= 3:
+                names = (item.id for argument in arguments for item in ast.walk(argument) if isinstance(item, ast.Name))
+                if any(name in self.views or name in self.locals for name in names):
+                    raise unsupported(
+                        node.lineno,
+                        "a loop whose bounds are not constant",
+                        "use `range(N)` with a constant N, and `if` inside",
+                    )
                 bounds = [fold_constant(argument, self.scope, "a bound of `range`").value for argument in arguments]
             case _:
                 raise unsupported(

@@ -293,7 +293,7 @@ class _Analysis:
 
     def fits(self, node: Node, interval: Interval) -> Interval:
         self.ranges.checked.add(id(node))
-        if INT64_MIN <= interval.lo and interval.hi <= INT64_MAX:
+        if interval.lo >= INT64_MIN and interval.hi <= INT64_MAX:
             return interval
         self.ranges.open.add(id(node))
         # What follows need hold only where nothing has overflowed yet; unclamped, repeated squaring would eat all memory.

@@ -159,6 +159,9 @@ def _is_bool(term: Term) -> bool:
 
 Environment = dict[str, "SymbolicView | Term"]
 
+MAX_DEGREE = 8
+"""Products of a higher degree are cut into opaque factors."""
+
 
 @dataclass
 class _State:
@@ -178,6 +181,8 @@ class Encoder:
     oracle: Oracle | None = None
     """How calls of functions outside the module (a contract's decisions) are encoded."""
     obligations: list[Obligation] = field(default_factory=list)
+    degrees: dict[int, tuple[Term, int]] = field(default_factory=dict)
+    """`get_id` of a polynomial -> the term (kept, so that ids stay unique) and its degree; other terms have degree 1."""
 
     def call(self, function: str, arguments: Sequence[SymbolicView | Term], guard: Term = True) -> Term:
         """The value of a function; obligations are guarded by `guard`."""
@@ -248,7 +253,8 @@ class Encoder:
                 assert isinstance(symbolic, SymbolicView)
                 return symbolic.terms[name]
             case Negate(operand):
-                return self._fits(expression, -as_int(self._expression(operand, state)), state)
+                inner = as_int(self._expression(operand, state))
+                return self._fits(expression, self._polynomial(-inner, self._degree(inner)), state)
             case Not(operand):
                 return negation(as_bool(self._expression(operand, state)))
             case Abs(operand):
@@ -328,13 +334,13 @@ class Encoder:
         right = as_int(self._expression(node.right, state))
         match node.op:
             case "+":
-                return self._fits(node, left + right, state)
+                return self._fits(node, self._polynomial(left + right, self._degree(left, right)), state)
             case "-":
-                return self._fits(node, left - right, state)
+                return self._fits(node, self._polynomial(left - right, self._degree(left, right)), state)
             case "*":
-                return self._fits(node, left * right, state)
+                return self._fits(node, self._product(left, right), state)
             case "**":
-                return self._fits(node, _power(left, right), state)
+                return self._fits(node, self._power(left, right), state)
             case "//" | "%":
                 self._oblige("division by zero", node, negation(_compare("==", right, 0)), state)
                 if right == 0 if isinstance(right, int) else False:
@@ -345,6 +351,37 @@ class Encoder:
                     else _modulo(left, right, self._positive(node))
                 )
                 return self._fits(node, value, state) if node.op == "//" else value
+
+    def _product(self, left: Term, right: Term) -> Term:
+        left_degree, right_degree = self._degree(left), self._degree(right)
+        if left_degree + right_degree > MAX_DEGREE:
+            left, left_degree = self._opaque(left, left_degree)
+            right, right_degree = self._opaque(right, right_degree)
+        return self._polynomial(left * right, left_degree + right_degree)
+
+    def _power(self, base: Term, exponent: int) -> Term:
+        if isinstance(base, int):
+            return base**exponent
+        result: Term = 1
+        for _ in range(exponent):
+            result = base if isinstance(result, int) else self._product(result, base)
+        return result
+
+    def _degree(self, *terms: Term) -> int:
+        return max(0 if isinstance(term, int) else self.degrees.get(term.get_id(), (term, 1))[1] for term in terms)
+
+    def _polynomial(self, term: Term, degree: int) -> Term:
+        if not isinstance(term, int):
+            self.degrees[term.get_id()] = term, degree
+        return term
+
+    def _opaque(self, term: Term, degree: int) -> tuple[Term, int]:
+        """The same value, as long as nothing has overflowed, in a form whose powers Z3 does not multiply out: squaring 40
+        times would otherwise be a polynomial of degree 2**40, and hang it. After an overflow only that it stays one matters
+        (a power's own steps carry no obligation): any integer outside int64 will do."""
+        if isinstance(term, int) or degree <= 1:
+            return term, degree
+        return z3.If(z3.And(term >= INT64_MIN, term <= INT64_MAX), term, 2**64), 1
 
     def _positive(self, node: Binary) -> bool:
         """Whether the divisor is known to be positive."""
@@ -417,12 +454,3 @@ def _modulo(left: Term, right: Term, positive: bool) -> Term:
     if positive:
         return left % right
     return z3.If(right > 0, left % right, -((-left) % (-right)))
-
-
-def _power(base: Term, exponent: Term) -> Term:
-    if isinstance(base, int):
-        return base**exponent
-    result: Term = 1
-    for _ in range(exponent):
-        result = base if isinstance(result, int) else result * base
-    return result

@@ -81,7 +81,9 @@ class Meanings:
         if expected is None:
             return False
         assert found == expected, f"native {found}, interpreter {expected}\n{where}"
-        assert self.ranges.result.lo <= expected <= self.ranges.result.hi, f"{expected} outside {self.ranges.result}\n{where}"
+        assert self.ranges.result.lo <= expected <= self.ranges.result.hi, (
+            f"{expected} outside {self.ranges.result}\n{where}"
+        )
         for name, run in (("original text", self.original), ("printed IR", self.printed)):
             result = run(*self.views(rows))
             assert result == expected, f"{name} {result}, interpreter {expected}\n{where}"
@@ -93,10 +95,14 @@ class Meanings:
             for (symbol, kind), value in zip(self.symbols, values, strict=True)
         ]
         violated = z3.simplify(z3.substitute(self.violated, pairs))
-        assert z3.is_true(violated) is (expected is None), f"Z3 says violated = {violated}, expected {expected}\n{where}"
+        assert z3.is_true(violated) is (expected is None), (
+            f"Z3 says violated = {violated}, expected {expected}\n{where}"
+        )
         if expected is not None:
             value = z3.simplify(z3.substitute(self.value, pairs))
-            assert z3.is_int_value(value) and value.as_long() == expected, f"Z3 {value}, interpreter {expected}\n{where}"
+            assert z3.is_int_value(value) and value.as_long() == expected, (
+                f"Z3 {value}, interpreter {expected}\n{where}"
+            )
 
     def views(self, rows: Rows) -> list[SimpleNamespace]:
         """Objects with the views' fields, booleans being bools, as CPython sees them."""
@@ -105,7 +111,10 @@ class Meanings:
             view = self.contract.views[param.type]
             views.append(
                 SimpleNamespace(
-                    **{name: bool(value) if view.field(name).domain.kind == "bool" else value for name, value in row.items()}
+                    **{
+                        name: bool(value) if view.field(name).domain.kind == "bool" else value
+                        for name, value in row.items()
+                    }
                 )
             )
         return views

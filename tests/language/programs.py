@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from enum import IntEnum
 from random import Random
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -57,6 +57,8 @@ class Stock(View):
 class Wide(Contract, name="wide"):
     """Decisions over values that may overflow."""
 
+    max_operations: ClassVar[int] = 4_096
+
     @decision
     def score(self, item: Crate, place: Yard) -> Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]:
         """Any integer."""
@@ -65,6 +67,8 @@ class Wide(Contract, name="wide"):
 
 class Small(Contract, name="small"):
     """The same over so few inputs that all can be tried, with a narrow result."""
+
+    max_operations: ClassVar[int] = 4_096
 
     @decision
     def score(self, item: Pallet, place: Stock) -> Annotated[int, Field(ge=-60, le=1_000)]:
@@ -191,7 +195,9 @@ class _Writer:
             return [f"{indent}{name}: int = {value}" if rng.random() < 0.5 else f"{indent}{name} = 0 + {value}"]
         if kind < 0.42 and self.ints:
             operator = rng.choice(("+", "-", "*", "//", "%"))
-            return [f"{indent}{rng.choice(self.ints)} {operator}= {self.divisor(2) if operator in '//%' else self.integer(1)}"]
+            return [
+                f"{indent}{rng.choice(self.ints)} {operator}= {self.divisor(2) if operator in '//%' else self.integer(1)}"
+            ]
         if kind < 0.80:
             return self.branch(level, returns_bool)
         if kind < 0.95 and self.loops < 2 and self.turns < 12:
@@ -212,7 +218,17 @@ class _Writer:
     def loop(self, level: int, returns_bool: bool) -> list[str]:
         rng, indent = self.rng, "    " * level
         bounds, turns = rng.choice(
-            [("3", 3), ("4", 4), ("1, 4", 3), ("5, -2, -3", 3), ("-3, 3, 2", 3), ("0", 0), ("2, 2", 0), ("1", 1), ("-4, 9, 7", 2)]
+            [
+                ("3", 3),
+                ("4", 4),
+                ("1, 4", 3),
+                ("5, -2, -3", 3),
+                ("-3, 3, 2", 3),
+                ("0", 0),
+                ("2, 2", 0),
+                ("1", 1),
+                ("-4, 9, 7", 2),
+            ]
         )
         name = f"i{self.loops}"
         self.loops += 1

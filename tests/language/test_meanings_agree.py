@@ -8,7 +8,9 @@ from autopoiesis_lib import Contract
 from autopoiesis_lib.language import LanguageError
 
 
-def compare(seeds: range, contract: Contract, inputs: int, solver_every: int, tame: bool = False) -> tuple[int, int, int]:
+def compare(
+    seeds: range, contract: Contract, inputs: int, solver_every: int, tame: bool = False
+) -> tuple[int, int, int]:
     """Program-input pairs compared, those that ran without a fault, and those put to Z3."""
     pairs = clean = solved = 0
     for seed in seeds:

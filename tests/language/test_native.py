@@ -143,7 +143,12 @@ def test_functions_caught_in_a_cycle_are_freed_without_a_crash() -> None:
 def columns_of(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
     rng = np.random.default_rng(seed)
     columns = np.stack(
-        [rng.integers(-9, 10, count), rng.integers(LOWEST, HIGHEST, count), rng.integers(0, 2, count), rng.choice([-1, 2, 5], count)]
+        [
+            rng.integers(-9, 10, count),
+            rng.integers(LOWEST, HIGHEST, count),
+            rng.integers(0, 2, count),
+            rng.choice([-1, 2, 5], count),
+        ]
     ).astype(np.int64)
     return np.ascontiguousarray(columns), np.array([3, 1], np.int64), rng.permutation(count).astype(np.int64)
 

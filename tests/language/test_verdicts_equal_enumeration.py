@@ -10,6 +10,7 @@ from tests.language.programs import Pallet, Small, Stock, every_input, program
 from autopoiesis_lib import Least, Policy, invariant
 from autopoiesis_lib.gates import proof
 from autopoiesis_lib.gates.verdict import ObligationResult, Verdict
+from autopoiesis_lib.language import LanguageError
 from autopoiesis_lib.language.interpreter import Fault, evaluate
 
 
@@ -73,7 +74,11 @@ def compare(seeds: range) -> tuple[int, int, int, int]:
     proved = refuted = unknown = policies = 0
     for seed in seeds:
         text = program(seed, CONTRACT, tame=True)
-        policy = Policy.from_source(text, CONTRACT)
+        try:
+            policy = Policy.from_source(text, CONTRACT)
+        except LanguageError as error:
+            assert "operations" in str(error), f"{error}\n{text}"
+            continue
         expected = truth(policy)
         policies += 1
         results: tuple[ObligationResult, ...] = proof.check(policy).obligations
@@ -89,7 +94,9 @@ def compare(seeds: range) -> tuple[int, int, int, int]:
             if result.verdict is not Verdict.UNKNOWN:
                 assert (result.verdict is Verdict.PROVED) is expected[result.name], where
             if result.verdict is Verdict.PROVED and result.least is not None and result.least.tight:
-                assert result.least.value == expected["least"], f"{where}\nleast {result.least}, true {expected['least']}"
+                assert result.least.value == expected["least"], (
+                    f"{where}\nleast {result.least}, true {expected['least']}"
+                )
             if result.verdict is Verdict.REFUTED:
                 assert result.counterexample is not None, where
     return proved, refuted, unknown, policies
@@ -97,13 +104,13 @@ def compare(seeds: range) -> tuple[int, int, int, int]:
 
 def test_every_verdict_on_random_policies_is_the_true_one() -> None:
     proved, refuted, unknown, policies = compare(range(60))
-    assert policies == 60 and proved > 60 and refuted > 30 and unknown <= 3
+    assert policies >= 55 and proved > 60 and refuted > 30 and unknown <= 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
 def test_two_thousand_verdicts_equal_exhaustive_enumeration(part: int, capsys: pytest.CaptureFixture[str]) -> None:
-    proved, refuted, unknown, policies = compare(range(10_000 + part * 260, 10_260 + part * 260))
+    proved, refuted, unknown, policies = compare(range(10_000 + part * 270, 10_270 + part * 270))
     with capsys.disabled():
         print(f"\npart {part}: {policies:,} policies, {proved:,} proved, {refuted:,} refuted, {unknown:,} unknown")
     assert policies >= 250 and unknown <= policies // 20
