@@ -194,6 +194,11 @@ class SlidingWindow:
         self._trim()
 
     @property
+    def count(self) -> int:
+        """Requests it holds."""
+        return len(self._requests["stamp_us"])
+
+    @property
     def now_us(self) -> int:
         """The newest time in any record; 0 when there is none."""
         newest = [self._steps["at_us"].max(initial=0), self._requests["finished_us"].max(initial=0)]

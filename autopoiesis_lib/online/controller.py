@@ -1,0 +1,433 @@
+"""The control plane: watches engines, evolves when their work changes, and rolls out what is proved and better.
+
+It is a process of its own and never in the serving path: it reads telemetry files and writes channel files, and engines go on
+without it. All it knows is in the store and in its state folder, so that after SIGKILL it goes on where it was: the rollout
+from the audit log, an interrupted evolution from its run, the reference window from disk.
+"""
+
+import fcntl
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from ..certificate import Rejected, verify
+from ..contract import Contract
+from ..errors import AutopoiesisError
+from ..evolution import Budget, EvolutionResult, Progress, evolve
+from ..policy import Policy
+from ..signing import SigningKey, sign
+from ..simulation.calibration import Calibration
+from ..simulation.result import Slo
+from ..simulation.workload import Workload
+from ..store import Store
+from ..synthesis import Proposer
+from .drift import DriftReport, DriftSettings, describe, detect, profile
+from .evidence import Guards, evidence_on, fallbacks_of, slowdown, tripped
+from .memory import CanaryStart, Evolving, Memory, Reference
+from .observer import Observer
+from .recalibration import recalibrate
+from .rollout import Evidence, Rollout
+from .state import RolloutState, Stage
+from .window import SlidingWindow, Window, WindowError
+
+__all__ = ["Controller", "ControllerError", "WatchSettings"]
+
+logger = logging.getLogger("autopoiesis.online")
+
+MAX_WARM_START = 12
+"""Policies that an evolution starts from besides the contract's baselines."""
+
+
+class ControllerError(AutopoiesisError):
+    """The control plane cannot start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSettings:
+    """How a channel is watched. Seconds of windows and canaries are the engines' own."""
+
+    window_s: float = 300.0
+    """Length of a telemetry window."""
+    back_to_back: bool = False
+    """Evolve on every new window, drift or not."""
+    drift: DriftSettings = field(default_factory=DriftSettings)
+    budget: Budget = field(default_factory=lambda: Budget(seconds=60.0))
+    """Of one evolution."""
+    objectives: Mapping[str, float] = field(default_factory=lambda: {"ttft_mean_us": 1.0})
+    slo: Slo = field(default_factory=lambda: Slo(ttft_s=2.0, tpot_s=0.1))
+    seed: int = 0
+    workers: int | None = None
+    canary_s: float = 120.0
+    """How long a canary decides before it is judged."""
+    canary_timeout_s: float = 1_800.0
+    """Wall seconds after which a canary without enough telemetry is rolled back."""
+    guards: Guards = field(default_factory=Guards)
+    poll_s: float = 1.0
+
+    @property
+    def objective(self) -> str:
+        """The metric with the largest weight: the one promotions are judged on."""
+        return max(self.objectives, key=lambda name: self.objectives[name])
+
+
+class Controller(AbstractContextManager["Controller"]):
+    """The control plane of one channel. Enter it (it takes the channel's lock), then `run`, or `tick` by hand.
+
+    Args:
+        contract: the policy type that the engines run.
+        rollout: what publishes and keeps the log.
+        store: where runs, policies and certificates are kept.
+        calibration: the engines' latency model and limits to start from.
+        state_dir: a folder of its own for windows and the evolution in progress.
+        key: signs certificates; None leaves them unsigned, and engines refuse them unless told otherwise.
+        proposer: writes candidates; None is the built-in search.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        rollout: Rollout,
+        store: Store,
+        calibration: Calibration,
+        state_dir: Path,
+        settings: WatchSettings | None = None,
+        *,
+        key: SigningKey | None = None,
+        proposer: Proposer | None = None,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.contract, self.rollout, self.store, self.key, self.proposer = contract, rollout, store, key, proposer
+        self.settings = settings or WatchSettings()
+        self.memory = Memory(state_dir)
+        self.observer = Observer(rollout.channel.root, self.settings.window_s)
+        separate = rollout.canary_channel is not rollout.channel
+        self.canary_observer = (
+            Observer(rollout.canary_channel.root, self.settings.window_s) if separate else self.observer
+        )
+        self.last_drift: DriftReport | None = None
+        self.calibration = self.memory.calibration(calibration)
+        self._wall_s = wall_s
+        self._lock: IO[str] | None = None
+        self._reference = self.memory.reference()
+        self._said = ""
+
+    def __enter__(self) -> Self:
+        """Take the channel's lock; the kernel lets go of it when the process dies.
+
+        Raises:
+            ControllerError: another control plane watches this channel, or the folder cannot be written.
+        """
+        root = self.rollout.channel.root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self.memory.folder.mkdir(parents=True, exist_ok=True)
+            lock = (root / ".controller.lock").open("a")
+        except OSError as error:
+            raise ControllerError(f"{error.filename or root} cannot be written: {error.strerror or error}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise ControllerError(f"another control plane watches {root}; stop it first") from None
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Tick until told to stop. An error of one round is logged and the next round tries again."""
+        self.rollout.note("watch", detail="started", window_s=self.settings.window_s)
+        while not stop():
+            try:
+                said = self.tick()
+            except AutopoiesisError as error:
+                said = f"this round failed: {error}"
+            if said != self._said:
+                logger.info("autopoiesis: %s", said)
+                self._said = said
+            time.sleep(self.settings.poll_s)
+
+    def tick(self) -> str:
+        """One round; returns in a line what it found or did.
+
+        Raises:
+            AutopoiesisError: the store or the channel cannot be used; nothing is lost, the next round tries again.
+        """
+        self.observer.look()
+        if self.canary_observer is not self.observer:
+            self.canary_observer.look()
+        state = self.rollout.reconcile()
+        harm = self._harm_of_active(state)
+        if harm is not None:
+            return harm
+        if self.memory.evolving:
+            return self._evolve(self._interrupted())
+        if state.stage is Stage.SHADOW:
+            return self._shadow(state)
+        if state.stage is Stage.CANARY:
+            return self._canary(state)
+        return self._watch(state)
+
+    # watching
+
+    def _watch(self, state: RolloutState) -> str:
+        window = self._fresh_window(self.observer)
+        if window is None:
+            return "watching: no new full window yet"
+        self.memory.keep_checked(window)
+        if len(window) < self.settings.drift.min_requests:
+            return f"watching: {len(window)} requests in the last window are too few"
+        if self._reference is None or self._reference.window.engine != window.engine:
+            self._keep_reference(window)
+            if not self.settings.back_to_back:
+                return "watching: the first full window is the reference from now on"
+        reason = "back to back"
+        if not self.settings.back_to_back:
+            assert self._reference is not None
+            self.last_drift = self._compare(self._reference, window)
+            if not self.last_drift.drifted:
+                return "watching: no drift"
+            self.rollout.note("drift", **self.last_drift.to_json())
+            reason = str(self.last_drift)
+        if state.frozen:
+            return f"frozen: {reason}, but nothing is evolved"
+        return self._evolve(Evolving(window=window, seed=self.settings.seed + self._runs(), reason=reason, run=None))
+
+    def _compare(self, reference: Reference, window: Window) -> DriftReport:
+        drift = self.settings.drift
+        before = profile(reference.window, self.calibration, drift, replicas=reference.replicas)
+        return detect(before, profile(window, self.calibration, drift, replicas=self.observer.replicas), drift)
+
+    def _fresh_window(self, observer: Observer) -> Window | None:
+        busiest = observer.busiest()
+        if busiest is None:
+            return None
+        since, checked = 0, self.memory.checked()
+        if checked is not None and checked[0] == busiest.engine and checked[1] <= busiest.now_us:
+            since = checked[1]  # checks never share a request; a clock behind that is a restarted engine's
+        return busiest.window(since_us=since)
+
+    # evolving
+
+    def _evolve(self, task: Evolving) -> str:
+        self.memory.keep_task(task)
+        found = recalibrate(task.window, self.calibration)
+        if task.run is None:
+            self.rollout.note("calibrate", detail=str(found), accepted=found.accepted)
+            if found.accepted:
+                self.calibration = found.calibration
+                self.memory.keep_calibration(self.calibration)
+        workload = Workload.of(task.window.trace(), self.calibration, slo=self.settings.slo)
+        self.rollout.note("evolve", reason=task.reason, seed=task.seed, resumed=task.run, window=describe(task.window))
+
+        def progress(news: Progress) -> None:
+            nonlocal task
+            if task.run != news.run:
+                task = Evolving(window=task.window, seed=task.seed, reason=task.reason, run=news.run)
+                self.memory.keep_task(task)
+
+        try:
+            result = evolve(
+                self.contract,
+                workload,
+                self.proposer,
+                None if task.run is not None else self.settings.budget,
+                seed=task.seed,
+                workers=self.settings.workers,
+                store=self.store,
+                resume=task.run,
+                objectives=self.settings.objectives,
+                warm_start=self._warm_start(),
+                certify=False,
+                progress=progress,
+            )
+        except AutopoiesisError as error:
+            self._finish_task(task)
+            self.rollout.note("no-candidate", reason=str(error))
+            return f"no candidate: {error}"
+        said = self._propose(result, workload)
+        self._finish_task(task)
+        return said
+
+    def _propose(self, result: EvolutionResult, workload: Workload) -> str:
+        candidate, state = result.best, self.rollout.state
+        active = self._policy(state.active)
+        self.rollout.note("evolved", candidate.digest, run=result.run, seconds=round(result.seconds, 1))
+        evidence = evidence_on(
+            self.contract, workload.held_out, self.calibration, candidate, active,
+            objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed,
+        )  # fmt: skip
+        self.rollout.note("evidence", candidate.digest, stage="held-out", **evidence.to_json())
+        why = (
+            "it is active already" if candidate.digest == active.digest
+            else f"it is in quarantine ({state.quarantined[candidate.digest]})" if candidate.digest in state.quarantined
+            else "" if evidence.better else "it is not better beyond noise on the held-out half"
+        )  # fmt: skip
+        if why:
+            self.rollout.note("no-candidate", candidate.digest, reason=why)
+            return f"no candidate: {candidate.digest[:12]}: {why}"
+        try:
+            certificate = verify(candidate)  # every gate again, here: the evolution's own word is not enough
+        except Rejected as error:
+            self.rollout.note("refused", candidate.digest, reason=str(error))
+            return f"no candidate: {candidate.digest[:12]} did not pass the gates again: {error}"
+        if self.key is not None:
+            certificate = sign(certificate, self.key)
+        self.rollout.propose(certificate)
+        return f"shadow: {candidate.digest[:12]}, {evidence.reduction:.0%} better on the held-out half"
+
+    # rolling out
+
+    def _shadow(self, state: RolloutState) -> str:
+        assert state.candidate is not None
+        short = state.candidate[:12]
+        evidence = self._evidence_on_fresh(state)
+        if evidence is None:
+            return f"shadow: {short} waits for a new window"
+        if not evidence.better:
+            self.rollout.reject("not better beyond noise on a new window")
+            return f"rejected: {short} is not better beyond noise on a new window"
+        if self.rollout.held(state):
+            return f"held: {short} waits for approval"
+        if state.frozen:
+            return f"frozen: {short} waits"
+        self._begin_canary()
+        self.rollout.start_canary(evidence)
+        return f"canary: {short}, {evidence.reduction:.0%} better on a new window"
+
+    def _canary(self, state: RolloutState) -> str:
+        assert state.candidate is not None and state.since is not None
+        short = state.candidate[:12]
+        start = self.memory.canary() or self._begin_canary()  # lost: the canary's time begins again
+        engines = self.rollout.canary_channel.engines()
+        canary = self.canary_observer.named(start.engine) or self.canary_observer.busiest()
+        served_us = canary.now_us - start.at_us if canary is not None else 0
+        reason = tripped(
+            engines, state.candidate, self.settings.guards, fallbacks_before=start.fallbacks,
+            slower=self._slowdown(canary, start.at_us),
+        )  # fmt: skip
+        if reason is not None:
+            self.rollout.roll_back(f"a guard tripped: {reason}", quarantine=True)
+            return f"rolled back: {short}: {reason}"
+        if served_us < self.settings.canary_s * 1e6:
+            waited = self._wall_s() - start.wall_s
+            if waited > self.settings.canary_timeout_s:
+                self.rollout.roll_back(f"no telemetry for a verdict in {waited:.0f} s")
+                return f"rolled back: {short}: no telemetry for a verdict"
+            return f"canary: {short} has decided for {max(served_us, 0) / 1e6:.0f} s"
+        evidence = self._evidence_on_fresh(state)
+        if evidence is None:
+            return f"canary: {short} waits for a new window"
+        if not evidence.better:
+            self.rollout.roll_back("not better beyond noise on the canary's window")
+            return f"rolled back: {short} is not better beyond noise on the canary's window"
+        if state.frozen:
+            return f"frozen: {short} waits"
+        self.rollout.promote(evidence)
+        return f"promoted: {short}, {evidence.reduction:.0%} better on the canary's window"
+
+    def _evidence_on_fresh(self, state: RolloutState) -> Evidence | None:
+        """Candidate against active on the newest window that nothing has been judged on before."""
+        assert state.candidate is not None
+        kept = self._kept_evidence(state)
+        if kept is not None:
+            return kept
+        window = self._fresh_window(self.observer)
+        if window is None or len(window) < self.settings.drift.min_requests:
+            return None
+        self.memory.keep_checked(window)
+        evidence = evidence_on(
+            self.contract, window.trace(), self.calibration, self._policy(state.candidate), self._policy(state.active),
+            objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed,
+        )  # fmt: skip
+        self.rollout.note("evidence", state.candidate, stage=str(state.stage), **evidence.to_json())
+        return evidence
+
+    def _kept_evidence(self, state: RolloutState) -> Evidence | None:
+        """While a candidate waits for a person, its evidence is not gathered again and again."""
+        for row in reversed(self.store.deployments(self.rollout.name)):
+            if row.action in ("propose", "canary"):
+                return None
+            if row.action == "evidence" and row.policy_digest == state.candidate and row.detail["better"]:
+                fields = {name: row.detail[name] for name in Evidence.__dataclass_fields__ if name in row.detail}
+                return Evidence(**{**fields, "ci95": (fields["ci95"][0], fields["ci95"][1])})
+        return None
+
+    def _slowdown(self, canary: SlidingWindow | None, at_us: int) -> Any:
+        if canary is None or canary.now_us <= at_us:
+            return None
+        length = min(round(self.settings.window_s * 1e6), canary.now_us - at_us)
+        return slowdown(
+            canary.between(at_us - length, at_us), canary.between(at_us, at_us + length), self.settings.guards
+        )
+
+    def _harm_of_active(self, state: RolloutState) -> str | None:
+        """An engine that quarantined the active policy speaks for all of them."""
+        if state.active is None or state.active in state.quarantined or not state.history:
+            return None
+        for name, status in self.rollout.channel.engines().items():
+            reason = dict(status.get("quarantined") or {}).get(state.active)
+            if reason is not None:
+                why = f"{name} quarantined it: {reason}"
+                if state.stage is not Stage.IDLE:
+                    self.rollout.roll_back("the active policy is being taken out")
+                self.rollout.roll_back(why, quarantine=True)
+                return f"rolled back: {state.active[:12]}: {why}"
+        return None
+
+    def _finish_task(self, task: Evolving) -> None:
+        """The window that was just evolved on is what drift is measured against from now on."""
+        self._keep_reference(task.window)
+        self.memory.keep_checked(task.window)
+        self.memory.forget_task()
+
+    def _keep_reference(self, window: Window) -> None:
+        self._reference = Reference(window=window, replicas=max(1, self.observer.replicas))
+        self.memory.keep_reference(self._reference)
+
+    def _begin_canary(self) -> CanaryStart:
+        busiest = self.canary_observer.busiest()
+        start = CanaryStart(
+            engine=busiest.engine if busiest is not None else "",
+            at_us=busiest.now_us if busiest is not None else 0,
+            fallbacks=fallbacks_of(self.rollout.canary_channel.engines()),
+            wall_s=self._wall_s(),
+        )
+        self.memory.keep_canary(start)
+        return start
+
+    def _interrupted(self) -> Evolving:
+        try:
+            return self.memory.task()
+        except WindowError as error:
+            self.memory.forget_task()
+            raise ControllerError(f"the interrupted evolution cannot be resumed: {error}; watching goes on") from None
+
+    # policies
+
+    def _policy(self, digest: str | None) -> Policy:
+        """A policy by digest; None is the engine's built-in order, the contract's first baseline."""
+        if digest is None:
+            return Policy.from_source(next(iter(self.contract.baselines().values())), self.contract)
+        return Policy.from_source(self.rollout.source(digest), self.contract)
+
+    def _warm_start(self) -> list[str]:
+        """The active policy, then what was certified last, newest first."""
+        state = self.rollout.state
+        texts = [self.rollout.source(state.active)] if state.active is not None else []
+        texts += [source for _, source in reversed(self.store.certified(self.contract.digest))]
+        return list(dict.fromkeys(texts))[:MAX_WARM_START]
+
+    def _runs(self) -> int:
+        """Evolutions begun on this channel: each has a seed of its own."""
+        return sum(1 for row in self.store.deployments(self.rollout.name) if row.action == "evolve")

@@ -1,0 +1,148 @@
+"""What the control plane keeps on disk beside the store, so that it may be killed at any moment: windows and where it was.
+
+Every file is replaced by one rename. A file that is missing or damaged costs a new reference or a canary's time, never a
+decision: decisions are in the store's log.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import AutopoiesisError
+from ..simulation.calibration import Calibration
+from .window import Window, WindowError
+
+__all__ = ["CanaryStart", "Evolving", "Memory", "Reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What drift is measured against: the window that was evolved on last."""
+
+    window: Window
+    replicas: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evolving:
+    """An evolution in progress."""
+
+    window: Window
+    seed: int
+    reason: str
+    run: str | None
+    """None until the run has its id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryStart:
+    """The moment a canary began to decide."""
+
+    engine: str
+    at_us: int
+    """By that engine's clock."""
+    fallbacks: int
+    """Steps dropped until then, over all engines."""
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The state folder of one control plane."""
+
+    folder: Path
+
+    def calibration(self, given: Calibration) -> Calibration:
+        """The recalibrated model of an earlier sitting if it is about the same engine; otherwise the given one."""
+        path = self.folder / "calibration.json"
+        try:
+            kept = Calibration.read(path) if path.is_file() else given
+        except AutopoiesisError:
+            return given
+        return kept if kept.engine == given.engine else given
+
+    def keep_calibration(self, calibration: Calibration) -> None:
+        """For the next sitting."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        calibration.write(self.folder / "calibration.json")
+
+    def reference(self) -> Reference | None:
+        """The one kept last."""
+        kept = self._read("reference")
+        try:
+            return Reference(window=Window.read(self.folder / "reference.npz"), replicas=int(kept["replicas"]))
+        except (WindowError, KeyError, TypeError, ValueError):
+            return None
+
+    def keep_reference(self, reference: Reference) -> None:
+        """From now on drift is measured against this."""
+        reference.window.write(self.folder / "reference.npz")
+        self._write("reference", {"replicas": reference.replicas})
+
+    @property
+    def evolving(self) -> bool:
+        """Whether an evolution was begun and not finished."""
+        return (self.folder / "evolving.json").is_file()
+
+    def task(self) -> Evolving:
+        """The evolution in progress.
+
+        Raises:
+            WindowError: its files are damaged.
+        """
+        kept = self._read("evolving")
+        try:
+            return Evolving(
+                window=Window.read(self.folder / "evolving.npz"), seed=int(kept["seed"]), reason=str(kept["reason"]),
+                run=kept["run"],
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise WindowError(f"what was kept of the evolution in {self.folder} is damaged ({error})") from None
+
+    def keep_task(self, task: Evolving) -> None:
+        """An evolution begins, or has got its run's id."""
+        if task.run is None:
+            task.window.write(self.folder / "evolving.npz")
+        self._write("evolving", {"seed": task.seed, "reason": task.reason, "run": task.run})
+
+    def forget_task(self) -> None:
+        """The evolution is over."""
+        (self.folder / "evolving.json").unlink(missing_ok=True)
+
+    def canary(self) -> CanaryStart | None:
+        """When the canary began."""
+        try:
+            return CanaryStart(**self._read("canary"))
+        except TypeError:
+            return None
+
+    def keep_canary(self, start: CanaryStart) -> None:
+        """A canary begins."""
+        self._write("canary", asdict(start))
+
+    def checked(self) -> tuple[str, int] | None:
+        """Engine and end (us) of the last window that was looked at."""
+        kept = self._read("checked")
+        try:
+            return str(kept["engine"]), int(kept["end_us"])
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def keep_checked(self, window: Window) -> None:
+        """No later window shall share a request with this one."""
+        self._write("checked", {"engine": window.engine, "end_us": window.end_us})
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            kept = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.part"
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(self.folder / f"{name}.json")

@@ -1,0 +1,165 @@
+"""Where a rollout stands, read off its audit log.
+
+The log (the store's append-only `deployments` table) is the only record; the state is what its rows add up to, so a controller
+that was killed knows after a restart exactly what was decided, and nobody can change the one without the other. `promote` and
+`rollback` rows of the command line say what a person published past the controller; they carry no `rollout` mark and change
+nothing here: the channel itself says so too, and the controller adopts it.
+
+    IDLE -- propose --> SHADOW -- (approve) --> CANARY -- promote --> IDLE
+                           \\------- reject -------/ \\-- rollback --> IDLE
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from ..errors import AutopoiesisError
+from ..store import DeploymentRow
+
+__all__ = ["NOTES", "RolloutError", "RolloutState", "Stage", "state_of", "step"]
+
+
+class RolloutError(AutopoiesisError):
+    """A state change that the state does not allow."""
+
+
+class Stage(StrEnum):
+    """Where the candidate is."""
+
+    IDLE = "idle"
+    """There is none."""
+    SHADOW = "shadow"
+    """Judged beside the active policy on live windows; it decides nothing."""
+    CANARY = "canary"
+    """Decides on the canary engines, or everywhere for a bounded time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutState:
+    """One channel's rollout."""
+
+    stage: Stage = Stage.IDLE
+    candidate: str | None = None
+    """Digest of the policy being rolled out."""
+    since: str | None = None
+    """When the stage began: UTC, ISO 8601."""
+    active: str | None = None
+    """The promoted policy; None: the engine's built-in order."""
+    history: tuple[str | None, ...] = ()
+    """What was active before, oldest first: `rollback` goes back along it."""
+    frozen: bool = False
+    """While frozen, nothing new is published."""
+    approved: frozenset[str] = frozenset()
+    """Digests that a person said yes to."""
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    """Digest -> why it must not run again."""
+    published: int | None = None
+    """Sequence number of the last notice this rollout put on the main channel."""
+    owed: bool = False
+    """Whether a decision was logged whose publication was not: the process died in between."""
+
+    @property
+    def wanted(self) -> str | None:
+        """The policy that the canary engines (or all, when there are no separate ones) should run."""
+        return self.candidate if self.stage is Stage.CANARY else self.active
+
+
+NOTES = frozenset(
+    {"watch", "drift", "calibrate", "evolve", "evolved", "evidence", "certify", "refused", "no-candidate"}
+)
+"""Actions that are written down for people and change no rollout."""
+
+
+def state_of(rows: Sequence[DeploymentRow]) -> RolloutState:
+    """What a channel's log adds up to. Rows this version does not know change nothing."""
+    state = RolloutState()
+    for row in rows:
+        try:
+            state = step(state, row.action, row.policy_digest, row.detail, row.at)
+        except RolloutError:
+            continue  # rows are checked before they are written; one that races another process has no effect
+    return state
+
+
+def step(
+    state: RolloutState, action: str, digest: str | None, detail: Mapping[str, object], at: str | None = None
+) -> RolloutState:
+    """The state after one more action.
+
+    Raises:
+        RolloutError: the action is not allowed now; says why and what to do.
+    """
+    short = (digest or "built-in")[:12]
+    match action:
+        case "propose":
+            _refuse_unfit(state, digest, short)
+            if state.stage is not Stage.IDLE:
+                raise RolloutError(
+                    f"policy {(state.candidate or '')[:12]} is being rolled out; wait for it, or roll it back"
+                )
+            if digest == state.active:
+                raise RolloutError(f"policy {short} is active already")
+            return replace(state, stage=Stage.SHADOW, candidate=digest, since=at)
+        case "canary":
+            _need(state, Stage.SHADOW, digest, short)
+            _refuse_unfit(state, digest, short)
+            return replace(state, stage=Stage.CANARY, since=at, owed=True)
+        case "promote" if detail.get("rollout"):
+            _need(state, Stage.CANARY, digest, short)
+            _refuse_unfit(state, digest, short)
+            return _now_active(state, digest)
+        case "reject":
+            _need(state, Stage.SHADOW, digest, short)
+            return replace(state, stage=Stage.IDLE, candidate=None, since=at)
+        case "rollback" if detail.get("rollout"):
+            if state.stage is not Stage.IDLE:
+                debt = state.owed or state.stage is Stage.CANARY
+                return replace(state, stage=Stage.IDLE, candidate=None, since=at, owed=debt)
+            if not state.history:
+                raise RolloutError("nothing was promoted on this channel, so there is nothing to go back to")
+            return replace(state, active=state.history[-1], history=state.history[:-1], owed=True)
+        case "adopt":
+            return replace(_now_active(state, digest), published=_sequence(detail, state.published))
+        case "published":
+            return replace(state, owed=False, published=_sequence(detail, state.published))
+        case "approve":
+            return replace(state, approved=state.approved | {digest or ""})
+        case "freeze":
+            return replace(state, frozen=True)
+        case "unfreeze":
+            return replace(state, frozen=False)
+        case "quarantine":
+            reason = str(detail.get("reason", ""))
+            return replace(state, quarantined={**state.quarantined, digest or "": reason})
+        case "release":
+            return replace(state, quarantined={key: why for key, why in state.quarantined.items() if key != digest})
+        case _ if action in NOTES:
+            return state
+    return state
+
+
+def _now_active(state: RolloutState, digest: str | None) -> RolloutState:
+    history = state.history if digest == state.active else (*state.history, state.active)
+    return replace(state, stage=Stage.IDLE, candidate=None, since=None, active=digest, history=history, owed=True)
+
+
+def _need(state: RolloutState, stage: Stage, digest: str | None, short: str) -> None:
+    if state.stage is not stage or state.candidate != digest:
+        now = (
+            f"policy {state.candidate[:12]} is in {state.stage}" if state.candidate else "no policy is being rolled out"
+        )
+        raise RolloutError(f"policy {short} is not in {stage}: {now}")
+
+
+def _refuse_unfit(state: RolloutState, digest: str | None, short: str) -> None:
+    if digest in state.quarantined:
+        raise RolloutError(
+            f"policy {short} is in quarantine ({state.quarantined[digest or '']}); release it first if it is sound"
+        )
+    if state.frozen:
+        raise RolloutError("the channel is frozen; `unfreeze` it first")
+
+
+def _sequence(detail: Mapping[str, object], otherwise: int | None) -> int | None:
+    value = detail.get("sequence")
+    return value if isinstance(value, int) else otherwise
