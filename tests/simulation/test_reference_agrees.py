@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autopoiesis_lib.simulation import (
+    Calibration,
     EngineConfig,
     Fleet,
     Outage,
@@ -52,17 +54,19 @@ POLICIES: dict[str, list[Callable[..., int]]] = {
 
 
 @st.composite
-def workloads(draw: st.DrawFn) -> tuple[Trace, EngineConfig, StepTimeModel, dict[str, Callable[..., int]], Fleet]:
+def workloads(
+    draw: st.DrawFn, prefixed: bool = False
+) -> tuple[Trace, EngineConfig, StepTimeModel, dict[str, Callable[..., int]], Fleet]:
     n = draw(st.integers(1, 28))
     seed = draw(st.integers(0, 2**32 - 1))
     random = np.random.default_rng(seed)
     block = draw(st.sampled_from([1, 2, 4, 16]))
     spread = draw(st.sampled_from([0, 20_000, 400_000]))
     arrival = np.sort(random.integers(0, spread + 1, n)) * draw(st.sampled_from([1, 5]))
-    prompt = random.integers(1, draw(st.sampled_from([8, 60, 200])) + 1, n)
+    prompt = random.integers(1, draw(st.sampled_from([60, 200] if prefixed else [8, 60, 200])) + 1, n)
     output = random.integers(1, draw(st.sampled_from([2, 30, 90])) + 1, n)
     prefixes = None
-    if draw(st.booleans()):
+    if prefixed or draw(st.booleans()):
         tokens = block * draw(st.sampled_from([1, 3]))
         families = random.integers(0, 3, n)
         rows = []
@@ -91,7 +95,7 @@ def workloads(draw: st.DrawFn) -> tuple[Trace, EngineConfig, StepTimeModel, dict
         max_num_batched_tokens=draw(st.sampled_from([16, 40, 512])),
         long_prefill_token_threshold=draw(st.sampled_from([0, 7])),
         watermark=draw(st.sampled_from([0.0, 0.1])),
-        enable_prefix_caching=draw(st.booleans()),
+        enable_prefix_caching=prefixed or draw(st.booleans()),
     )
     step_time = StepTimeModel(
         c0=draw(st.sampled_from([1e-9, 0.0013])),
@@ -102,6 +106,8 @@ def workloads(draw: st.DrawFn) -> tuple[Trace, EngineConfig, StepTimeModel, dict
         floor=draw(st.sampled_from([0.0, 0.0007])),
     )
     chosen = draw(st.sets(st.sampled_from(sorted(POLICIES)), max_size=4))
+    if prefixed and draw(st.booleans()):
+        chosen = chosen | {"eviction"}
     policies = {slot: draw(st.sampled_from(POLICIES[slot])) for slot in sorted(chosen)}
     replicas = draw(st.sampled_from([1, 1, 3]))
     outages = []
@@ -139,11 +145,11 @@ def compiled_outcome(result: SimulationResult) -> list[tuple[int, ...]]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-@given(workloads())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-def test_kernel_and_reference_agree_on_every_decision_and_every_nanosecond(
-    case: tuple[Trace, EngineConfig, StepTimeModel, dict[str, Callable[..., int]], Fleet],
-) -> None:
+Case = tuple[Trace, EngineConfig, StepTimeModel, dict[str, Callable[..., int]], Fleet]
+SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+def assert_agreement(case: Case) -> SimulationResult:
     trace, engine, step_time, policies, fleet = case
     expected = reference_simulate(trace, engine, step_time, policies, fleet=fleet)
     result = compiled(trace, engine, step_time, policies, fleet)
@@ -154,3 +160,39 @@ def test_kernel_and_reference_agree_on_every_decision_and_every_nanosecond(
         ours = [(t, ("admit", "preempt")[what], i) for t, r, what, i in result.decisions.tolist() if r == replica]
         theirs = [(t, what, i) for t, r, what, i in expected.decisions if r == replica]
         assert ours == theirs
+    return result
+
+
+@given(workloads())
+@settings(max_examples=200, deadline=None, suppress_health_check=SLOW_DRAWS)
+def test_kernel_and_reference_agree_on_every_decision_and_every_nanosecond(case: Case) -> None:
+    assert_agreement(case)
+
+
+@given(workloads(prefixed=True))
+@settings(max_examples=150, deadline=None, suppress_health_check=SLOW_DRAWS)
+def test_they_agree_when_requests_share_prefixes_and_blocks_are_evicted(case: Case) -> None:
+    assert_agreement(case)
+
+
+@pytest.mark.slow
+@given(st.booleans().flatmap(lambda prefixed: workloads(prefixed=prefixed)))
+@settings(max_examples=5_000, deadline=None, suppress_health_check=SLOW_DRAWS)
+def test_they_agree_on_thousands_of_workloads(case: Case) -> None:
+    assert_agreement(case)
+
+
+def test_they_agree_on_a_real_overloaded_stretch_with_preemptions() -> None:
+    calibration = Calibration.shipped("rtx4090-llama31-8b")
+    trace = Trace.shipped("azure-conv").window(600, 700)
+    result = assert_agreement((trace, calibration.engine, calibration.step_time, {"ordering": sjf_with_aging}, Fleet()))
+    assert result.preemptions > 0
+
+
+def test_they_agree_on_a_real_trace_with_prefixes_over_four_replicas() -> None:
+    calibration = Calibration.shipped("rtxpro6000-llama31-8b")
+    trace = Trace.shipped("mooncake").split(0.05)[0]
+    engine = calibration.engine.model_copy(update={"max_num_batched_tokens": 8_192, "total_blocks": 9_000})
+    routing = {"routing": POLICIES["routing"][0]}
+    result = assert_agreement((trace, engine, calibration.step_time, routing, Fleet(replicas=4)))
+    assert result.cached_prompt_tokens > 0
