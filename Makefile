@@ -53,7 +53,8 @@ $(VENV)/.vllm: $(VENV)/.dev
 	@touch $@
 
 demo: $(VENV)/.core
-	@$(BIN)/python examples/demo.py $(DEMO_ARGS)
+	@$(BIN)/autopoiesis evolve request-ordering --trace azure-conv --proposer search --seconds 60 --seed 1 \
+		--out .autopoiesis/demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -37,7 +37,7 @@ class Answer:
     """What people see."""
     code: int = DONE
     error: str = ""
-    """One line for stderr; with an error, people are shown nothing else but `shown`."""
+    """One line for stderr: why the code is not 0."""
 
 
 def answering(command: Callable[P, Answer]) -> Callable[P, None]:
@@ -51,7 +51,7 @@ def answering(command: Callable[P, Answer]) -> Callable[P, None]:
             answer = command(*args, **kwargs)
         if json:
             print_json(answer.document, stdout)
-        else:
+        elif answer.shown:
             people(stdout).print(*answer.shown, sep="\n")
         if answer.error:
             print(f"error: {one_line(answer.error)}", file=sys.stderr)

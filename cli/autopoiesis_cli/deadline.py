@@ -1,48 +1,65 @@
-"""A wall-clock limit on work that is partly inside a solver's own code."""
+"""A wall-clock limit on the gates, kept even inside a solver: they run in a process that can be killed."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
-__all__ = ["OutOfTime", "within"]
+if TYPE_CHECKING:
+    from autopoiesis_lib import Contract
+    from autopoiesis_lib.gates import GateReport, GateResult
+
+__all__ = ["OutOfTime", "check_within"]
+
+READY = "ready"
 
 
 class OutOfTime(Exception):
     """The time limit passed."""
 
 
-@contextmanager
-def within(seconds: float | None) -> Iterator[None]:
-    """Raise `OutOfTime` in the block when it takes longer; a running Z3 query is interrupted. Main thread only."""
-    if seconds is None:
-        yield
-        return
+def check_within(
+    seconds: float, text: str, contract: "Contract", certify: bool, on_gate: "Callable[[GateResult], None]"
+) -> "GateReport":
+    """`gates.check` in a process of its own, killed after `seconds` (its start-up is not counted).
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise OutOfTime
+    Raises:
+        OutOfTime: it was killed, or died; `on_gate` heard of the gates that were done.
+    """
+    from autopoiesis_lib.gates import GateReport, GateResult
 
-    solver = threading.Timer(seconds, _interrupt_solver)
-    solver.daemon = True
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    solver.start()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    worker = context.Process(target=_work, args=(theirs, text, contract, certify), daemon=True)
+    worker.start()
+    theirs.close()
     try:
-        yield
+        ours.recv()
+        end = time.monotonic() + seconds
+        while ours.poll(max(0.0, end - time.monotonic())):
+            match ours.recv():
+                case GateResult() as gate:
+                    on_gate(gate)
+                case GateReport() as report:
+                    return report
+                case Exception() as error:
+                    raise error
+        raise OutOfTime
+    except EOFError:
+        raise OutOfTime from None
     finally:
-        solver.cancel()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        worker.kill()
+        worker.join()
+        ours.close()
 
 
-def _interrupt_solver() -> None:
-    """Each proof has a Z3 context of its own, so every one that is alive is told."""
-    import gc
-    import sys
+def _work(connection: Connection, text: str, contract: "Contract", certify: bool) -> None:
+    from autopoiesis_lib.errors import AutopoiesisError
+    from autopoiesis_lib.gates import check
 
-    if "z3" in sys.modules:
-        import z3
-
-        for context in [item for item in gc.get_objects() if isinstance(item, z3.Context)]:
-            context.interrupt()
+    connection.send(READY)
+    try:
+        connection.send(check(text, contract, explain=True, certify=certify, on_gate=connection.send))
+    except AutopoiesisError as error:
+        connection.send(error)

@@ -174,6 +174,10 @@ def rollback(
     standing = there.read()
     if standing is None:
         raise ChannelError(f"{channel}: nothing was published here, so there is nothing to roll back")
+    if standing.digest is None and to is None:
+        raise ChannelError(
+            f"{channel}: the built-in order stands, and there is nothing before it; deploy a policy instead"
+        )
     with closing(_open(store)) as opened:
         digest = (
             None
@@ -272,7 +276,10 @@ def _certified(what: str, certificate: Path | None, contract: str, store: "Store
         return source, verify(Policy.from_source(source, contract_named(contract)))
     if "/" in what or what.endswith(".py"):
         read_policy_text(path)  # says why it cannot be read
-    run = store.run(what)
+    try:
+        run = store.run(what)
+    except StoreError as error:
+        raise StoreError(f"{what} is neither a policy file nor a run: {error}") from None
     if run.result is None:
         raise StoreError(
             f"run {run.id} is {run.status} and has no winner yet; finish it with `autopoiesis evolve ... --resume {run.id}`"

@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED, given)
     except ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError" and "--json" not in given:
+            print(error.format_message())  # type: ignore[attr-defined]
+            return MISTAKE
         return _fail(error.format_message() or "give a command; see autopoiesis --help", MISTAKE, given)  # type: ignore[attr-defined]
     except AutopoiesisError as error:
         internal = type(error).__name__ == "EncoderBug"

@@ -23,7 +23,6 @@ def report(
     json: Json = False,
 ) -> Answer:
     """Lineage, score over time, Pareto front, latency distributions, the winner with its diff and claims."""
-    from autopoiesis_lib.evolution.report import write_report
     from rich.text import Text
 
     from autopoiesis_cli.rendering.runs import render_run_list
@@ -49,6 +48,8 @@ def report(
                 shown=render_run_list(runs),
             )
         row = opened.run(run)
+        from autopoiesis_lib.evolution.report import write_report
+
         target = out or Path(".autopoiesis") / "runs" / row.id / "report.html"
         write_report(opened, row.id, target)
     finally:

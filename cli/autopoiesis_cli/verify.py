@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autopoiesis_cli.answer import DONE, MISTAKE, REFUSED, Answer, Json, answering
-from autopoiesis_cli.deadline import OutOfTime, within
+from autopoiesis_cli.deadline import OutOfTime, check_within
 from autopoiesis_cli.options import ContractOption, PolicyPath, SettingsOption, contract_from
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ def check_file(
     done: list[GateResult] = []
     try:
         text = read_policy_text(path)
-        with within(time_limit):
-            return check(text, contract, explain=True, certify=certify, on_gate=done.append)
+        if time_limit is not None:
+            return check_within(time_limit, text, contract, certify, done.append)
+        return check(text, contract, explain=True, certify=certify)
     except LanguageError as error:
         done.append(GateResult(name="grammar", verdict=Verdict(error.verdict), seconds=0.0, detail=error.message))
     except OutOfTime:
-        spent = time.perf_counter() - started
-        detail = f"stopped by --time-limit {time_limit:g} after {spent:.2f} s; raise it or simplify the policy"
-        done.append(GateResult(name="time-limit", verdict=Verdict.UNKNOWN, seconds=spent, detail=detail))
+        detail = f"stopped by --time-limit {time_limit:g}; give it longer or simplify the policy"
+        done.append(GateResult(name="time-limit", verdict=Verdict.UNKNOWN, seconds=time_limit or 0.0, detail=detail))
     return _report(contract, done, time.perf_counter() - started)
 
 

@@ -1,0 +1,90 @@
+"""`autopoiesis evolve`: the main job, by the real command in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autopoiesis_lib.certificate import Certificate
+from autopoiesis_lib.policy import read_policy_text
+from autopoiesis_lib.registry import contract_named
+
+from .conftest import Command
+
+EVOLVE = ("evolve", "request-ordering", "--trace", "azure-conv", "--proposer", "search")
+
+
+def test_a_small_run_certifies_its_winner_and_states_its_gain(process: Command, tmp_path: Path) -> None:
+    ran = process(*EVOLVE, "--candidates", "40", "--seed", "1", "--rate", "1.7", "--out", "won", "--json")
+    assert ran.code == 0, ran.err
+    document = ran.document
+    candidates = document["candidates"]
+    assert candidates["proposed"] == 40 == candidates["evaluated"] + sum(candidates["rejected"].values())
+    certificate = Certificate.read(tmp_path / "won" / "certificate.json")
+    policy = certificate.check_binding(
+        contract_named("request-ordering"), read_policy_text(tmp_path / "won" / "policy.py")
+    )
+    assert policy.digest == document["best"]["digest"]
+    assert document["bounds"] == dict(certificate.bounds)
+    assert set(document["baselines"]) >= {"fcfs", "shortest-prompt-aging"}
+    improvement = document["improvement"]
+    ours = document["best"]["held_out"]["ttft_mean_us"]
+    fcfs = document["baselines"]["fcfs"]["held_out"]["ttft_mean_us"]
+    assert improvement["reduction"] == pytest.approx(1 - ours / fcfs)
+    assert improvement["speedup"] == pytest.approx(fcfs / ours)
+    assert improvement["best_baseline"]["over"] in document["baselines"]
+    assert document["workload"][0]["rate_factor"] == 1.7
+
+
+@pytest.mark.slow
+def test_a_minute_of_search_gains_at_least_forty_percent_over_fcfs_on_held_out_traffic(process: Command) -> None:
+    ran = process(*EVOLVE, "--seconds", "60", "--seed", "1", "--json")
+    assert ran.code == 0, ran.err
+    document = ran.document
+    assert document["workload"][0]["rate_factor"] == 1.7
+    assert document["improvement"]["over"] == "fcfs"
+    assert document["improvement"]["objective"] == "ttft_mean_us"
+    assert document["improvement"]["reduction"] >= 0.40
+    assert document["improvement"]["ci95"][0] > 0
+    assert 0 <= document["bounds"]["ages"] <= 600_000_000
+    assert Path(document["report"]).name == "report.html"
+
+
+@pytest.mark.slow
+def test_the_same_seed_and_candidates_give_the_same_winner_twice(process: Command) -> None:
+    runs = [
+        process(*EVOLVE, "--candidates", "120", "--seed", "7", "--workers", workers, "--json").document
+        for workers in ("1", "2")
+    ]
+    assert runs[0]["best"]["digest"] == runs[1]["best"]["digest"]
+    assert runs[0]["candidates"] == runs[1]["candidates"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_that_goes_on(process: Command, tmp_path: Path) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "autopoiesis_cli", *EVOLVE, "--candidates", "400", "--seed", "3", "--rate", "1.7"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert started.stderr is not None
+    for line in started.stderr:
+        if "search:" in line:
+            break
+    time.sleep(1.0)
+    os.killpg(started.pid, signal.SIGINT)
+    _, err = started.communicate(timeout=120)
+    assert started.returncode == 130, err
+    assert "Traceback" not in err
+    run = err.rsplit("--resume ", 1)[1].split()[0]
+    finished = process(*EVOLVE, "--rate", "1.7", "--resume", run, "--json")
+    assert finished.code == 0, finished.err
+    assert finished.document["run"] == run
+    assert finished.document["candidates"]["proposed"] == 400
