@@ -1,0 +1,242 @@
+"""Claims about the control plane, on an engine that is the simulator behind the real channel, loader and telemetry."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from autopoiesis_adapters.channel import Channel
+from autopoiesis_contracts.request_ordering import RequestOrdering
+
+from autopoiesis_lib.evolution import Budget
+from autopoiesis_lib.online.controller import Controller, ControllerError, WatchSettings
+from autopoiesis_lib.online.drift import DriftSettings
+from autopoiesis_lib.online.rollout import Rollout
+from autopoiesis_lib.online.state import Stage
+from autopoiesis_lib.signing import load_key, new_key
+from autopoiesis_lib.simulation import Calibration, StepTimeModel, Trace
+from autopoiesis_lib.store import Store
+from tests.online.live import LiveEngine
+from tests.online.streams import ENGINE, STEP_TIME, poisson_trace
+
+CALIBRATION = Calibration(name="test", step_time=STEP_TIME, engine=ENGINE, source="test")
+SETTINGS = WatchSettings(
+    window_s=60.0,
+    drift=DriftSettings(bins=10),
+    budget=Budget(candidates=24, generation_size=12, islands=2),
+    workers=1,
+    canary_s=60.0,
+    poll_s=0.05,
+)
+
+
+def quiet(seed: int) -> Trace:
+    """Short prompts that the engine keeps up with."""
+    return poisson_trace(seed, rate=4.0, seconds=130, prompts=(40, 200))
+
+
+def crowded(seed: int) -> Trace:
+    """Three short prompts to one long, more than it keeps up with: the order matters."""
+    return poisson_trace(seed, rate=15.0, seconds=130, prompts=(40, 40, 40, 6_000))
+
+
+@contextmanager
+def controlling(
+    folder: Path, settings: WatchSettings = SETTINGS, *, require_approval: bool = False
+) -> Iterator[Controller]:
+    if not (folder / "keys").exists():
+        new_key(folder / "keys", "fleet")
+    store = Store.open(folder / "store.db")
+    rollout = Rollout(
+        store, Channel(folder / "channel"), contract="request-ordering", actor="test", require_approval=require_approval
+    )
+    key = load_key(folder / "keys", "fleet")
+    with Controller(RequestOrdering(), rollout, store, CALIBRATION, folder / "state", settings, key=key) as controller:
+        yield controller
+    store.close()
+
+
+def engine(folder: Path) -> LiveEngine:
+    return LiveEngine(channel=folder / "channel", keys=folder / "keys")
+
+
+def log(folder: Path) -> list[str]:
+    return [row.action for row in Store.open(folder / "store.db").deployments()]
+
+
+def ticks(controller: Controller, live: LiveEngine, work: "list[Trace]", until: str) -> str:
+    """Serve and tick in turn until the controller says something that begins with `until`."""
+    said = ""
+    for trace in work:
+        live.serve(trace)
+        for _ in range(3):
+            said = controller.tick()
+            if said.startswith(until):
+                return said
+    raise AssertionError(f"never {until!r}, but {said!r}")
+
+
+@pytest.mark.slow
+def test_a_shift_is_noticed_answered_by_evolution_and_rolled_out_and_serving_gets_faster(tmp_path: Path) -> None:
+    with controlling(tmp_path) as controller:
+        live = engine(tmp_path)
+        work = [quiet(1), quiet(2)]
+        for trace in work:
+            live.serve(trace)
+            assert controller.tick().startswith("watching")
+        before = live.serve(crowded(3))
+        assert ticks(controller, live, [crowded(4)], "shadow").startswith("shadow")
+        candidate = controller.rollout.state.candidate
+        assert candidate is not None
+        assert set(live.decided_by) == {None}, "shadow has no effect on the engine"
+        ticks(controller, live, [crowded(5), crowded(6)], "canary")
+        assert Channel(tmp_path / "channel").read().digest == candidate  # type: ignore[union-attr]
+        ticks(controller, live, [crowded(7), crowded(8), crowded(9)], "promoted")
+        assert live.decided_by[-1] == candidate, live.refusal
+        after = live.serve(crowded(3))
+    assert after < 0.7 * before
+    assert controller.rollout.state.active == candidate
+    assert live.completed == sum(len(quiet(s)) for s in (1, 2)) + len(crowded(3)) * (len(live.decided_by) - 2)
+    actions = log(tmp_path)
+    order = ["drift", "calibrate", "evolve", "evolved", "propose", "canary", "promote"]
+    assert [actions.index(name) for name in order] == sorted(actions.index(name) for name in order)
+
+
+@pytest.mark.slow
+def test_without_drift_nothing_is_evolved_and_back_to_back_evolves_anyway(tmp_path: Path) -> None:
+    with controlling(tmp_path) as controller:
+        live = engine(tmp_path)
+        for seed in range(1, 6):
+            live.serve(quiet(seed))
+            assert controller.tick().startswith("watching")
+    assert set(log(tmp_path)) <= {"drift"}
+    assert "drift" not in log(tmp_path)
+    with controlling(tmp_path, replace(SETTINGS, back_to_back=True)) as controller:
+        live.serve(quiet(9))
+        controller.tick()
+    assert "evolve" in log(tmp_path)
+
+
+@pytest.mark.slow
+def test_approval_freeze_and_an_engines_quarantine_each_hold_a_policy_back(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, back_to_back=True)
+    with controlling(tmp_path, settings, require_approval=True) as controller:
+        live = engine(tmp_path)
+        ticks(controller, live, [crowded(1)], "shadow")
+        candidate = controller.rollout.state.candidate
+        assert candidate is not None
+        ticks(controller, live, [crowded(2)], "held")
+        assert controller.tick().startswith("held")
+        assert set(live.decided_by) == {None}
+        controller.rollout.freeze("an incident")
+        controller.rollout.approve()
+        assert controller.tick().startswith("frozen")
+        controller.rollout.unfreeze()
+        assert controller.tick().startswith("canary")
+        live.serve(crowded(3))
+        assert live.decided_by[-1] == candidate
+        live.quarantined[candidate] = "pick-rule: seen in a test"
+        live.serve(crowded(4))
+        assert controller.tick().startswith("rolled back")
+        live.serve(crowded(5))
+        assert live.decided_by[-1] is None
+        assert "pick-rule" in controller.rollout.state.quarantined[candidate]
+
+
+WATCH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from dataclasses import replace
+from tests.online.test_controller import SETTINGS, controlling
+if __name__ == "__main__":
+    with controlling(Path(sys.argv[1]), replace(SETTINGS, back_to_back=True)) as controller:
+        print("watching", flush=True)
+        controller.run()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_controller_leaves_serving_untouched_and_resumes_its_evolution(tmp_path: Path) -> None:
+    new_key(tmp_path / "keys", "fleet")
+    live = engine(tmp_path)
+    live.serve(crowded(1))
+    script = tmp_path / "watch.py"
+    script.write_text(WATCH)
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path), str(root)], start_new_session=True)
+    try:
+        evolving = tmp_path / "state" / "evolving.json"
+        _wait(lambda: evolving.is_file() and '"run": "' in evolving.read_text(), process)
+        store = Store.open(tmp_path / "store.db")
+        (run,) = store.runs()
+        _wait(lambda: len(store.candidates(run.id)) >= 6, process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = len(store.candidates(run.id))
+    live.serve(crowded(2))  # serving goes on
+    assert live.decided_by == [None, None]
+    assert live.completed == len(crowded(1)) + len(crowded(2))
+    with controlling(tmp_path, replace(SETTINGS, back_to_back=True)) as controller:
+        said = controller.tick()
+    assert [row.id for row in store.runs()] == [run.id], "the interrupted run was resumed, not begun anew"
+    assert store.run(run.id).status == "done"
+    assert len(store.candidates(run.id)) > done
+    assert said.startswith(("shadow", "no candidate"))
+    assert not evolving.exists()
+
+
+def _wait(condition, process: "subprocess.Popen[bytes]") -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the controller died by itself"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_two_controllers_do_not_share_a_channel(tmp_path: Path) -> None:
+    with controlling(tmp_path) as controller:
+        assert controller.rollout.state.stage is Stage.IDLE
+        with pytest.raises(ControllerError, match="another control plane"), controlling(tmp_path):
+            pass
+    with controlling(tmp_path):
+        pass
+
+
+def test_damaged_memory_costs_a_reference_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    for name in ("reference.json", "checked.json", "canary.json", "calibration.json", "reference.npz"):
+        (tmp_path / "state" / name).write_bytes(b"\x00 rubbish")
+    (tmp_path / "state" / "evolving.json").write_text("{}")
+    with controlling(tmp_path) as controller:
+        with pytest.raises(ControllerError, match="cannot be resumed"):
+            controller.tick()
+        live = engine(tmp_path)
+        live.serve(quiet(1))
+        assert "reference from now on" in controller.tick()
+        assert controller.calibration == CALIBRATION
+
+
+def test_a_slower_engine_is_drift_in_speed(tmp_path: Path) -> None:
+    slower = StepTimeModel(**{**STEP_TIME.model_dump(), "c0": STEP_TIME.c0 * 1.5})
+    with controlling(tmp_path) as controller:
+        live = engine(tmp_path)
+        live.serve(quiet(1))
+        controller.tick()
+        controller.rollout.freeze("only look")
+        live.step_time = slower
+        live.serve(quiet(2))
+        live.serve(quiet(3))
+        said = controller.tick()
+    assert said.startswith("frozen: drift: speed +"), said
+    assert "no drift" not in said
+    assert controller.last_drift is not None
+    assert np.isclose(controller.last_drift.statistic, 4 / 2_000, atol=0.01)

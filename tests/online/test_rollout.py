@@ -1,0 +1,221 @@
+"""Claims about rollouts: what may be published when, what survives a crash, and who has the last word."""
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from autopoiesis_adapters.channel import Channel, ChannelError, Notice
+from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+
+from autopoiesis_lib import Certificate, Policy, verify
+from autopoiesis_lib.online.rollout import Evidence, Rollout
+from autopoiesis_lib.online.state import RolloutError, Stage
+from autopoiesis_lib.store import Store
+
+GOOD = Evidence(objective="ttft_mean_us", reduction=0.3, ci95=(0.2, 0.4), requests=500, window="w")
+NOISE = Evidence(objective="ttft_mean_us", reduction=0.05, ci95=(-0.01, 0.1), requests=500, window="w")
+
+
+@pytest.fixture(scope="module")
+def certificates() -> dict[str, Certificate]:
+    names = ("shortest-prompt-aging", "priority-aging")
+    return {name: verify(Policy.from_source(BASELINES[name], RequestOrdering())) for name in names}
+
+
+@pytest.fixture
+def first(certificates: dict[str, Certificate]) -> Certificate:
+    return certificates["shortest-prompt-aging"]
+
+
+@pytest.fixture
+def second(certificates: dict[str, Certificate]) -> Certificate:
+    return certificates["priority-aging"]
+
+
+def rollout(folder: Path, *, require_approval: bool = False, canary: Path | None = None) -> Rollout:
+    return Rollout(
+        Store.open(folder / "store.db"),
+        Channel(folder / "channel"),
+        contract="request-ordering",
+        actor="test",
+        require_approval=require_approval,
+        canary_channel=Channel(canary) if canary is not None else None,
+    )
+
+
+def wanted(folder: Path) -> str | None:
+    notice = Channel(folder).read()
+    return notice.digest if notice is not None else "nothing"
+
+
+def actions(folder: Path) -> list[str]:
+    return [row.action for row in Store.open(folder / "store.db").deployments()]
+
+
+def test_a_better_candidate_goes_through_shadow_and_canary_to_promotion(tmp_path: Path, first: Certificate) -> None:
+    channel = tmp_path / "channel"
+    assert rollout(tmp_path).propose(first).stage is Stage.SHADOW
+    assert wanted(channel) == "nothing"
+    assert rollout(tmp_path).start_canary(GOOD).stage is Stage.CANARY
+    assert wanted(channel) == first.policy_digest
+    state = rollout(tmp_path).promote(GOOD)
+    assert (state.stage, state.active, state.history, state.owed) == (Stage.IDLE, first.policy_digest, (None,), False)
+    assert wanted(channel) == first.policy_digest
+    assert actions(tmp_path) == ["propose", "canary", "published", "promote", "published"]
+
+
+def test_what_is_within_noise_is_never_published(tmp_path: Path, first: Certificate) -> None:
+    ours = rollout(tmp_path)
+    ours.propose(first)
+    with pytest.raises(RolloutError, match="beyond noise"):
+        ours.start_canary(NOISE)
+    assert wanted(tmp_path / "channel") == "nothing"
+    ours.start_canary(GOOD)
+    with pytest.raises(RolloutError, match="beyond noise"):
+        ours.promote(NOISE)
+    assert ours.state.active is None
+    assert ours.roll_back("not better after all").stage is Stage.IDLE
+    assert wanted(tmp_path / "channel") is None
+
+
+def test_a_candidate_waits_for_a_persons_yes(tmp_path: Path, first: Certificate) -> None:
+    ours = rollout(tmp_path, require_approval=True)
+    ours.propose(first)
+    with pytest.raises(RolloutError, match="waits for approval"):
+        ours.start_canary(GOOD)
+    assert wanted(tmp_path / "channel") == "nothing"
+    rollout(tmp_path).approve()
+    assert ours.start_canary(GOOD).stage is Stage.CANARY
+
+
+def test_nothing_new_is_published_while_frozen_but_going_back_is_allowed(
+    tmp_path: Path, first: Certificate, second: Certificate
+) -> None:
+    ours = rollout(tmp_path)
+    ours.propose(first)
+    ours.start_canary(GOOD)
+    ours.promote(GOOD)
+    ours.freeze("an incident")
+    with pytest.raises(RolloutError, match="frozen"):
+        ours.propose(second)
+    ours.unfreeze()
+    ours.propose(second)
+    ours.freeze()
+    with pytest.raises(RolloutError, match="frozen"):
+        ours.start_canary(GOOD)
+    ours.unfreeze()
+    ours.start_canary(GOOD)
+    ours.freeze()
+    assert ours.roll_back("the incident goes on").active == first.policy_digest
+    assert wanted(tmp_path / "channel") == first.policy_digest
+    assert ours.roll_back("to the very beginning").active is None
+    assert wanted(tmp_path / "channel") is None
+    with pytest.raises(RolloutError, match="nothing to go back to"):
+        ours.roll_back("further")
+
+
+def test_a_quarantined_policy_is_never_proposed_again_until_released(tmp_path: Path, first: Certificate) -> None:
+    ours = rollout(tmp_path)
+    ours.propose(first)
+    ours.start_canary(GOOD)
+    ours.roll_back("a guard tripped", quarantine=True)
+    with pytest.raises(RolloutError, match="in quarantine \\(a guard tripped\\)"):
+        ours.propose(first)
+    ours.release(first.policy_digest)
+    assert ours.propose(first).stage is Stage.SHADOW
+
+
+def test_quarantining_the_active_policy_takes_it_off_the_channel(tmp_path: Path, first: Certificate) -> None:
+    ours = rollout(tmp_path)
+    ours.propose(first)
+    ours.start_canary(GOOD)
+    ours.promote(GOOD)
+    ours.quarantine(first.policy_digest, "engine-0 dropped it")
+    assert wanted(tmp_path / "channel") is None
+
+
+def test_one_rollout_at_a_time(tmp_path: Path, first: Certificate, second: Certificate) -> None:
+    ours = rollout(tmp_path)
+    ours.propose(first)
+    with pytest.raises(RolloutError, match="is being rolled out"):
+        ours.propose(second)
+    with pytest.raises(RolloutError, match="not in canary"):
+        ours.promote(GOOD)
+    ours.reject("no")
+    ours.propose(second)
+
+
+class Unwritable(Channel):
+    """A channel whose disk is full."""
+
+    def publish(self, digest: str, source: str, certificate: str, *, contract: str = "", note: str = "") -> Notice:
+        raise ChannelError(f"{self.root} cannot be written: No space left on device")
+
+
+@pytest.mark.parametrize("publishing_died", [True, False], ids=["before-publishing", "after-publishing"])
+def test_a_decision_whose_publication_was_cut_off_is_completed_after_a_restart(
+    tmp_path: Path, first: Certificate, publishing_died: bool
+) -> None:
+    ours = rollout(tmp_path)
+    ours.propose(first)
+    ours.channel = ours.canary_channel = Unwritable(tmp_path / "channel")
+    with pytest.raises(ChannelError):
+        ours.start_canary(GOOD)
+    if not publishing_died:
+        text = first.model_dump_json()
+        Channel(tmp_path / "channel").publish(first.policy_digest, first.policy_source, text, note="died right after")
+    again = rollout(tmp_path)
+    assert again.state.owed
+    state = again.reconcile()
+    assert (state.stage, state.owed) == (Stage.CANARY, False)
+    assert wanted(tmp_path / "channel") == first.policy_digest
+    assert again.reconcile() == state
+
+
+def test_what_a_person_publishes_is_adopted_not_overwritten(
+    tmp_path: Path, first: Certificate, second: Certificate
+) -> None:
+    ours = rollout(tmp_path)
+    ours.propose(first)
+    ours.start_canary(GOOD)
+    ours.promote(GOOD)
+    by_hand = second.model_dump_json()
+    Channel(tmp_path / "channel").publish(second.policy_digest, second.policy_source, by_hand, note="by hand")
+    state = ours.reconcile()
+    assert (state.active, state.history[-1]) == (second.policy_digest, first.policy_digest)
+    assert wanted(tmp_path / "channel") == second.policy_digest
+    assert ours.roll_back("back").active == first.policy_digest
+    assert wanted(tmp_path / "channel") == first.policy_digest
+
+
+def test_a_person_who_undoes_a_canary_is_not_overruled(tmp_path: Path, first: Certificate) -> None:
+    ours = rollout(tmp_path)
+    ours.propose(first)
+    ours.start_canary(GOOD)
+    Channel(tmp_path / "channel").publish_builtin(note="by hand")
+    state = ours.reconcile()
+    assert (state.stage, state.active) == (Stage.IDLE, None)
+    assert wanted(tmp_path / "channel") is None
+    with pytest.raises(RolloutError, match="a person took it out"):
+        ours.propose(first)
+
+
+def test_a_separate_canary_channel_leaves_the_others_alone(tmp_path: Path, first: Certificate) -> None:
+    ours = rollout(tmp_path, canary=tmp_path / "canaries")
+    ours.propose(first)
+    ours.start_canary(GOOD)
+    assert (wanted(tmp_path / "channel"), wanted(tmp_path / "canaries")) == ("nothing", first.policy_digest)
+    assert ours.reconcile().stage is Stage.CANARY
+    ours.promote(GOOD)
+    assert (wanted(tmp_path / "channel"), wanted(tmp_path / "canaries")) == (first.policy_digest, first.policy_digest)
+    ours.roll_back("no")
+    assert (wanted(tmp_path / "channel"), wanted(tmp_path / "canaries")) == (None, None)
+
+
+def test_the_log_cannot_be_rewritten(tmp_path: Path, first: Certificate) -> None:
+    rollout(tmp_path).propose(first)
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'store.db'}")
+    for statement in ("UPDATE deployments SET action = 'promote'", "DELETE FROM deployments"):
+        with pytest.raises(sa.exc.DatabaseError, match="append-only"), engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+    assert actions(tmp_path) == ["propose"]
