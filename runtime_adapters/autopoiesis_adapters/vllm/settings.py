@@ -40,7 +40,7 @@ class Settings(BaseModel):
     """The largest proved aging bound T (us) this engine accepts."""
     disable: bool = False
     """Kill switch: the built-in order, always. In the environment it beats every other setting."""
-    poll_ms: int = Field(default=10, ge=1, le=60_000)
+    poll_ms: int = Field(default=20, ge=1, le=60_000)
     """How often the channel is looked at, off the step path."""
     deadline_us: int = Field(default=10_000, ge=1)
     """A decision that takes longer is late."""

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from autopoiesis_lib.errors import AutopoiesisError
@@ -26,6 +26,8 @@ Load = Callable[[str, str], VerifiedPolicy]
 """(policy text, certificate text) -> a policy that may run; raises `AutopoiesisError` with one line when it may not."""
 
 STATUS_EVERY_S = 1.0
+IDLE_POLL_S = 0.5
+"""Without a channel only dumps of faults are to be written."""
 
 
 class Watcher:
@@ -52,7 +54,9 @@ class Watcher:
         self._load = load
         self._clock_us = clock_us
         self._channel = channel
-        self._poll_s = poll_s
+        self._poll_s = poll_s if channel is not None else IDLE_POLL_S
+        self._notice_path = str(channel.notice_path) if channel is not None else ""
+        self._disabled_path = str(channel.disabled_path) if channel is not None else ""
         self._keep_disabled = keep_disabled
         self._seen: tuple[int, int, int] | None = None
         self._status: dict[str, Any] = {}
@@ -77,7 +81,7 @@ class Watcher:
         if self._thread is not None:
             self._thread.join(timeout=5)
         self._guarded(self._write_faults)
-        self._guarded(lambda: self._write_status(last=True))
+        self._guarded(lambda: self._write_status(force=True))
 
     def look(self) -> None:
         """One round: kill switch, notice, dumps, status. Never raises."""
@@ -113,9 +117,13 @@ class Watcher:
     def _read_channel(self) -> None:
         if self._channel is None:
             return
-        self._governor.disabled = self._keep_disabled or self._channel.disabled_path.exists()
+        # Two calls a round, whatever the channel holds: each round takes the interpreter away from the engine.
+        disabled = self._keep_disabled or os.path.exists(self._disabled_path)  # noqa: PTH110
+        if disabled != self._governor.disabled:
+            self._governor.disabled = disabled
+            self._status_at = 0.0
         try:
-            stat = self._channel.notice_path.stat()
+            stat = os.stat(self._notice_path)  # noqa: PTH116
         except FileNotFoundError:
             return
         seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
@@ -123,6 +131,7 @@ class Watcher:
             return
         requested_us = self._clock_us()
         self._seen = seen
+        self._status_at = 0.0  # what comes of it is worth telling at once
         notice = self._channel.read()
         if notice is not None:
             self._follow(self._channel, notice, requested_us)
@@ -153,11 +162,8 @@ class Watcher:
         logger.warning("autopoiesis: refused: %s", self.refusal)
 
     def _write_faults(self) -> None:
-        while True:
-            try:
-                fault = self.faults.get_nowait()
-            except Empty:
-                return
+        while not self.faults.empty():
+            fault = self.faults.get()
             logger.warning(
                 "autopoiesis: %s under policy %s: %s; served in the built-in order%s",
                 fault.kind,
@@ -168,17 +174,13 @@ class Watcher:
             if self._channel is not None:
                 self._channel.dump(f"{fault.digest[:16] or 'none'}-{fault.kind}-{fault.at_us}", _dump(fault))
 
-    def _write_status(self, last: bool = False) -> None:
-        if self._channel is None:
+    def _write_status(self, force: bool = False) -> None:
+        if self._channel is None or not (force or time.monotonic() - self._status_at >= STATUS_EVERY_S):
             return
+        self._status_at = time.monotonic()
         status = self.status()
-        due = time.monotonic() - self._status_at >= STATUS_EVERY_S
-        changed = {k: v for k, v in status.items() if k != "counters"} != {
-            k: v for k, v in self._status.items() if k != "counters"
-        }
-        if changed or last or (due and status != self._status):
+        if force or status != self._status:
             self._status = status
-            self._status_at = time.monotonic()
             self._channel.report(self.engine, status)
 
     def status(self) -> dict[str, Any]:
