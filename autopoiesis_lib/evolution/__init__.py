@@ -5,6 +5,7 @@ from .errors import EvolutionError
 from .evaluator import Evaluator, Measurement, SimulationEvaluator
 from .inline import Inline
 from .loop import evolve
+from .report import write_report
 from .result import EvolutionResult, Progress
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "Progress",
     "SimulationEvaluator",
     "evolve",
+    "write_report",
 ]

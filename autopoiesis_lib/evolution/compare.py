@@ -1,6 +1,6 @@
 """Is the winner better on held-out windows, by how much, and beyond noise?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .evaluator import HIGHER_IS_BETTER, Measurement
 
-__all__ = ["Improvement", "improvement", "pooled"]
+__all__ = ["Improvement", "curves", "improvement", "pooled"]
 
 BLOCKS = 24
 RESAMPLES = 1_000
@@ -106,7 +106,9 @@ def _bootstrap(
     return total / len(pairs)
 
 
-def winner_of(scores: Mapping[str, float], objective: str) -> str:
-    """The name with the best value of a metric; the first of equals."""
-    better = max if objective in HIGHER_IS_BETTER else min
-    return better(scores, key=lambda name: scores[name])
+def curves(parts: Sequence[Measurement]) -> dict[str, list[float]]:
+    """101 quantiles of each kind of sample over all parts, from 0% to 100%."""
+    names = [name for name in parts[0].samples if all(name in part.samples for part in parts)]
+    steps = np.linspace(0.0, 1.0, 101)
+    pooled_samples = {name: np.concatenate([part.samples[name] for part in parts]) for name in names}
+    return {name: np.quantile(values, steps).tolist() for name, values in pooled_samples.items() if len(values)}

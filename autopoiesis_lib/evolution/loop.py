@@ -22,7 +22,7 @@ from ..synthesis.proposer import Context, Draft, Proposer
 from ..synthesis.search import SearchProposer
 from .archive import Archive, Elite
 from .budget import Budget
-from .compare import improvement, pooled
+from .compare import curves, improvement, pooled
 from .errors import EvolutionError
 from .evaluator import HIGHER_IS_BETTER, Evaluator, Measurement
 from .executor import Executor, Failure
@@ -195,7 +195,7 @@ class _Run:
             raise
         finally:
             executor.close()
-        self.store.update_run(self.id, status="done", spent_seconds=self.spent, result=result.to_json())
+        self.store.update_run(self.id, status="done", spent_seconds=self.spent, result=result.record())
         return result
 
     @property
@@ -388,6 +388,7 @@ class _Run:
             certificate=certificate,
             counterexample=examples[-1] if examples else None,
             workload=self.workload,
+            curves={name: curves(parts) for name, parts in ({"evolved": ours} | measured).items()},
             notes=tuple(self.notes),
         )
 

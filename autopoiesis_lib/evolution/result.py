@@ -1,7 +1,7 @@
 """What a run answers: the winner, how it compares on held-out windows, and what became of every candidate."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class EvolutionResult:
     counterexample: Mapping[str, Any] | None
     """One real counterexample that a gate found on the way."""
     workload: Mapping[str, Any]
+    curves: Mapping[str, Mapping[str, Sequence[float]]]
+    """Policy ("evolved", or a baseline) -> sample -> 101 quantiles over the held-out requests, from 0% to 100%."""
     notes: tuple[str, ...] = ()
     path: str | None = None
     certificate_path: str | None = None
@@ -96,6 +98,28 @@ class EvolutionResult:
             },
             "baselines": {name: {"held_out": dict(metrics)} for name, metrics in self.baselines.items()},
             "improvement": improvement,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What the store keeps of it: the JSON, and what a report needs besides."""
+        claims = () if self.certificate is None else self.certificate.claims
+        return {
+            **self.to_json(),
+            "report": {
+                "source": self.best.source,
+                "best_id": self.best_id,
+                "best_origin": self.best_origin,
+                "objective": self.objective,
+                "fitness": self.fitness,
+                "claims": list(claims),
+                "notes": list(self.notes),
+                "counterexample": self.counterexample,
+                "curves": {
+                    name: {key: list(values) for key, values in item.items()} for name, item in self.curves.items()
+                },
+                "strongest": self.over_best_baseline.over if self.over_best_baseline is not None else "",
+                "baseline_sources": dict(self.best.contract.baselines()),
+            },
         }
 
     def dumps(self) -> str:

@@ -1,6 +1,7 @@
 """The loop end to end: equal seeds give equal runs, nothing is lost but what was in flight, and bad workers cost one
 candidate."""
 
+import html
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Policy, PolicyError
-from autopoiesis_lib.evolution import Budget, EvolutionError, EvolutionResult, Limits, Progress, evolve
+from autopoiesis_lib.evolution import Budget, EvolutionError, EvolutionResult, Limits, Progress, evolve, write_report
 from autopoiesis_lib.evolution.inline import Inline
 from autopoiesis_lib.evolution.result import REJECTIONS
 from autopoiesis_lib.store import Store
@@ -300,3 +301,40 @@ def test_a_setup_that_cannot_work_is_one_clear_line(tmp_path: Path) -> None:
 def test_objectives_may_weigh_several_metrics(tmp_path: Path) -> None:
     result = run(tmp_path / "s.db", 30, objectives={"ttft_mean_us": 1.0, "ttft_p99_us": 3.0}, proposer=SearchProposer())
     assert result.objective == "ttft_p99_us"
+
+
+def test_the_report_is_one_page_with_everything_in_it_and_nothing_beside_it(tmp_path: Path) -> None:
+    result = run(tmp_path / "s.db", 40, certify=True)
+    opened = Store.open(tmp_path / "s.db")
+    page = write_report(opened, result.run, tmp_path / "out" / "report.html").read_text()
+    assert "src=" not in page and "href=" not in page and "http" not in page.replace("http-equiv", "")
+    for expected in (
+        result.run,
+        "best so far",
+        "Pareto front",
+        "evolved",
+        "fcfs",
+        "ttft, held out",
+        "<polyline",
+        "Claims",
+    ):
+        assert expected in page
+    assert html.escape(result.best.source.splitlines()[-1].strip(), quote=False)[:20] in page
+    for claim in result.certificate.claims if result.certificate else ():
+        assert html.escape(claim)[:30] in page
+
+
+def test_a_report_of_an_unfinished_run_says_how_to_finish_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "s.db", 40, progress=_interrupt)
+    opened = Store.open(tmp_path / "s.db")
+    (row,) = opened.runs()
+    assert row.status == "interrupted"
+    with pytest.raises(EvolutionError, match="--resume"):
+        write_report(opened, row.id, tmp_path / "r.html")
+    assert run(tmp_path / "s.db", resume=row.id, budget=Budget(candidates=40)).proposed == 40
+
+
+def _interrupt(item: Progress) -> None:
+    if item.done == 10:
+        raise KeyboardInterrupt
