@@ -198,9 +198,10 @@ def test_runs_in_several_threads_at_once_do_not_disturb_each_other() -> None:
     workload = default_workload()
     factors = [1.0, 1.4, 1.8, 2.2]
 
-    def finish_times(factor: float) -> list[int]:
+    def finish_times(factor: float) -> list[object]:
         trace = workload.train.split(0.2)[0].scaled(factor)
-        return simulate(trace, workload.engine, workload.calibration.step_time).times.finish_ns.tolist()
+        times = simulate(trace, workload.engine, workload.calibration.step_time).times
+        return list(times.finish_ns.tolist())
 
     alone = [finish_times(factor) for factor in factors]
     with ThreadPoolExecutor(4) as pool:

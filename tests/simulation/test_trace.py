@@ -1,6 +1,7 @@
 """Traces in and out: every format, malformed rows, scaling, splitting, splicing, generators."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -156,11 +157,12 @@ LENGTHS = Lengths.lognormal(prompt_p50=1_000, prompt_p99=4_000, output_p50=130, 
 
 
 def test_generators_repeat_by_seed_and_keep_their_rate() -> None:
-    for make in (
+    makers: list[Callable[[int], Trace]] = [
         lambda seed: poisson(20_000, 8.0, LENGTHS, seed=seed),
         lambda seed: bursty(20_000, 8.0, 3.0, LENGTHS, seed=seed),
         lambda seed: diurnal(20_000, 8.0, LENGTHS, peak_to_trough=5, period_s=500, seed=seed),
-    ):
+    ]
+    for make in makers:
         assert_same(make(1), make(1))
         assert not np.array_equal(make(1).arrival_us, make(2).arrival_us)
         assert make(1).rate == pytest.approx(8.0, rel=0.1)
