@@ -6,19 +6,24 @@ policies/DIGEST.py        policy texts, by digest
 certificates/DIGEST.json  their certificates
 engines/ENGINE.json       what each engine runs, has refused and has dropped; written by the engine
 quarantine/DIGEST-*.json  a dump of the state in which a policy was taken out
+telemetry/ENGINE/*.npz    what an engine did, in numbered pieces; the oldest are removed
 DISABLED                  while this file is there, every engine serves its built-in order
 ```
 
 Any number of engines may watch one channel; each of them verifies what it finds for itself.
 """
 
+import io
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autopoiesis_lib.errors import AutopoiesisError
@@ -136,6 +141,32 @@ class Channel:
         write_atomically(path, json.dumps(content))
         return path
 
+    def record(self, engine: str, number: int, columns: Mapping[str, NDArray[np.int64]], keep: int = 64) -> Path:
+        """An engine leaves one piece of telemetry: columns of equal meaning and any length, compressed; keeps the last few.
+
+        Raises:
+            ChannelError: it cannot be written.
+        """
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = dict(columns)
+        np.savez_compressed(buffer, **arrays)
+        folder = self.root / "telemetry" / _plain(engine)
+        path = folder / f"{number:08}.npz"
+        write_atomically(path, buffer.getvalue())
+        for old in sorted(folder.glob("*.npz"))[:-keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def telemetry(self, engine: str, after: int = -1) -> Iterator[tuple[int, dict[str, NDArray[np.int64]]]]:
+        """The pieces an engine has left with a number above `after`, oldest first; pieces removed meanwhile are skipped."""
+        for path in sorted((self.root / "telemetry" / _plain(engine)).glob("*.npz")):
+            if int(path.stem) > after:
+                try:
+                    with np.load(path, allow_pickle=False) as piece:
+                        yield int(path.stem), {name: piece[name] for name in piece.files}
+                except (OSError, ValueError):
+                    continue
+
     def _announce(self, digest: str | None, contract: str, note: str) -> Notice:
         try:
             standing = self.read()
@@ -148,7 +179,7 @@ class Channel:
         return notice
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old text or the new, even across a crash.
 
     Raises:
@@ -158,8 +189,8 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)

@@ -6,6 +6,7 @@ one line.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
@@ -114,7 +115,7 @@ def load_ordering(
     try:
         trusted = trusted_keys(keys) if keys is not None else {}
         check_signature(proof, trusted, allow_unsigned=allow_unsigned)
-        policy = proof.check_binding(contract_named(contract, **proof.contract_parameters), source)
+        policy = proof.check_binding(_contract(contract, tuple(sorted(proof.contract_parameters.items()))), source)
     except AutopoiesisError as error:
         raise PolicyRefusedError(
             f"policy {name}: {error}" if isinstance(error, CertificateError) else str(error)
@@ -134,6 +135,12 @@ def load_ordering(
             f"policy {name}: its aging bound is {aging_us} us; this engine accepts up to {max_aging_us}"
         )
     return compile_ordering(policy, aging_us)
+
+
+@lru_cache(maxsize=8)
+def _contract(name: str, parameters: tuple[tuple[str, int | bool], ...]) -> Contract:
+    # Reading a contract takes longer than all the checks made with it; contracts are values, so they may be kept.
+    return contract_named(name, **dict(parameters))
 
 
 def compile_ordering(policy: Policy, aging_us: int | None) -> VerifiedPolicy:

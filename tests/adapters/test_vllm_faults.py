@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from autopoiesis_adapters.channel import Channel, ChannelError
 from autopoiesis_adapters.loading import PolicyRefusedError, VerifiedPolicy
 from autopoiesis_adapters.vllm.metrics import EngineMetrics
 from autopoiesis_adapters.vllm.settings import Settings, SettingsError, read_settings
+from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, Ring
 
 from .test_vllm_ordering import activate, model, verified  # noqa: F401  # `model` is a fixture
 from .vllm_bench import Bench, policy_bench, request, vllm_config
@@ -408,3 +410,30 @@ def test_a_quarantine_leaves_a_dump_that_shows_the_state(model: Path, tmp_path: 
 def test_an_unknown_setting_is_named(model: Path) -> None:  # noqa: F811
     with pytest.raises(SettingsError, match=r"autopoiesis setting `chanel`.*known: channel"):
         read_settings({"autopoiesis": {"chanel": "x"}}, {})
+
+
+def test_telemetry_reaches_the_channel_and_nothing_is_recorded_twice(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    bench = channel_bench(model, tmp_path)
+
+    def inject(bench: Bench) -> None:
+        bench.scheduler.autopoiesis.watcher._write_telemetry(force=True)
+
+    serve_all(bench, inject)
+    bench.scheduler.shutdown()
+    pieces = list(Channel(tmp_path).telemetry("engine-0"))
+    assert len(pieces) == 2
+    requests = {name: np.concatenate([piece[f"requests.{name}"] for _, piece in pieces]) for name in REQUEST_FIELDS}
+    assert sorted(requests["num_prompt_tokens"]) == sorted(10 + 3 * (i * 7 % 40) for i in range(40))
+    assert (requests["num_output_tokens"] == 4).all() and not requests["aborted"].any()
+    times = [requests[name] for name in ("stamp_us", "admitted_us", "first_token_us", "finished_us")]
+    assert all((earlier <= later).all() for earlier, later in pairwise(times))
+    assert sum(int(piece["steps.admitted"].sum()) for _, piece in pieces) == 40
+
+
+def test_a_ring_that_went_round_says_what_was_lost() -> None:
+    ring = Ring(("a", "b"), 16)
+    for i in range(50):
+        ring.append((i, -i))
+    first, rows = ring.since(10)
+    assert rows[:, 0].tolist() == list(range(first, 50)) and 34 <= first <= 35
+    assert ring.since(48)[1].tolist() == [[48, -48], [49, -49]]

@@ -81,6 +81,8 @@ class EngineSide:
             Channel(settings.channel) if settings.channel is not None else None,
             settings.poll_ms / 1_000,
             settings.disable,
+            self.telemetry,
+            settings.snapshot_s,
         )
         self.governor.report = self.watcher.faults.put
         by_priority = getattr(getattr(scheduler, "policy", None), "value", "fcfs") == "priority"

@@ -40,12 +40,14 @@ class Settings(BaseModel):
     """The largest proved aging bound T (us) this engine accepts."""
     disable: bool = False
     """Kill switch: the built-in order, always. In the environment it beats every other setting."""
-    poll_ms: int = Field(default=20, ge=1, le=60_000)
+    poll_ms: int = Field(default=10, ge=1, le=60_000)
     """How often the channel is looked at, off the step path."""
     deadline_us: int = Field(default=10_000, ge=1)
     """A decision that takes longer is late."""
     telemetry_rows: int = Field(default=65_536, ge=16)
     """Step and request records kept, each."""
+    snapshot_s: float = Field(default=10.0, ge=0)
+    """How often telemetry goes to the channel, in seconds; 0: never."""
     metrics_port: int = Field(default=0, ge=0, le=65_535)
     """Port on which this engine process serves its Prometheus metrics; 0: none."""
 

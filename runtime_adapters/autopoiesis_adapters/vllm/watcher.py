@@ -17,6 +17,7 @@ from autopoiesis_lib.errors import AutopoiesisError
 from ..channel import Channel, Notice
 from ..loading import VerifiedPolicy
 from .governor import Fault, Governor
+from .telemetry import Telemetry
 
 __all__ = ["Load", "Watcher"]
 
@@ -42,6 +43,8 @@ class Watcher:
         channel: Channel | None = None,
         poll_s: float = 0.01,
         keep_disabled: bool = False,
+        telemetry: Telemetry | None = None,
+        snapshot_s: float = 0.0,
     ) -> None:
         self.engine = engine
         self.faults: SimpleQueue[Fault] = SimpleQueue()
@@ -61,6 +64,11 @@ class Watcher:
         self._seen: tuple[int, int, int] | None = None
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
+        self._telemetry = telemetry if snapshot_s > 0 else None
+        self._snapshot_s = snapshot_s
+        self._snapshot_at = time.monotonic()
+        self._next_rows = (0, 0)
+        self._pieces = time.time_ns() // 1_000_000_000  # later than any piece a former engine of this name left
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -81,12 +89,14 @@ class Watcher:
         if self._thread is not None:
             self._thread.join(timeout=5)
         self._guarded(self._write_faults)
+        self._guarded(lambda: self._write_telemetry(force=True))
         self._guarded(lambda: self._write_status(force=True))
 
     def look(self) -> None:
         """One round: kill switch, notice, dumps, status. Never raises."""
         self._guarded(self._read_channel)
         self._guarded(self._write_faults)
+        self._guarded(self._write_telemetry)
         self._guarded(self._write_status)
 
     def bring_in(self, source: str, certificate: str, requested_us: int | None = None) -> VerifiedPolicy:
@@ -173,6 +183,21 @@ class Watcher:
             )
             if self._channel is not None:
                 self._channel.dump(f"{fault.digest[:16] or 'none'}-{fault.kind}-{fault.at_us}", _dump(fault))
+
+    def _write_telemetry(self, force: bool = False) -> None:
+        if self._telemetry is None or self._channel is None:
+            return
+        if not (force or time.monotonic() - self._snapshot_at >= self._snapshot_s):
+            return
+        self._snapshot_at = time.monotonic()
+        taken = self._telemetry.snapshot(*self._next_rows)
+        if (taken.next_step, taken.next_request) == self._next_rows:
+            return
+        self._next_rows = (taken.next_step, taken.next_request)
+        self._pieces += 1
+        columns = {f"steps.{name}": column for name, column in taken.steps.items()}
+        columns |= {f"requests.{name}": column for name, column in taken.requests.items()}
+        self._channel.record(self.engine, self._pieces, columns)
 
     def _write_status(self, force: bool = False) -> None:
         if self._channel is None or not (force or time.monotonic() - self._status_at >= STATUS_EVERY_S):
