@@ -108,7 +108,7 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     contract_name: ClassVar[str] = ""
-    max_operations: ClassVar[int] = 4_096
+    max_operations: ClassVar[int] = 1_024
     """Worst-case operations a decision may take."""
     slots: ClassVar[Mapping[str, str]] = {}
     """Decision name -> the simulator slot that runs it; decisions without one are not simulated."""

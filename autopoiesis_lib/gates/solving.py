@@ -29,6 +29,14 @@ __all__ = [
 DEFAULT_RLIMIT = 4_000_000
 """Z3 resource units a query may use: about two seconds here, and the same verdict everywhere."""
 
+BUDGET_FACTOR = 4
+"""All queries to one solver together may use this many times the limit of one query."""
+
+TIMEOUT_MS = 3_000
+"""A query that the resource limit fails to stop ends here, and counts as unknown."""
+
+z3.set_param("memory_max_size", 3_072)  # MiB; a query beyond it counts as unknown
+
 Answer = Literal["sat", "unsat", "unknown"]
 
 
@@ -108,50 +116,72 @@ class IncrementalSolver:
     """
 
     def __init__(self, constraints: Sequence[Term], rlimit: int) -> None:
-        self._solver = z3.Solver(ctx=_context(constraints))
-        self._solver.set("rlimit", rlimit)
+        self._solver = _limited(constraints, rlimit)
         self._constraints = [constraint for constraint in constraints if constraint is not True]
         self._rlimit = rlimit
+        self._budget = BUDGET_FACTOR * rlimit
         self._impossible = any(constraint is False for constraint in self._constraints)
-        if not self._impossible:
-            self._solver.add(*self._constraints)
+        self._filled = False
 
     def ask(self, extra: Sequence[Term] = ()) -> tuple[Answer, z3.ModelRef | None]:
         """As `ask`, with further constraints for this query only."""
         if self._impossible:
             return "unsat", None
+        if self._budget <= 0:
+            return "unknown", None
+        try:
+            answer, model = self._ask_incremental(extra)
+            if answer == "unknown" and self._budget > 0:
+                answer, model = self._ask_fresh(extra)
+        except z3.Z3Exception:  # out of memory, or a term too large for Z3's own structures
+            self._budget = 0
+            return "unknown", None
+        return answer, model
+
+    def _ask_incremental(self, extra: Sequence[Term]) -> tuple[Answer, z3.ModelRef | None]:
+        if not self._filled:
+            self._filled = True
+            self._solver.add(*self._constraints)
         self._solver.push()
         try:
             self._solver.add(*extra)
-            answer = self._solver.check()
-            if answer == z3.sat:
-                return "sat", self._solver.model()
-            if answer == z3.unsat:
-                return "unsat", None
+            return self._check(self._solver)
         finally:
             self._solver.pop()
-        return _ask_fresh([*self._constraints, *extra], self._rlimit)
+
+    def _ask_fresh(self, extra: Sequence[Term]) -> tuple[Answer, z3.ModelRef | None]:
+        """By Z3's strategy for a whole problem: slower to start, stronger on non-linear arithmetic."""
+        solver = _limited(self._constraints, self._rlimit)
+        solver.add(*self._constraints, *extra)
+        return self._check(solver)
+
+    def _check(self, solver: z3.Solver) -> tuple[Answer, z3.ModelRef | None]:
+        before = _resources(solver)
+        answer = solver.check()
+        self._budget -= _resources(solver) - before
+        if answer == z3.sat:
+            return "sat", solver.model()
+        if answer == z3.unknown and "timeout" in solver.reason_unknown():
+            self._budget = 0
+        return ("unsat" if answer == z3.unsat else "unknown"), None
 
 
-def _ask_fresh(constraints: Sequence[Term], rlimit: int) -> tuple[Answer, z3.ModelRef | None]:
-    """As `ask`, by Z3's strategy for a whole problem: slower to start, stronger on non-linear arithmetic."""
+def _limited(constraints: Sequence[Term], rlimit: int) -> z3.Solver:
     solver = z3.Solver(ctx=_context(constraints))
     solver.set("rlimit", rlimit)
-    for constraint in constraints:
-        if constraint is False:
-            return "unsat", None
-        if constraint is not True:
-            solver.add(constraint)
-    answer = solver.check()
-    if answer == z3.sat:
-        return "sat", solver.model()
-    return ("unsat" if answer == z3.unsat else "unknown"), None
+    solver.set("timeout", TIMEOUT_MS)
+    return solver
+
+
+def _resources(solver: z3.Solver) -> int:
+    """What the solver's context has used so far."""
+    statistics = solver.statistics()
+    return int(statistics.get_key_value("rlimit count")) if "rlimit count" in statistics.keys() else 0  # noqa: SIM118
 
 
 def assumptions_used(scope: Scope, violation: z3.BoolRef, rlimit: int) -> tuple[str, ...] | None:
     """The assumptions in an unsatisfiable core of a proved obligation, by name; None when the solver gives up on finding one."""
-    solver = z3.Solver(ctx=scope.context)
-    solver.set("rlimit", rlimit)
+    solver = _limited([violation], rlimit)
     solver.set("core.minimize", True)
     solver.add(*scope.domains, violation)
     tracked: dict[str, str] = {}
@@ -159,9 +189,12 @@ def assumptions_used(scope: Scope, violation: z3.BoolRef, rlimit: int) -> tuple[
         label = f"assumption!{index}"
         tracked[label] = name
         solver.assert_and_track(term, label)
-    if solver.check() != z3.unsat:
+    try:
+        if solver.check() != z3.unsat:
+            return None
+        return tuple(sorted({tracked[str(label)] for label in solver.unsat_core()}))
+    except z3.Z3Exception:
         return None
-    return tuple(sorted({tracked[str(label)] for label in solver.unsat_core()}))
 
 
 def to_smtlib(constraints: Sequence[Term]) -> str:

@@ -290,7 +290,7 @@ class Interface:
     enums: Mapping[str, type]
     modules: tuple[str, ...]
     """Modules the views may be imported from; the first is the one shown in examples."""
-    max_operations: int = 4_096
+    max_operations: int = 1_024
     """The worst-case operation count a decision may have."""
 
 
