@@ -26,7 +26,7 @@ from .errors import EvolutionError
 from .executor import Done, Failure, Key
 from .work import Setup, Worker
 
-__all__ = ["LocalPool"]
+__all__ = ["LocalPool", "answer_of", "limit_cpu", "pickled"]
 
 START_S = 120.0
 """How long a worker may take to start: imports, and a first compilation on a fresh machine."""
@@ -40,7 +40,7 @@ class LocalPool:
         if workers < 1:
             raise EvolutionError(f"workers={workers}: give at least 1")
         self.workers = workers
-        self._setup = _pickled(setup)
+        self._setup = pickled(setup)
         self._limits = limits
         self._queue: deque[tuple[Key, object, Limits]] = deque()
         self._failed_starts = 0
@@ -171,7 +171,7 @@ class _Member:
         self.connection.close()
 
 
-def _pickled(setup: Setup) -> bytes:
+def pickled(setup: Setup) -> bytes:
     try:
         return pickle.dumps(setup)
     except Exception as error:
@@ -211,13 +211,13 @@ def _serve(connection: Connection, setup: bytes, limits: Limits, parent: int) ->
             job, cpu_s = connection.recv()
         except (EOFError, OSError):
             return
-        _limit_cpu(cpu_s)
-        answer = _answer(worker, job)
-        _limit_cpu(None)
+        limit_cpu(cpu_s)
+        answer = answer_of(worker, job)
+        limit_cpu(None)
         _send(connection, answer)
 
 
-def _answer(worker: Worker, job: object) -> object:
+def answer_of(worker: Worker, job: object) -> object:
     try:
         return worker(job)
     except MemoryError:
@@ -234,7 +234,7 @@ def _send(connection: Connection, answer: Any) -> None:
         connection.send(("done", Failure("raised", f"the answer cannot be pickled: {error}")))
 
 
-def _limit_cpu(seconds: float | None) -> None:
+def limit_cpu(seconds: float | None) -> None:
     """A soft limit counts from now; SIGXCPU then ends the process."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     used = resource.getrusage(resource.RUSAGE_SELF)
