@@ -7,14 +7,17 @@ result: it names the cell of the archive in which policies of one kind compete.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import Contract
 from ..policy import Policy
+from ..view import INT64_MAX, INT64_MIN
 
 __all__ = ["Behaviour", "Probes", "behaviour"]
 
@@ -45,6 +48,34 @@ class Probes:
     group_ends: tuple[int, ...]
     """Where each group of probes that share all views but the first ends."""
 
+    @cached_property
+    def arguments(self) -> list[tuple[SimpleNamespace, ...]]:
+        """The probes as objects with the views' fields, as the policy's Python meaning takes them."""
+        names = [name.split(".") for name in self.layout]
+        views = list(dict.fromkeys(view for view, _ in names))
+        return [
+            tuple(
+                SimpleNamespace(
+                    **{field: value for (owner, field), value in zip(names, row, strict=True) if owner == view}
+                )
+                for view in views
+            )
+            for row in self.columns.T.tolist()
+        ]
+
+    @cached_property
+    def groups(self) -> tuple[slice, ...]:
+        """The groups as slices."""
+        return tuple(slice(start, end) for start, end in zip((0, *self.group_ends), self.group_ends, strict=False))
+
+    @cached_property
+    def ranks(self) -> tuple[tuple[NDArray[np.float64], ...], ...]:
+        """By group: the standardised ranks of each field of the item."""
+        return tuple(
+            tuple(_standard(_ranks(self.columns[field, group])) for field in range(self.item_fields))
+            for group in self.groups
+        )
+
     @classmethod
     def of(cls, contract: Contract, decision: str, rows: Sequence[Sequence[Row]]) -> "Probes":
         """Columns of probe rows."""
@@ -64,29 +95,32 @@ def behaviour(policy: Policy, probes: Sequence[Probes]) -> Behaviour:
     digest = hashlib.sha256()
     words: list[str] = []
     for probe in probes:
-        function = policy.native(probe.decision, probe.layout)
-        values = np.array([function(*row) for row in probe.columns.T.tolist()], dtype=np.int64)
+        function = policy.functions[probe.decision]  # CPython answers before LLVM has compiled
+        values = np.array([_value(function, row) for row in probe.arguments], dtype=np.int64)
         ordinal = policy.contract.decisions[probe.decision].result.unit == "score"
-        start = 0
-        for end in probe.group_ends:
-            group = values[start:end]
-            shown = np.unique(group, return_inverse=True)[1].astype(np.int64) if ordinal else group
+        for group in probe.groups:
+            shown = np.unique(values[group], return_inverse=True)[1].astype(np.int64) if ordinal else values[group]
             digest.update(shown.tobytes())
-            start = end
         words += _directions(probe, values)
     return Behaviour(digest.hexdigest(), " ".join(words) or "constant")
+
+
+def _value(function: Callable[..., int], row: Sequence[object]) -> int:
+    """A result as int64; one value for all faults and overflows, which the proof will refuse."""
+    try:
+        value = int(function(*row))
+    except ArithmeticError:
+        return INT64_MIN
+    return value if INT64_MIN < value <= INT64_MAX else INT64_MIN
 
 
 def _directions(probe: Probes, values: NDArray[np.int64]) -> list[str]:
     """Fields of the item that move the result, by mean rank correlation over the groups."""
     sums = np.zeros(probe.item_fields)
-    start = 0
-    for end in probe.group_ends:
-        target = _ranks(values[start:end])
-        for field in range(probe.item_fields):
-            sums[field] += _correlation(_ranks(probe.columns[field, start:end]), target)
-        start = end
-    means = sums / max(1, len(probe.group_ends))
+    for group, fields in zip(probe.groups, probe.ranks, strict=True):
+        target = _standard(_ranks(values[group]))
+        sums += [float(field @ target) for field in fields]
+    means = sums / len(probe.groups)
     names = [name.partition(".")[2] for name in probe.layout[: probe.item_fields]]
     return [("+" if mean > 0 else "-") + name for name, mean in zip(names, means, strict=True) if abs(mean) > MOVES_AT]
 
@@ -98,7 +132,9 @@ def _ranks(values: NDArray[np.int64]) -> NDArray[np.float64]:
     return result
 
 
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    x, y = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / scale if scale > 0 else 0.0
+def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred and of length 1 (all 0 when constant), so that a dot product is a correlation."""
+    centred = values - values.mean()
+    length = float(np.sqrt(centred @ centred))
+    result: NDArray[np.float64] = centred / length if length > 0 else centred
+    return result

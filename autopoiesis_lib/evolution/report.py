@@ -135,10 +135,16 @@ def _lineage(best: int, proposals: Sequence[ProposalRow], candidates: Sequence[C
         row, fate = by_id[current], fates.get(current)
         chain.append(
             {
-                "id": row.id, "generation": row.generation, "move": row.move, "parents": row.parents, "rationale": row.rationale,
-                "fitness": None if fate is None else fate.fitness, "gate": None if fate is None else fate.gate, "source": row.source,
+                "id": row.id,
+                "generation": row.generation,
+                "move": row.move,
+                "parents": row.parents,
+                "rationale": row.rationale,
+                "fitness": None if fate is None else fate.fitness,
+                "gate": None if fate is None else fate.gate,
+                "source": row.source,
             }
-        )  # fmt: skip
+        )
         current = row.parents[0] if row.parents and row.parents[0] < current else None
     return chain[::-1]
 

@@ -1,0 +1,246 @@
+"""What evolution itself costs, and whether the search earns its keep.
+
+    python benchmarks/evolution.py overhead [--candidates 1000]     seconds a candidate beside the gates and the evaluator
+    python benchmarks/evolution.py openevolve [--candidates 100]    the same of OpenEvolve, if it is installed here
+    python benchmarks/evolution.py search [--seeds 10] [--candidates 500] [--workload ...]
+                                                                    search against random sampling and constant tuning
+
+Results are printed whichever way they fall.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from autopoiesis_contracts.request_ordering import RequestOrdering
+
+from autopoiesis_lib import Contract, Policy
+from autopoiesis_lib.evolution import Budget, Measurement, Progress, SimulationEvaluator, evolve
+from autopoiesis_lib.simulation.trace import Trace
+from autopoiesis_lib.simulation.workload import Workload, default_workload, overload_factor
+from autopoiesis_lib.store import Store
+from autopoiesis_lib.synthesis import SearchProposer
+
+NOT_OURS = ("types", "ranges", "fuzz", "proof", "short", "replay")
+"""Stages that are not overhead: gates, and the evaluation of a candidate."""
+
+
+@dataclass(frozen=True)
+class Trivial:
+    """An evaluator that costs nothing: a number made from the policy's digest."""
+
+    def measure(self, policy: Policy, window: str, *, samples: bool = False) -> Sequence[Measurement]:
+        return [Measurement({"ttft_mean_us": 1.0 + int(policy.digest[:8], 16) / 2**32})] if window != "short" else []
+
+    def probes(self, contract: Contract, decision: str) -> Sequence[Sequence[Mapping[str, int]]]:
+        draw = Random("probes")
+        views = [contract.views[param.type] for param in contract.decisions[decision].params]
+        rows = [
+            [{s.name: s.domain.lo + draw.randrange(min(s.domain.size, 100_000)) for s in v.fields()} for v in views]
+            for _ in range(256)
+        ]
+        return [[row[0], *rows[0][1:]] for row in rows]
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"name": "trivial"}
+
+
+def overhead(candidates: int, workers: int) -> None:
+    """Own cost a candidate by decade of the run: wall seconds less the gates' and the evaluator's, with process isolation on."""
+    contract, marks = RequestOrdering(), [(0, time.perf_counter())]
+
+    def tell(item: Progress) -> None:
+        if item.phase == "search":
+            marks.append((item.done, time.perf_counter()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        budget = Budget(candidates=candidates)
+        result = evolve(
+            contract, Trivial(), budget=budget, workers=workers, store=f"{folder}/s.db", certify=False, progress=tell
+        )
+        store = Store.open(f"{folder}/s.db")
+        rows = {row.id: row for row in store.candidates(result.run)}
+        store.close()
+    order = marks[1:]
+    print(f"{candidates} candidates, {workers} worker process(es), trivial evaluator, search proposer, SQLite store")
+    edges = [edge for edge in (0, 100, 900, 1_000, 4_900, 5_000, 9_900, 10_000) if edge <= candidates]
+    for low, high in pairwise(edges):
+        wall = order[high - 1][1] - order[max(low, 4) - 1][1]
+        span = range(max(low, 4), high)
+        theirs = sum(sum(rows[i].seconds.get(stage, 0.0) for stage in NOT_OURS) for i in span if i in rows) / workers
+        compiled = (
+            sum(
+                rows[i].seconds.get("fingerprint", 0.0) + rows[i].seconds.get("grammar", 0.0) for i in span if i in rows
+            )
+            / workers
+        )
+        each = 1e3 / len(span)
+        print(
+            f"  candidates {low:>6}-{high:<6} wall {wall * each:6.2f} ms each, gates and evaluator {theirs * each:6.2f}, "
+            f"own {(wall - theirs) * each:6.2f} (of which parsing, compiling and fingerprint {compiled * each:5.2f})"
+        )
+
+
+CANNED = "def score(x):\n    return x + {}\n"
+
+
+def openevolve(candidates: int) -> None:
+    """OpenEvolve on a canned local endpoint with a trivial evaluator: wall milliseconds an iteration."""
+    try:
+        from openevolve import OpenEvolve  # type: ignore[import-not-found]
+        from openevolve.config import Config  # type: ignore[import-not-found]
+    except ImportError:
+        print("OpenEvolve is not installed in this environment: pip install openevolve", file=sys.stderr)
+        raise SystemExit(2) from None
+    import asyncio
+
+    with _endpoint() as url, tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "initial.py").write_text("# EVOLVE-BLOCK-START\n" + CANNED.format(0) + "# EVOLVE-BLOCK-END\n")
+        (root / "evaluator.py").write_text(
+            "import random\ndef evaluate(path):\n    return {'combined_score': random.random()}\n"
+        )
+        config = Config.from_dict(
+            {
+                "max_iterations": candidates, "checkpoint_interval": 10**9, "log_level": "ERROR", "diff_based_evolution": False,
+                "llm": {"api_base": url, "api_key": "none", "models": [{"name": "canned", "weight": 1.0}]},
+                "evaluator": {"parallel_evaluations": 2, "cascade_evaluation": False},
+            }
+        )  # fmt: skip
+        run = OpenEvolve(
+            str(root / "initial.py"), str(root / "evaluator.py"), config=config, output_dir=str(root / "out")
+        )
+        started = time.perf_counter()
+        asyncio.run(run.run(iterations=candidates))
+        wall = time.perf_counter() - started
+    print(f"OpenEvolve, {candidates} iterations: {wall / candidates * 1e3:.1f} ms each, start-up included")
+
+
+class _endpoint:  # noqa: N801 - a context manager
+    """A local OpenAI-compatible server that always writes the same program."""
+
+    def __enter__(self) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                text = (
+                    "```python\n# EVOLVE-BLOCK-START\n"
+                    + CANNED.format(time.time_ns() % 10**6)
+                    + "# EVOLVE-BLOCK-END\n```"
+                )
+                message = {"role": "assistant", "content": text}
+                body = json.dumps(
+                    {
+                        "id": "1", "object": "chat.completion", "created": 1, "model": "canned",
+                        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+                    }
+                ).encode()  # fmt: skip
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+
+def workload_named(name: str) -> Workload:
+    """One of the four workloads of the comparison, each at the rate that just overloads first come, first served."""
+    default = default_workload()
+    if name == "azure-conv":
+        return default
+    if name == "azure-code":
+        trace = Trace.shipped("azure-code")
+    elif name == "mooncake":
+        trace = Trace.shipped("mooncake-synthetic")
+    else:  # the first half of conv, then code: the mix of lengths changes in each half's middle
+        conv, code = Trace.shipped("azure-conv").windows(4), Trace.shipped("azure-code").windows(4)
+        trace = conv[0].spliced(code[0], conv[1], code[1])
+    factor = overload_factor(trace, default.calibration, default.engine)
+    return Workload.of(trace, default.calibration, engine=default.engine, rate_factor=factor, name=name)
+
+
+def search(names: Sequence[str], seeds: int, candidates: int, workers: int) -> None:
+    """Held-out objective after equal candidate budgets: the search, random sampling, and tuning the baselines' constants."""
+    contract, wins = RequestOrdering(), 0
+    print(f"{candidates} candidates, {seeds} seeds each; held-out mean TTFT in seconds, median over seeds")
+    print(
+        f"{'workload':<14}{'fcfs':>8}{'best baseline':>15}{'random':>9}{'tuning':>9}{'search':>9}  vs random (95%)      vs tuning (95%)"
+    )
+    for name in names:
+        evaluator = SimulationEvaluator.of(contract, workload_named(name))
+        found: dict[str, list[float]] = {"full": [], "random": [], "tune": []}
+        baselines: dict[str, float] = {}
+        for seed in range(seeds):
+            for mode, values in found.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    result = evolve(
+                        contract, evaluator, SearchProposer(mode=mode), Budget(candidates=candidates), seed=seed,  # type: ignore[arg-type]
+                        workers=workers, store=f"{folder}/s.db", certify=False,
+                    )  # fmt: skip
+                values.append(result.held_out["ttft_mean_us"] / 1e6)
+                baselines = {key: metrics["ttft_mean_us"] / 1e6 for key, metrics in result.baselines.items()}
+        ours = np.array(found["full"])
+        intervals = [_interval(1 - ours / np.array(found[other])) for other in ("random", "tune")]
+        wins += all(low > 0 for low, _ in intervals)
+        middle = {mode: float(np.median(values)) for mode, values in found.items()}
+        print(
+            f"{name:<14}{baselines['fcfs']:>8.3f}{min(baselines.values()):>15.3f}{middle['random']:>9.3f}{middle['tune']:>9.3f}"
+            f"{middle['full']:>9.3f}  " + "  ".join(f"{low:+7.1%} to {high:+7.1%}" for low, high in intervals),
+            flush=True,
+        )
+    print(f"the search beats both beyond noise on {wins} of {len(names)}")
+
+
+def _interval(gains: "np.ndarray[Any, np.dtype[np.float64]]") -> tuple[float, float]:
+    """95% paired bootstrap interval of the mean gain over seeds."""
+    draw = np.random.default_rng(0)
+    means = [draw.choice(gains, len(gains)).mean() for _ in range(4_000)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+WORKLOADS = ("azure-conv", "azure-code", "mooncake", "phase-shift")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("overhead", "openevolve", "search"))
+    parser.add_argument("--candidates", type=int)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--workload", action="append", choices=WORKLOADS)
+    arguments = parser.parse_args()
+    if arguments.what == "overhead":
+        overhead(arguments.candidates or 1_000, arguments.workers or 1)
+    elif arguments.what == "openevolve":
+        openevolve(arguments.candidates or 100)
+    else:
+        search(arguments.workload or WORKLOADS, arguments.seeds, arguments.candidates or 500, arguments.workers or 2)
+
+
+if __name__ == "__main__":
+    main()
