@@ -15,7 +15,7 @@ import z3
 from ..contract import Formula, FormulaParam
 from ..language.ir import Signature
 from ..language.ranges import Ranges, analyse
-from ..language.smt import Encoder, SymbolicView, Term, as_int, conjunction, negation, symbolic_scalar
+from ..language.smt import Encoder, SymbolicView, Term, TooComplex, as_int, conjunction, negation, symbolic_scalar
 from ..policy import Policy
 from .counterexample import Evaluator
 from .least import find_least
@@ -51,13 +51,16 @@ def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True, c
     started = time.perf_counter()
     results: list[ObligationResult] = []
     evaluator = Evaluator(policy)
-    for signature in policy.contract.decisions.values():
-        results += prove_safety(policy, signature, evaluator, rlimit, certify)
-    if all(result.verdict.green for result in results):
-        results += [
-            prove_invariant(policy, formula, evaluator, rlimit, least, certify)
-            for formula in policy.contract.invariants
-        ]
+    try:
+        for signature in policy.contract.decisions.values():
+            results += prove_safety(policy, signature, evaluator, rlimit, certify)
+        if all(result.verdict.green for result in results):
+            results += [
+                prove_invariant(policy, formula, evaluator, rlimit, least, certify)
+                for formula in policy.contract.invariants
+            ]
+    except TooComplex as error:
+        results.append(ObligationResult(name="encoding", verdict=Verdict.UNKNOWN, seconds=0.0, detail=str(error)))
     verdict = worst(*(result.verdict for result in results))
     failed = next((result for result in results if result.verdict == verdict and not verdict.green), None)
     return GateResult(

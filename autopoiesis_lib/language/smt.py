@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import z3
 
+from ..errors import AutopoiesisError
 from ..view import INT64_MAX, INT64_MIN, Domain, View
 from .ir import (
     Abs,
@@ -40,7 +41,7 @@ from .ir import (
 )
 from .ranges import Ranges
 
-__all__ = ["Encoder", "Obligation", "SymbolicView", "Term", "as_bool", "as_int", "symbolic_scalar"]
+__all__ = ["Encoder", "Obligation", "SymbolicView", "Term", "TooComplex", "as_bool", "as_int", "symbolic_scalar"]
 
 Term = Any
 """A Python int or bool (a constant), or a Z3 Int or Bool term."""
@@ -158,6 +159,11 @@ def _is_bool(term: Term) -> bool:
 
 
 Environment = dict[str, "SymbolicView | Term"]
+
+
+class TooComplex(AutopoiesisError):
+    """A function whose terms no solver could handle: its obligations are UNKNOWN."""
+
 
 MAX_DEGREE = 8
 """Products of a higher degree are cut into opaque factors."""
@@ -345,11 +351,10 @@ class Encoder:
                 self._oblige("division by zero", node, negation(_compare("==", right, 0)), state)
                 if right == 0 if isinstance(right, int) else False:
                     return 0
-                value = (
-                    _floor_divide(left, right, self._positive(node))
-                    if node.op == "//"
-                    else _modulo(left, right, self._positive(node))
-                )
+                positive = self._positive(node)
+                value = _floor_divide(left, right, positive) if node.op == "//" else _modulo(left, right, positive)
+                # Z3 drops a `mod` inside a `mod` of the same divisor, so a remainder keeps the degree of what it divides.
+                value = self._polynomial(value, self._degree(left))
                 return self._fits(node, value, state) if node.op == "//" else value
 
     def _product(self, left: Term, right: Term) -> Term:
@@ -381,6 +386,8 @@ class Encoder:
         (a power's own steps carry no obligation): any integer outside int64 will do."""
         if isinstance(term, int) or degree <= 1:
             return term, degree
+        if z3.is_mod(term) or z3.is_idiv(term):  # Z3 knows its range, would see through the `ite`, and multiply it out
+            raise TooComplex(f"it multiplies remainders up to degree {2 * degree}; break the chain")
         return z3.If(z3.And(term >= INT64_MIN, term <= INT64_MAX), term, 2**64), 1
 
     def _positive(self, node: Binary) -> bool:

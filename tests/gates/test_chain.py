@@ -148,3 +148,19 @@ def test_verdicts_repeat_whatever_was_asked_before(contract: RequestOrdering, or
         check(other, contract, gates=("proof",))
     second = check(text, contract, gates=("proof",))
     assert (first.verdict, first.counterexample) == (second.verdict, second.counterexample)
+
+
+@pytest.mark.parametrize(
+    ("step", "verdict"),
+    [
+        ("x = x * x", Verdict.REFUTED),
+        ("x = x * x % 1_000_003", Verdict.UNKNOWN),
+        ("x = x * x // 3", Verdict.REFUTED),
+    ],
+)
+def test_repeated_squaring_ends_with_a_verdict_and_without_hanging_the_solver(
+    contract: RequestOrdering, ordering: Text, step: str, verdict: Verdict
+) -> None:
+    """Z3 once multiplied sixty squarings out: minutes and gigabytes before any limit applied."""
+    body = f"    x = request.num_prompt_tokens\n    for i in range(60):\n        {step}\n    return x + request.waited_us\n"
+    assert check(ordering(body), contract).verdict is verdict
