@@ -63,6 +63,10 @@ def workloads(
     block = draw(st.sampled_from([1, 2, 4, 16]))
     spread = draw(st.sampled_from([0, 20_000, 400_000]))
     arrival = np.sort(random.integers(0, spread + 1, n)) * draw(st.sampled_from([1, 5]))
+    # steps of exactly 1 ms and arrivals on whole ms: ends and arrivals that coincide
+    coincide = draw(st.integers(0, 3)) == 0
+    if coincide:
+        arrival = arrival // 10_000 * 1_000
     prompt = random.integers(1, draw(st.sampled_from([60, 200] if prefixed else [8, 60, 200])) + 1, n)
     output = random.integers(1, draw(st.sampled_from([2, 30, 90])) + 1, n)
     prefixes = None
@@ -105,6 +109,8 @@ def workloads(
         c4=draw(st.sampled_from([0.0, 3.1e-9])),
         floor=draw(st.sampled_from([0.0, 0.0007])),
     )
+    if coincide:
+        step_time = StepTimeModel(c0=0.001, c1=0, c2=0, c3=0, c4=0)
     chosen = draw(st.sets(st.sampled_from(sorted(POLICIES)), max_size=4))
     if prefixed and draw(st.booleans()):
         chosen = chosen | {"eviction"}
