@@ -230,8 +230,13 @@ class Controller(AbstractContextManager["Controller"]):
         workload = Workload.of(task.window.trace(), self.calibration, slo=self.settings.slo)
         self.rollout.note("evolve", reason=task.reason, seed=task.seed, resumed=task.run, window=describe(task.window))
 
+        looked = time.monotonic()
+
         def progress(news: Progress) -> None:
-            nonlocal task
+            nonlocal task, looked
+            if time.monotonic() - looked >= self.settings.poll_s:
+                self.observer.look()  # engines keep only their last pieces of telemetry
+                looked = time.monotonic()
             if task.run != news.run:
                 task = Evolving(window=task.window, seed=task.seed, reason=task.reason, run=news.run)
                 self.memory.keep_task(task)

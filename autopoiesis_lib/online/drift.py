@@ -297,6 +297,5 @@ def describe(window: Window) -> Mapping[str, Any]:
         "requests": len(window),
         "rate_rps": round(window.rate, 3),
         "ttft_mean_s": round(float(ttft.mean()), 6) if len(ttft) else None,
-        "lost_records": window.lost,
         **{f"{name}_p50_p90_p99": values for name, values in lengths.items()},
     }

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .spool import Spool
+from .spool import read_segments
 from .window import SlidingWindow, Window
 
 __all__ = ["TELEMETRY", "Observer"]
@@ -29,7 +29,7 @@ class Observer:
         """Take in what is new."""
         for folder in sorted(path for path in self.root.glob("*") if path.is_dir()):
             window = self._windows.setdefault(folder.name, SlidingWindow(folder.name, self._window_s))
-            segments = Spool(folder).read(after=window.position)
+            segments = read_segments(folder, window.position)
             if segments:
                 window.add(segments)
                 self._heard[folder.name] = self._clock_s()

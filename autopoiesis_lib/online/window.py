@@ -60,8 +60,6 @@ class Window:
     """REQUEST_COLUMNS of the requests stamped in the window, by stamp."""
     steps: Mapping[str, Ints]
     """STEP_COLUMNS of the steps that began in the window, by time."""
-    lost: int = 0
-    """Records the engine overwrote before they were read."""
 
     def __len__(self) -> int:
         return len(self.requests["stamp_us"])
@@ -138,7 +136,7 @@ class Window:
         with temporary.open("wb") as file:
             np.savez_compressed(
                 file,
-                span=np.array([self.start_us, self.end_us, self.lost], np.int64),
+                span=np.array([self.start_us, self.end_us], np.int64),
                 engine=np.array(self.engine),
                 **columns,  # type: ignore[arg-type]
             )
@@ -154,7 +152,7 @@ class Window:
         found: dict[str, dict[str, Ints]] = {"requests": {}, "steps": {}}
         try:
             with np.load(path, allow_pickle=False) as content:
-                start, end, lost = (int(value) for value in content["span"])
+                start, end = (int(value) for value in content["span"])
                 engine = str(content["engine"])
                 for key in content.files:
                     kind, _, name = key.partition(".")
@@ -162,35 +160,35 @@ class Window:
                         found[kind][name] = np.asarray(content[key], dtype=np.int64)
         except Exception as error:  # a damaged archive raises whatever its damage hits
             raise WindowError(f"the window {path} cannot be read ({error}); a new one is taken") from None
-        return cls(engine=engine, start_us=start, end_us=end, lost=lost, **found)
+        return cls(engine=engine, start_us=start, end_us=end, **found)
 
 
 class SlidingWindow:
-    """The last records of one engine. Feed it segments; take windows out. A restarted engine's clock begins anew, so the
-    records of earlier boots are dropped."""
+    """The last records of one engine. Feed it segments; take windows out.
+
+    Where a number is missing between two segments, records are missing or the engine was restarted with a new clock: what came
+    before is dropped, because a window with a hole would show a lower rate than there was.
+    """
 
     def __init__(self, engine: str, length_s: float) -> None:
         if not length_s > 0:
             raise WindowError(f"a window of {length_s:g} s holds nothing; give a length above 0")
         self.engine = engine
         self.length_us = round(length_s * 1e6)
-        self.position: tuple[str, int] | None = None
-        """Of the last segment taken in."""
+        self.position = -1
+        """Number of the last segment taken in."""
         self._requests: dict[str, Ints] = {name: np.zeros(0, np.int64) for name in REQUEST_COLUMNS}
         self._steps: dict[str, Ints] = {name: np.zeros(0, np.int64) for name in STEP_COLUMNS}
-        self._lost = 0
 
     def add(self, segments: Sequence[Segment]) -> None:
         """Take in segments, oldest first."""
         for segment in segments:
-            if self.position is not None and segment.boot != self.position[0]:
+            if segment.number != self.position + 1:
                 self._requests = {name: column[:0] for name, column in self._requests.items()}
                 self._steps = {name: column[:0] for name, column in self._steps.items()}
-                self._lost = 0
-            self.position = segment.position
+            self.position = segment.number
             self._requests = _joined(self._requests, segment.requests)
             self._steps = _joined(self._steps, segment.steps)
-            self._lost += segment.lost_requests + segment.lost_steps
         self._trim()
 
     @property
@@ -231,7 +229,6 @@ class SlidingWindow:
             end_us=end_us,
             requests={name: column[rows] for name, column in self._requests.items()},
             steps={name: column[steps] for name, column in self._steps.items()},
-            lost=self._lost,
         )
 
     def _trim(self) -> None:

@@ -13,8 +13,6 @@ from autopoiesis_adapters.loading import PolicyRefusedError, load_ordering
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib import Policy
-from autopoiesis_lib.online.observer import TELEMETRY
-from autopoiesis_lib.online.spool import Spool
 from autopoiesis_lib.simulation import StepTimeModel, Trace
 from autopoiesis_lib.simulation.slots import ORDERING_LAYOUT
 from tests.online.streams import STEP_TIME, recorded, served
@@ -29,7 +27,6 @@ class LiveEngine:
     channel: Path
     keys: Path
     name: str = "engine-0"
-    boot: str = "b0"
     step_time: StepTimeModel = STEP_TIME
     now_us: int = 1_000_000
     digest: str | None = None
@@ -49,10 +46,12 @@ class LiveEngine:
         if self.source is not None:
             native = {"ordering": Policy.from_source(self.source, RequestOrdering()).native("score", ORDERING_LAYOUT)}
         result = served(trace, step_time=self.step_time, policies=native)
-        spool = Spool(self.channel / TELEMETRY / self.name)
-        stretch = recorded(result, trace, every_s=10.0, start_us=self.now_us, boot=self.boot, first=self.segments)
+        channel = Channel(self.channel)
+        stretch = recorded(result, trace, every_s=10.0, start_us=self.now_us, first=self.segments)
         for segment in stretch:
-            spool.append(segment)
+            columns = {f"requests.{name}": column for name, column in segment.requests.items()}
+            columns |= {f"steps.{name}": column for name, column in segment.steps.items()}
+            channel.record(self.name, segment.number, columns)
         self.segments += len(stretch)
         self.now_us += int(result.times.finish_ns.max()) // 1_000 + GAP_US
         self.completed += result.num_served

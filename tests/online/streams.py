@@ -73,7 +73,7 @@ def served(
 
 
 def recorded(
-    result: SimulationResult, trace: Trace, *, every_s: float = 1.0, start_us: int = 0, boot: str = "b0", first: int = 0
+    result: SimulationResult, trace: Trace, *, every_s: float = 1.0, start_us: int = 0, first: int = 0
 ) -> list[Segment]:
     """What an engine would have put into its spool while serving the trace: a segment every `every_s` seconds.
 
@@ -117,7 +117,6 @@ def recorded(
         segments.append(
             Segment(
                 engine="engine-0",
-                boot=boot,
                 number=first + index,
                 requests={name: column[before[0] : cut[0]] for name, column in requests.items()},
                 steps={name: column[before[1] : cut[1]] for name, column in steps.items()},

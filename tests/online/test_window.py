@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from autopoiesis_adapters.channel import Channel
+from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, STEP_FIELDS
 
 from autopoiesis_lib.online.recalibration import recalibrate, step_residuals
-from autopoiesis_lib.online.spool import Segment, Spool
-from autopoiesis_lib.online.window import SlidingWindow, Window, WindowError
+from autopoiesis_lib.online.spool import Segment, read_segments
+from autopoiesis_lib.online.window import REQUEST_COLUMNS, STEP_COLUMNS, SlidingWindow, Window, WindowError
 from autopoiesis_lib.simulation import Calibration, StepTimeModel
 from tests.online.streams import ENGINE, STEP_TIME, poisson_trace, recorded, served
 
@@ -27,50 +29,48 @@ def sliding(segments: list[Segment], length_s: float = 60.0) -> SlidingWindow:
     return window
 
 
-def test_segments_come_back_from_the_spool_as_they_were_written(segments: list[Segment], tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "engine-0")
-    for segment in segments[:5]:
-        spool.append(segment)
-    read = spool.read()
-    assert [segment.position for segment in read] == [segment.position for segment in segments[:5]]
+def leave(folder: Path, segments: list[Segment], keep: int = 64) -> Path:
+    """What the adapter does."""
+    for segment in segments:
+        columns = {f"requests.{name}": column for name, column in segment.requests.items()}
+        columns |= {f"steps.{name}": column for name, column in segment.steps.items()}
+        Channel(folder).record("engine-0", segment.number, columns, keep=keep)
+    return folder / "telemetry" / "engine-0"
+
+
+def test_an_engines_records_come_back_from_its_channel(segments: list[Segment], tmp_path: Path) -> None:
+    folder = leave(tmp_path, segments[:5])
+    read = read_segments(folder)
+    assert [segment.number for segment in read] == [0, 1, 2, 3, 4]
     for ours, theirs in zip(read, segments, strict=False):
         for name, column in theirs.requests.items():
             assert np.array_equal(ours.requests[name], column)
         for name, column in theirs.steps.items():
             assert np.array_equal(ours.steps[name], column)
-    assert [segment.number for segment in spool.read(after=("b0", 2))] == [3, 4]
-    assert spool.read(after=("b0", 4)) == []
+    assert [segment.number for segment in read_segments(folder, 2)] == [3, 4]
 
 
-def test_a_damaged_segment_costs_only_itself(segments: list[Segment], tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "engine-0")
-    for segment in segments[:4]:
-        spool.append(segment)
-    path = sorted((tmp_path / "engine-0").glob("*.npz"))[1]
-    path.write_bytes(path.read_bytes()[:100])
-    (tmp_path / "engine-0" / ".half.part").write_bytes(b"x")
-    assert [segment.number for segment in spool.read()] == [0, 2, 3]
+def test_a_window_reads_the_very_fields_that_the_adapter_writes() -> None:
+    assert set(REQUEST_COLUMNS) <= set(REQUEST_FIELDS)
+    assert set(STEP_COLUMNS) <= set(STEP_FIELDS)
 
 
-def test_a_spool_nobody_reads_stays_small(segments: list[Segment], tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "engine-0")
-    for segment in segments[:12]:
-        spool.append(segment, keep=5)
-    assert [segment.number for segment in spool.read()] == [7, 8, 9, 10, 11]
-    assert [segment.number for segment in spool.read(after=("b0", 1))] == [7, 8, 9, 10, 11]
+def test_a_damaged_piece_leaves_no_hole_in_a_window(segments: list[Segment], tmp_path: Path) -> None:
+    folder = leave(tmp_path, segments[:6])
+    path = folder / "00000002.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    read = read_segments(folder)
+    assert [segment.number for segment in read] == [0, 1, 3, 4, 5]
+    known = sum(len(segment.requests["stamp_us"]) for segment in segments[3:6])
+    assert len(sliding(read).between(0, 10**12)) == known
 
 
-def test_a_restarted_engine_is_read_on_and_its_old_clock_forgotten(segments: list[Segment], tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "engine-0")
-    for segment in [*segments[:3], *(replace(segment, boot="a1") for segment in segments[:2])]:
-        spool.append(segment)
-    fresh = spool.read(after=("b0", 1))
-    assert [segment.position for segment in fresh] == [("b0", 2), ("a1", 0), ("a1", 1)]
-    window = SlidingWindow("engine-0", 60)
-    window.add(fresh)
-    assert window.position == ("a1", 1)
-    known = sum(len(segment.requests["stamp_us"]) for segment in segments[:2])
-    assert len(window.between(0, 10**12)) == known
+def test_a_restarted_engines_old_clock_is_forgotten(segments: list[Segment], tmp_path: Path) -> None:
+    again = [replace(segment, number=segment.number + 1_700_000_000) for segment in segments[:2]]
+    read = read_segments(leave(tmp_path, [*segments[:3], *again]))
+    window = sliding(read)
+    assert window.position == 1_700_000_001
+    assert len(window.between(0, 10**12)) == sum(len(segment.requests["stamp_us"]) for segment in segments[:2])
 
 
 def test_a_settled_window_is_the_trace_that_was_served(segments: list[Segment]) -> None:
