@@ -48,13 +48,14 @@ class SearchProposer:
 
     def propose(self, context: Context, slots: Sequence[Slot]) -> Sequence[Draft]:
         """One draft a slot."""
-        return [self.draft(context, slot) for slot in slots]
+        parents = {parent.id: parent for slot in slots for parent in slot.parents}
+        modules = {number: _read(parent, context.contract) for number, parent in parents.items()}
+        return [self._draft(context, slot, modules) for slot in slots]
 
-    def draft(self, context: Context, slot: Slot) -> Draft:
-        """The draft of one slot."""
+    def _draft(self, context: Context, slot: Slot, modules: Mapping[int, Module | None]) -> Draft:
         rng = Random(f"{context.seed}/{context.generation}/{slot.id}")
         contract = context.contract
-        parents = [(parent, _read(parent, contract)) for parent in slot.parents]
+        parents = [(parent, modules[parent.id]) for parent in slot.parents]
         readable = [(parent, module) for parent, module in parents if module is not None]
         if self.mode == "random" or not readable:
             return _printed(fresh_module(contract, rng), contract, "renew", ())
