@@ -17,6 +17,7 @@ from autopoiesis_cli.report import report
 from autopoiesis_cli.simulate import simulate
 from autopoiesis_cli.trace import app as trace
 from autopoiesis_cli.verify import verify
+from autopoiesis_cli.watch import approve, freeze, release, unfreeze, watch
 
 __all__ = ["INTERNAL", "app", "main"]
 
@@ -63,6 +64,11 @@ app.add_typer(trace, name="trace")
 app.add_typer(certificate, name="certificate")
 app.add_typer(keys, name="keys")
 app.command("report")(report)
+app.command("watch")(watch)
+deploy.command("approve")(approve)
+deploy.command("freeze")(freeze)
+deploy.command("unfreeze")(unfreeze)
+deploy.command("release")(release)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,199 @@
+"""`autopoiesis watch`: the control plane of a channel; and what a person may say to it."""
+
+import getpass
+import logging
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autopoiesis_cli.answer import Answer, Json, answering
+from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption
+from autopoiesis_cli.options import SettingsOption, StoreOption, contract_from
+from autopoiesis_cli.workloads import CalibrationOption, read_engine
+
+if TYPE_CHECKING:
+    from autopoiesis_lib.online.rollout import Rollout
+    from autopoiesis_lib.online.state import RolloutState
+    from autopoiesis_lib.store import Store
+
+__all__ = ["approve", "freeze", "release", "unfreeze", "watch"]
+
+ChannelOption = Annotated[Path, typer.Option("--channel", metavar="DIR", help="The directory that the engines watch.")]
+
+
+@answering
+def watch(
+    channel: ChannelOption,
+    contract: Annotated[str, typer.Option("--contract", metavar="NAME", help="The policy type.")] = "request-ordering",
+    store: StoreOption = None,
+    calibration: CalibrationOption = None,
+    window: Annotated[float, typer.Option(min=1, help="Seconds of telemetry in a window.")] = 300.0,
+    back_to_back: Annotated[
+        bool, typer.Option("--back-to-back", help="Evolve on every new window, drift or not.")
+    ] = False,
+    false_alarm_rate: Annotated[
+        float, typer.Option(min=0.003, max=0.5, help="Greatest probability of a false drift alarm at one check.")
+    ] = 0.01,
+    seconds: Annotated[float, typer.Option(min=1, help="Budget of one evolution.")] = 60.0,
+    candidates: Annotated[int | None, typer.Option(min=1, help="Budget of one evolution, in candidates.")] = None,
+    canary: Annotated[float, typer.Option(min=1, help="Seconds a canary decides before it is judged.")] = 120.0,
+    canary_channel: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Canaries decide only on the engines that watch this directory."),
+    ] = None,
+    require_approval: Annotated[
+        bool, typer.Option("--require-approval", help="Nothing decides before `deploy approve`.")
+    ] = False,
+    key: Annotated[str | None, typer.Option(metavar="NAME", help="Sign certificates with this key.")] = None,
+    keys: FolderOption = DEFAULT_KEYS,
+    allow_unsigned: Annotated[
+        bool, typer.Option("--allow-unsigned", help="Publish without signatures; engines must allow it too.")
+    ] = False,
+    state: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where windows are kept; default: CHANNEL/controller.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first evolution; each has its own.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a CPU.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Stop after this many looks at the channel.")] = None,
+    settings: SettingsOption = None,
+    json: Json = False,
+) -> Answer:
+    """Watch engines, evolve when their work changes, and roll out what is proved and better. Runs until it is stopped."""
+    from autopoiesis_lib.errors import AutopoiesisError
+    from autopoiesis_lib.evolution import Budget
+    from autopoiesis_lib.online.controller import Controller, WatchSettings
+    from autopoiesis_lib.online.drift import DriftSettings
+    from autopoiesis_lib.signing import load_key
+    from autopoiesis_lib.store import Store
+
+    if key is None and not allow_unsigned:
+        raise AutopoiesisError(
+            "give --key NAME to sign with (`autopoiesis keys new NAME` makes one), or --allow-unsigned"
+        )
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    chosen = contract_from(contract, settings)
+    model, engine = read_engine(calibration)
+    how = WatchSettings(
+        window_s=window,
+        back_to_back=back_to_back,
+        drift=DriftSettings(false_alarm_rate=false_alarm_rate),
+        budget=Budget(candidates=candidates, seconds=seconds),
+        seed=seed,
+        workers=workers,
+        canary_s=canary,
+    )
+    with closing(Store.open(store)) as opened:
+        rollout = _rollout(opened, channel, contract, "watch", canary_channel, require_approval)
+        with Controller(
+            chosen,
+            rollout,
+            opened,
+            model.model_copy(update={"engine": engine}),
+            state or channel / "controller",
+            how,
+            key=None if key is None else load_key(keys, key),
+        ) as controller:
+            controller.run(_stop_after(rounds))
+            standing = rollout.state
+            drift = controller.last_drift
+    return _answer(channel, standing, {"drift": None if drift is None else drift.to_json()})
+
+
+@answering
+def approve(
+    channel: ChannelOption,
+    digest: Annotated[str | None, typer.Argument(metavar="[DIGEST]", help="Default: the one that waits.")] = None,
+    store: StoreOption = None,
+    json: Json = False,
+) -> Answer:
+    """Say yes to the policy that waits for approval."""
+    return _say(channel, store, lambda rollout: rollout.approve(digest))
+
+
+@answering
+def freeze(
+    channel: ChannelOption,
+    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    store: StoreOption = None,
+    json: Json = False,
+) -> Answer:
+    """Publish nothing new on a channel; what runs goes on running."""
+    return _say(channel, store, lambda rollout: rollout.freeze(note))
+
+
+@answering
+def unfreeze(channel: ChannelOption, store: StoreOption = None, json: Json = False) -> Answer:
+    """Allow new policies again."""
+    return _say(channel, store, lambda rollout: rollout.unfreeze())
+
+
+@answering
+def release(
+    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="The policy's full digest.")],
+    channel: ChannelOption,
+    store: StoreOption = None,
+    json: Json = False,
+) -> Answer:
+    """Take a policy out of quarantine, so that it may be proposed again."""
+    return _say(channel, store, lambda rollout: rollout.release(digest))
+
+
+def _say(channel: Path, store: str | None, what: Any) -> Answer:
+    from autopoiesis_lib.store import Store
+
+    with closing(Store.open(store)) as opened:
+        actor = f"{getpass.getuser()} (command line)"
+        return _answer(channel, what(_rollout(opened, channel, "request-ordering", actor)), {})
+
+
+def _rollout(
+    store: "Store",
+    channel: Path,
+    contract: str,
+    actor: str,
+    canary: Path | None = None,
+    require_approval: bool = False,
+) -> "Rollout":
+    from autopoiesis_adapters.channel import Channel
+
+    from autopoiesis_lib.online.rollout import Rollout
+
+    return Rollout(
+        store,
+        Channel(channel),
+        contract=contract,
+        actor=actor,
+        canary_channel=Channel(canary) if canary is not None else None,
+        require_approval=require_approval,
+    )
+
+
+def _stop_after(rounds: int | None) -> Any:
+    """Stops on SIGTERM, and after a number of rounds if one is given."""
+    asked: list[bool] = []
+    signal.signal(signal.SIGTERM, lambda _number, _frame: asked.append(True))
+    done = iter(range(rounds)) if rounds is not None else None
+    return lambda: bool(asked) or (done is not None and next(done, None) is None)
+
+
+def _answer(channel: Path, state: "RolloutState", more: dict[str, Any]) -> Answer:
+    from rich.text import Text
+
+    document = {
+        "channel": str(channel),
+        "stage": str(state.stage),
+        "candidate": state.candidate,
+        "active": state.active,
+        "frozen": state.frozen,
+        "quarantined": dict(state.quarantined),
+        **more,
+    }
+    candidate = f", {state.candidate[:12]} in {state.stage}" if state.candidate is not None else ""
+    frozen = ", frozen" if state.frozen else ""
+    return Answer(
+        document=document, shown=[Text(f"{channel}: active {(state.active or 'built-in')[:12]}{candidate}{frozen}")]
+    )
