@@ -14,20 +14,28 @@ from .view import Saturates, View
 
 if TYPE_CHECKING:
     from .certificate import Certificate, CertificateError, Rejected, verify
+    from .evolution import Budget, EvolutionResult, evolve
     from .gates import Verdict
     from .simulation.trace import Trace
+    from .store import Store
+    from .synthesis import LLMProposer, SearchProposer
 
 __all__ = [
     "AutopoiesisError",
+    "Budget",
     "Certificate",
     "CertificateError",
     "Contract",
     "ContractError",
+    "EvolutionResult",
+    "LLMProposer",
     "Least",
     "Policy",
     "PolicyError",
     "Rejected",
     "Saturates",
+    "SearchProposer",
+    "Store",
     "Theorem",
     "Trace",
     "Verdict",
@@ -36,12 +44,19 @@ __all__ = [
     "contract_named",
     "contract_names",
     "decision",
+    "evolve",
     "invariant",
     "lemma",
     "verify",
 ]
 
 _LAZY = {
+    "Store": ".store",
+    "SearchProposer": ".synthesis",
+    "LLMProposer": ".synthesis",
+    "evolve": ".evolution",
+    "EvolutionResult": ".evolution",
+    "Budget": ".evolution",
     "Certificate": ".certificate",
     "CertificateError": ".certificate",
     "Rejected": ".certificate",

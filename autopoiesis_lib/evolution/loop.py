@@ -6,7 +6,6 @@ their fate is known: a run that is killed resumes where it was.
 """
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from .executor import Executor, Failure
 from .generation import Reference, evaluate
 from .result import REJECTIONS, EvolutionResult, Progress
 from .selection import MIGRATION_EVERY, select
+from .starting import evaluator_of, executor_of
 from .work import Certify, Judged, Measure, Setup
 
 __all__ = ["evolve"]
@@ -88,50 +88,10 @@ def evolve(
             certify,
             progress,
         )
-        return run.execute(_executor(executor, workers, run.setup, run.budget))
+        return run.execute(executor_of(executor, workers, run.setup, run.budget.limits))
     finally:
         if not isinstance(store, Store):
             opened.close()
-
-
-def evaluator_of(contract: Contract, workload: object | None) -> Evaluator:
-    """The evaluator that a workload argument of `evolve` means.
-
-    Raises:
-        EvolutionError: it is none of the things `evolve` takes.
-    """
-    from ..simulation.trace import Trace
-    from ..simulation.workload import Workload, default_workload
-    from .evaluator import SimulationEvaluator
-
-    match workload:
-        case None:
-            return SimulationEvaluator.of(contract, default_workload())
-        case Workload():
-            return SimulationEvaluator.of(contract, workload)
-        case Trace():
-            default = default_workload()
-            return SimulationEvaluator.of(contract, Workload.of(workload, default.calibration, engine=default.engine))
-        case _ if all(callable(getattr(workload, name, None)) for name in ("measure", "probes", "describe")):
-            return workload  # type: ignore[return-value]
-    raise EvolutionError(f"workload is a {type(workload).__name__}: give a Workload, a Trace, or an evaluator")
-
-
-def _executor(
-    kind: Literal["local", "ray"] | Callable[[Setup], Executor], workers: int | None, setup: Setup, budget: Budget
-) -> Executor:
-    count = workers if workers is not None else len(os.sched_getaffinity(0))
-    if callable(kind):
-        return kind(setup)
-    if kind == "ray":
-        from .ray_pool import RayPool
-
-        return RayPool(setup, count, budget.limits)
-    if kind != "local":
-        raise EvolutionError(f"there is no executor {kind!r}: give local or ray")
-    from .pool import LocalPool
-
-    return LocalPool(setup, count, budget.limits)
 
 
 class _Run:

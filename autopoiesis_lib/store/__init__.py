@@ -5,7 +5,8 @@ change them), and every candidate is its own transaction, so that a killed proce
 files are opened in WAL mode; a PostgreSQL URL gives the same store to several hosts.
 """
 
-from .database import DEFAULT_STORE, Store
+from .database import Store
+from .opening import DEFAULT_STORE
 from .rows import CandidateRow, DeploymentRow, ProposalRow, RunRow, RunStatus, StoreError
 from .schema import SCHEMA_VERSION
 

@@ -12,12 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from . import schema as tables
+from .opening import first_line, locate, prepare, sqlite_pragmas
 from .rows import CandidateRow, DeploymentRow, ProposalRow, RunRow, RunStatus, StoreError
 
-__all__ = ["DEFAULT_STORE", "Store"]
-
-DEFAULT_STORE = ".autopoiesis/store.db"
-"""Where the store is when nobody says otherwise, below the working directory."""
+__all__ = ["Store"]
 
 
 class Store:
@@ -33,21 +31,21 @@ class Store:
         Raises:
             StoreError: it cannot be opened, is not a store, or was written by a library of another schema version.
         """
-        where, parsed = _locate(url)
+        where, parsed = locate(url)
         try:
             engine = sa.create_engine(
                 parsed, **({"connect_args": {"timeout": 60}} if parsed.drivername.startswith("sqlite") else {})
             )
         except (SQLAlchemyError, ImportError) as error:
-            raise StoreError(f"store {where}: {_first_line(error)}; give a file path or a SQLAlchemy URL") from None
+            raise StoreError(f"store {where}: {first_line(error)}; give a file path or a SQLAlchemy URL") from None
         if engine.dialect.name == "sqlite":
-            sa.event.listen(engine, "connect", _sqlite_pragmas)
+            sa.event.listen(engine, "connect", sqlite_pragmas)
         try:
-            _prepare(engine, where)
+            prepare(engine, where)
         except DatabaseError as error:
             engine.dispose()
             raise StoreError(
-                f"store {where} cannot be used: {_first_line(error.orig or error)}; give another --store"
+                f"store {where} cannot be used: {first_line(error.orig or error)}; give another --store"
             ) from None
         except StoreError:
             engine.dispose()
@@ -369,66 +367,8 @@ class Store:
         return dict(row)
 
 
-def _locate(url: str | Path | None) -> tuple[str, sa.URL]:
-    text = DEFAULT_STORE if url is None else str(url)
-    if "://" not in text:
-        path = Path(text).expanduser()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"store {path}: {error.strerror or error}; give another --store") from None
-        return str(path), sa.URL.create("sqlite", database=str(path))
-    try:
-        parsed = sa.make_url(text)
-    except SQLAlchemyError:
-        raise StoreError(
-            "the store is neither a file path nor a SQLAlchemy URL such as postgresql+psycopg://host/name"
-        ) from None
-    if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername.startswith("sqlite") and parsed.database not in (None, "", ":memory:"):
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    return parsed.render_as_string(hide_password=True), parsed
-
-
-def _sqlite_pragmas(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _prepare(engine: sa.Engine, where: str) -> None:
-    """Create the tables of a new store; check the version of an old one."""
-    present = set(sa.inspect(engine).get_table_names())
-    if present and "meta" not in present:
-        raise StoreError(
-            f"store {where} is the database of something else ({', '.join(sorted(present)[:4])}); give another --store"
-        )
-    if not present:
-        with engine.begin() as connection:
-            tables.metadata.create_all(connection)
-            for statement in tables.freeze_statements(engine.dialect.name):
-                connection.exec_driver_sql(statement)
-            connection.execute(tables.meta.insert().values(key="schema_version", value=str(tables.SCHEMA_VERSION)))
-    with engine.connect() as connection:
-        found = connection.execute(
-            sa.select(tables.meta.c.value).where(tables.meta.c.key == "schema_version")
-        ).scalar_one_or_none()
-    if found != str(tables.SCHEMA_VERSION):
-        raise StoreError(
-            f"store {where} has schema version {found}, and this library reads version {tables.SCHEMA_VERSION}; "
-            "open it with the library that wrote it, or give another --store"
-        )
-
-
 def _plain(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if value is None else dict(value)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _now() -> str:
