@@ -186,9 +186,8 @@ def search(names: Sequence[str], seeds: int, candidates: int, workers: int) -> N
     """Held-out objective after equal candidate budgets: the search, random sampling, and tuning the baselines' constants."""
     contract, wins = RequestOrdering(), 0
     print(f"{candidates} candidates, {seeds} seeds each; held-out mean TTFT in seconds, median over seeds")
-    print(
-        f"{'workload':<14}{'fcfs':>8}{'best baseline':>15}{'random':>9}{'tuning':>9}{'search':>9}  vs random (95%)      vs tuning (95%)"
-    )
+    headings = f"{'workload':<14}{'fcfs':>8}{'best baseline':>15}{'random':>9}{'tuning':>9}{'search':>9}"
+    print(f"{headings}  vs random (95%)      vs tuning (95%)")
     for name in names:
         evaluator = SimulationEvaluator.of(contract, workload_named(name))
         found: dict[str, list[float]] = {"full": [], "random": [], "tune": []}
