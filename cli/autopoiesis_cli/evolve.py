@@ -109,20 +109,13 @@ def _proposer(kind: str, models: list[str] | None, base_url: str | None) -> "Pro
     return LLMProposer(dict.fromkeys(models, 1.0), base_url=base_url)
 
 
-def _write_report(result: "EvolutionResult", store: str | None) -> str | None:
-    from importlib.util import find_spec
-
-    if find_spec("autopoiesis_lib.evolution.report") is None:
-        return None
+def _write_report(result: "EvolutionResult", store: str | None) -> str:
     from autopoiesis_lib.evolution.report import write_report
-
     from autopoiesis_lib.store import Store
 
     assert result.path is not None
-    target = Path(result.path).with_name("report.html")
     with closing(Store.open(store)) as opened:
-        write_report(opened, result.run, target)
-    return str(target)
+        return str(write_report(opened, result.run, Path(result.path).with_name("report.html")))
 
 
 @contextmanager

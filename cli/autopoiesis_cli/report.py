@@ -26,6 +26,7 @@ def report(
     from rich.text import Text
 
     from autopoiesis_cli.rendering.runs import render_run_list
+    from autopoiesis_lib.evolution.report import write_report
     from autopoiesis_lib.store import Store
 
     opened = Store.open(store)
@@ -48,8 +49,6 @@ def report(
                 shown=render_run_list(runs),
             )
         row = opened.run(run)
-        from autopoiesis_lib.evolution.report import write_report
-
         target = out or Path(".autopoiesis") / "runs" / row.id / "report.html"
         write_report(opened, row.id, target)
     finally:

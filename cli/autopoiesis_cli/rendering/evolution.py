@@ -8,11 +8,12 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from autopoiesis_cli.rendering.gates import claim_lines
+from autopoiesis_cli.rendering.gates import claim_lines, grouped, value_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from autopoiesis_lib import Contract
     from autopoiesis_lib.evolution import EvolutionResult
     from autopoiesis_lib.evolution.compare import Improvement
 
@@ -32,7 +33,7 @@ def render_result(result: "EvolutionResult", workloads: Sequence[str], report: s
     shown: list[RenderableType] = [Text(f"workload: {line}") for line in workloads]
     shown += [_section("candidates"), _candidates(result)]
     if result.counterexample is not None:
-        shown += _counterexample(result.counterexample)
+        shown += _counterexample(result.counterexample, result.best.contract)
     shown += [
         _section(f"winner: candidate {result.best_id}, from {result.best_origin}"),
         Syntax(result.best.source.strip(), "python", background_color="default", word_wrap=True),
@@ -76,28 +77,29 @@ def _candidates(result: "EvolutionResult") -> Text:
     )
 
 
-def _counterexample(example: Mapping[str, Any]) -> "list[RenderableType]":
-    shown: list[RenderableType] = [
-        Text(f"one of them broke `{example.get('obligation', 'an obligation')}`, on these values:")
-    ]
-    arguments: Mapping[str, Any] = example.get("arguments", {})
-    groups: dict[tuple[str, ...], dict[str, Mapping[str, int]]] = {}
-    for name, value in arguments.items():
-        if isinstance(value, Mapping):
-            groups.setdefault(tuple(value), {})[name] = value
-        else:
-            shown.append(Text(f"{name} = {value:,}"))
-    for fields, rows in groups.items():
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("")
-        for name in rows:
-            table.add_column(name, justify="right")
-        for field in fields:
-            table.add_row(field, *(f"{row[field]:,}" for row in rows.values()))
-        shown.append(table)
+def _counterexample(example: Mapping[str, Any], contract: "Contract") -> "list[RenderableType]":
+    obligation = str(example.get("obligation", "an obligation"))
+    arguments = _declared(example.get("arguments", {}), obligation, contract)
+    shown: list[RenderableType] = [Text(f"one of them broke `{obligation}`, on these values:")]
+    shown += [value_table(group) for group in grouped(arguments)]
     if example.get("explanation"):
         shown.append(Text(str(example["explanation"])))
     return shown
+
+
+def _declared(arguments: Mapping[str, Any], obligation: str, contract: "Contract") -> dict[str, Any]:
+    """Arguments and fields in the order the contract declares them; a record has them sorted by name."""
+    formula = next((item for item in contract.invariants if item.name == obligation), None)
+    if formula is None:
+        return dict(arguments)
+    found: dict[str, Any] = {}
+    for param in formula.params:
+        value = arguments.get(param.name)
+        if param.view is not None and isinstance(value, Mapping):
+            found[param.name] = {spec.name: value[spec.name] for spec in param.view.fields() if spec.name in value}
+        elif value is not None:
+            found[param.name] = value
+    return found
 
 
 def _table(result: "EvolutionResult") -> Table:

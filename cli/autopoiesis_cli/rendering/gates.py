@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.padding import Padding
 from rich.rule import Rule
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "claim_lines",
+    "grouped",
     "render_certificate",
     "render_counterexample",
     "render_report",
     "seconds_text",
+    "value_table",
     "verdict_text",
 ]
 
@@ -69,7 +71,7 @@ def render_certificate(
 def render_counterexample(example: Counterexample) -> "list[RenderableType]":
     """Values on which the policy breaks an obligation, side by side where they share a view, and the test that shows it."""
     shown: list[RenderableType] = [Rule("counterexample", align="left", style="dim"), Text(example.explanation)]
-    shown += [_values(group) for group in _grouped(example.arguments)]
+    shown += [value_table(group) for group in grouped(example.arguments)]
     if example.pytest:
         shown += [
             Rule("as a test", align="left", style="dim"),
@@ -121,7 +123,7 @@ def _obligations(obligations: Sequence[ObligationResult]) -> Table:
     return table
 
 
-def _grouped(arguments: Mapping[str, dict[str, int] | int]) -> list[dict[str, dict[str, int]]]:
+def grouped(arguments: Mapping[str, Any]) -> list[dict[str, dict[str, int]]]:
     """Arguments that share a view's fields together; scalars as one group of their own."""
     groups: dict[tuple[str, ...], dict[str, dict[str, int]]] = {}
     scalars: dict[str, int] = {}
@@ -133,7 +135,8 @@ def _grouped(arguments: Mapping[str, dict[str, int] | int]) -> list[dict[str, di
     return [*groups.values(), *([{"value": scalars}] if scalars else [])]
 
 
-def _values(group: Mapping[str, Mapping[str, int]]) -> Table:
+def value_table(group: Mapping[str, Mapping[str, int]]) -> Table:
+    """Rows of one view side by side."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in group:
