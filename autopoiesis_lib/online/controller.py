@@ -257,7 +257,7 @@ class Controller(AbstractContextManager["Controller"]):
                 progress=progress,
             )
         except AutopoiesisError as error:
-            self._finish_task(task)
+            self.memory.forget_task()  # the reference stays: the drift is not answered yet, the next window tries again
             self.rollout.note("no-candidate", reason=str(error))
             return f"no candidate: {error}"
         said = self._propose(result, workload)

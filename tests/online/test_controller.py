@@ -15,7 +15,7 @@ import pytest
 from autopoiesis_adapters.channel import Channel
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
-from autopoiesis_lib.evolution import Budget
+from autopoiesis_lib.evolution import Budget, Limits
 from autopoiesis_lib.online.controller import Controller, ControllerError, WatchSettings
 from autopoiesis_lib.online.drift import DriftSettings
 from autopoiesis_lib.online.rollout import Rollout
@@ -148,6 +148,20 @@ def test_approval_freeze_and_an_engines_quarantine_each_hold_a_policy_back(tmp_p
         live.serve(crowded(5))
         assert live.decided_by[-1] is None
         assert "pick-rule" in controller.rollout.state.quarantined[candidate]
+
+
+@pytest.mark.slow
+def test_an_evolution_that_failed_is_tried_again_on_the_next_window(tmp_path: Path) -> None:
+    starved = Budget(candidates=4, limits=Limits(memory_mib=1))
+    with controlling(tmp_path, replace(SETTINGS, budget=starved)) as controller:
+        live = engine(tmp_path)
+        said = []
+        for trace in (quiet(1), crowded(2), crowded(3)):
+            live.serve(trace)
+            said.append(controller.tick())
+    assert [line.partition(":")[0] for line in said[1:]] == ["no candidate", "no candidate"]
+    assert "die" in said[1]
+    assert log(tmp_path).count("drift") == 2
 
 
 WATCH = """
