@@ -8,7 +8,6 @@ source; nothing on disk changes. A mutant is killed when a check fails, raises, 
 
 import argparse
 import ast
-import copy
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -60,21 +59,25 @@ class Mutant:
     source: str
 
 
-def mutants(module: str) -> Iterator[Mutant]:
-    """Every mutant of a module, in source order."""
+def mutants(module: str, every: int = 1) -> Iterator[Mutant]:
+    """Every n-th mutant of a module."""
     tree = ast.parse((LANGUAGE / f"{module}.py").read_text())
     skipped = set(_skipped(tree))
-    for index, node in enumerate(ast.walk(tree)):
+    count = 0
+    for index, node in enumerate(list(ast.walk(tree))):
         if index in skipped:
             continue
         for variant in range(8):
-            changed = copy.deepcopy(tree)
-            target = next(item for position, item in enumerate(ast.walk(changed)) if position == index)
-            before = ast.unparse(target) if isinstance(target, (ast.expr, ast.stmt)) else ""
-            if not _mutate(target, variant):
+            whole = {name: list(value) if isinstance(value, list) else value for name, value in vars(node).items()}
+            before = ast.unparse(node) if isinstance(node, (ast.expr, ast.stmt)) else ""
+            if not _mutate(node, variant):
                 break
-            text = f"{before.splitlines()[0]}  ->  {ast.unparse(target).splitlines()[0]}"
-            yield Mutant(module, getattr(node, "lineno", 0), text[:160], ast.unparse(ast.fix_missing_locations(changed)))
+            count += 1
+            if count % every == 0:
+                text = f"{before.splitlines()[0]}  ->  {ast.unparse(node).splitlines()[0]}"
+                source = ast.unparse(ast.fix_missing_locations(tree))
+                yield Mutant(module, getattr(node, "lineno", 0), text[:160], source)
+            vars(node).update(whole)
 
 
 def _skipped(tree: ast.Module) -> Iterator[int]:
@@ -82,11 +85,11 @@ def _skipped(tree: ast.Module) -> Iterator[int]:
     dead: set[int] = set()
     for node in ast.walk(tree):
         below: list[ast.AST] = []
-        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Raise, ast.Assert)):
-            below = [node]
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            below = [node]
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+        if (
+            isinstance(node, (ast.Import, ast.ImportFrom, ast.Raise, ast.Assert))
+            or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+            or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+        ):
             below = [node]
         elif isinstance(node, (ast.AnnAssign, ast.arg)) and node.annotation is not None:
             below = [node.annotation]
@@ -105,7 +108,7 @@ def _mutate(node: ast.AST, variant: int) -> bool:
     match node:
         case ast.Compare(ops=ops) if variant < len(ops) and type(ops[variant]) in COMPARISONS:
             ops[variant] = COMPARISONS[type(ops[variant])]()
-        case (ast.BinOp(op=operator) | ast.AugAssign(op=operator)) if variant == 0 and type(operator) in ARITHMETIC:
+        case ast.BinOp(op=operator) | ast.AugAssign(op=operator) if variant == 0 and type(operator) in ARITHMETIC:
             node.op = ARITHMETIC[type(operator)]()
         case ast.BoolOp(op=operator) if variant == 0:
             node.op = ast.Or() if isinstance(operator, ast.And) else ast.And()
@@ -115,7 +118,7 @@ def _mutate(node: ast.AST, variant: int) -> bool:
             node.op = ast.UAdd()
         case ast.IfExp(body=body, orelse=orelse) if variant == 0:
             node.body, node.orelse = orelse, body
-        case (ast.If(test=test) | ast.While(test=test)) if variant == 0:
+        case ast.If(test=test) | ast.While(test=test) if variant == 0:
             node.test = ast.UnaryOp(ast.Not(), test)
         case ast.Constant(value=bool() as value) if variant == 0:
             node.value = not value
@@ -149,9 +152,9 @@ class _Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def checks() -> None:
     """What a mutant has to survive: a sample of every suite of this folder, the quickest first."""
     from tests.language import test_native, test_traps
+    from tests.language.programs import Wide
     from tests.language.test_meanings_agree import compare
     from tests.language.test_verdicts_equal_enumeration import compare as enumerate_verdicts
-    from tests.language.programs import Wide
 
     for divisor in (0, -1, 3, -(2**63)):
         test_native.test_division_floors_and_never_traps(-(2**63), divisor)
@@ -189,7 +192,7 @@ def main() -> None:
     options = parser.parse_args()
     assert survives(None), "the checks fail with nothing changed"
     for module in options.module or MODULES:
-        chosen = list(mutants(module))[:: options.every]
+        chosen = list(mutants(module, options.every))
         with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=None) as pool:
             alive = [mutant for mutant, lives in zip(chosen, pool.imap(survives, chosen), strict=True) if lives]
         print(f"{module}: {len(chosen)} mutants, {len(chosen) - len(alive)} killed, {len(alive)} survived", flush=True)

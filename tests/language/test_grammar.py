@@ -1,15 +1,17 @@
 """Everything outside the language is refused by name: the verdict, the line, and what to write instead."""
 
+# ruff: noqa: E501  (tables of policy texts)
+
 import resource
 import time
 
 import pytest
-from tests.language.programs import Wide
 
 from autopoiesis_lib import Policy
 from autopoiesis_lib.gates.chain import check
 from autopoiesis_lib.gates.verdict import Verdict
 from autopoiesis_lib.language import MAX_SOURCE_BYTES, LanguageError, parse
+from tests.language.programs import Wide
 
 IMPORT = "from tests.language.programs import Crate, Kind, Yard\n"
 HEAD = IMPORT + "def score(c: Crate, y: Yard) -> int:\n"

@@ -1,11 +1,11 @@
 """One text, five meanings: CPython on the text, CPython on the printed IR, the interpreter, Z3 and machine code agree."""
 
 import pytest
-from tests.language.meanings import Meanings
-from tests.language.programs import Small, Wide, every_input, program, random_inputs
 
 from autopoiesis_lib import Contract
 from autopoiesis_lib.language import LanguageError
+from tests.language.meanings import Meanings
+from tests.language.programs import Small, Wide, every_input, program, random_inputs
 
 
 def compare(

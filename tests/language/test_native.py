@@ -8,11 +8,11 @@ import numba
 import numpy as np
 import pytest
 from numba import types
-from tests.language.programs import Kind, Wide, program
 
 from autopoiesis_lib import Policy
 from autopoiesis_lib.language.native import NativeError, NativeFunction
 from autopoiesis_lib.language.scorer import BLOCK, Scorer
+from tests.language.programs import Kind, Wide, program
 
 HEAD = "from tests.language.programs import Crate, Kind, Yard\ndef score(crate: Crate, yard: Yard) -> int:\n"
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
@@ -35,11 +35,11 @@ def test_the_layout_is_in_the_contracts_names_whatever_the_policy_calls_its_para
 
 def test_a_layout_that_cannot_work_is_refused_by_name() -> None:
     made = policy("return crate.near + yard.room")
-    with pytest.raises(NativeError, match="reads `place.room`"):
+    with pytest.raises(NativeError, match=r"reads `place\.room`"):
         made.native(layout=["item.near"])
-    with pytest.raises(NativeError, match="no `item.size`"):
+    with pytest.raises(NativeError, match=r"no `item\.size`"):
         made.native(layout=["item.size"])
-    with pytest.raises(NativeError, match="`item.near` twice"):
+    with pytest.raises(NativeError, match=r"`item\.near` twice"):
         made.native(layout=["item.near", "item.near", "place.room"])
 
 
@@ -51,7 +51,7 @@ def test_a_field_read_only_by_a_helper_must_be_laid_out() -> None:
     )
     made = Policy.from_source(text, Wide())
     assert made.native(layout=["place.room", "item.near"])(40, 2) == 42
-    with pytest.raises(NativeError, match="reads `place.room`"):
+    with pytest.raises(NativeError, match=r"reads `place\.room`"):
         made.native(layout=["item.near"])
 
 
@@ -96,7 +96,7 @@ def test_a_numba_kernel_takes_it_as_a_first_class_function() -> None:
     function = types.FunctionType(types.int64(*[types.int64] * 6))
 
     @numba.njit(types.int64(function, types.int64[::1]))  # type: ignore[untyped-decorator]
-    def total(score: NativeFunction, near: np.ndarray) -> int:  # type: ignore[type-arg]
+    def total(score: NativeFunction, near: np.ndarray) -> int:
         found = 0
         for value in near:
             found += score(value, 100, 0, 0, 1, value % 2)
@@ -140,7 +140,7 @@ def test_functions_caught_in_a_cycle_are_freed_without_a_crash() -> None:
 # The scorer.
 
 
-def columns_of(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def columns_of(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     columns = np.stack(
         [
@@ -153,7 +153,7 @@ def columns_of(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.ascontiguousarray(columns), np.array([3, 1], np.int64), rng.permutation(count).astype(np.int64)
 
 
-def first_of_the_best(scores: np.ndarray, tiebreak: np.ndarray, n: int) -> int:  # type: ignore[type-arg]
+def first_of_the_best(scores: np.ndarray, tiebreak: np.ndarray, n: int) -> int:
     return min(range(n), key=lambda index: (-int(scores[index]), int(tiebreak[index]), index), default=-1)
 
 

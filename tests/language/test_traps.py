@@ -5,13 +5,15 @@ division, eager operators, chained comparison read as two, booleans that saturat
 leave its loop, scopes that leak); under Python's own it is not 0 somewhere, or faults. Its twin is 0 under Python's alone.
 """
 
+# ruff: noqa: E501  (tables of policy texts)
+
 import pytest
-from tests.language.programs import Pallet, Small, Stock, every_input
 
 from autopoiesis_lib import Policy, invariant
 from autopoiesis_lib.gates import proof
 from autopoiesis_lib.gates.verdict import Verdict
 from autopoiesis_lib.language.interpreter import Fault, evaluate
+from tests.language.programs import Pallet, Small, Stock, every_input
 
 
 class Nothing(Small, name="nothing"):

@@ -5,13 +5,13 @@ from typing import Annotated
 import numpy as np
 import pytest
 from pydantic import Field
-from tests.language.programs import Pallet, Small, Stock, every_input, program
 
 from autopoiesis_lib import Least, Policy, invariant
 from autopoiesis_lib.gates import proof
 from autopoiesis_lib.gates.verdict import ObligationResult, Verdict
 from autopoiesis_lib.language import LanguageError
 from autopoiesis_lib.language.interpreter import Fault, evaluate
+from tests.language.programs import Pallet, Small, Stock, every_input, program
 
 
 class Claimed(Small, name="claimed"):
@@ -39,7 +39,7 @@ class Claimed(Small, name="claimed"):
 
 CONTRACT = Claimed()
 INPUTS = every_input(CONTRACT)
-ITEMS = np.array([[row for row in rows[0].values()] for rows in INPUTS]).reshape(-1, 8, 4)[:, 0]
+ITEMS = np.array([list(rows[0].values()) for rows in INPUTS]).reshape(-1, 8, 4)[:, 0]
 
 
 def truth(policy: Policy) -> dict[str, bool | int | None]:
