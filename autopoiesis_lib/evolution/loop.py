@@ -291,10 +291,16 @@ class _Run:
         self._tell("search")
 
     def _count(self, row: CandidateRow) -> None:
+        self._warn(row)
         if row.gate is None:
             self.evaluated += 1
         else:
             self.rejected[row.gate] = self.rejected.get(row.gate, 0) + 1
+
+    def _warn(self, row: CandidateRow) -> None:
+        """A solver and CPython that disagree are a defect of ours: never passed over in silence."""
+        if row.detail.startswith("raised: EncoderBug"):
+            self.notes.append(f"candidate {row.id}: {row.detail}; please report it")
 
     def _regressions(self) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}

@@ -1,6 +1,7 @@
 """The loop end to end: equal seeds give equal runs, nothing is lost but what was in flight, and bad workers cost one
 candidate."""
 
+import contextlib
 import html
 import json
 import os
@@ -168,21 +169,32 @@ def test_a_misbehaving_evaluation_costs_only_its_own_candidate(tmp_path: Path, d
 
 
 @pytest.mark.slow
-def test_what_a_killed_worker_started_dies_with_it(tmp_path: Path) -> None:
-    before = {process.pid for process in psutil.process_iter()}
-    budget = Budget(candidates=12, generation_size=6, limits=Limits(wall_s=1.5))
-    result = run(tmp_path / "s.db", workload=Misbehaving(deed="fork"), budget=budget, executor="local", workers=2)
+def test_what_a_killed_worker_started_dies_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPOIESIS_TEST_MARK", str(tmp_path))  # inherited by workers and by whatever they start
+
+    def marked() -> list[int]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("AUTOPOIESIS_TEST_MARK") == str(tmp_path):
+                    found.append(process.pid)
+        return found
+
+    seen: list[int] = []
+    budget = Budget(candidates=20, generation_size=8, limits=Limits(wall_s=4.0))
+    workload = Misbehaving(deed="fork")
+    result = run(
+        tmp_path / "s.db",
+        workload=workload,
+        budget=budget,
+        executor="local",
+        workers=2,
+        progress=lambda _: seen.extend(marked()),
+    )
     assert result.rejected["replay"] > 0
+    assert len(set(seen)) >= 2
     time.sleep(0.5)
-    mine = [
-        process for process in psutil.process_iter() if process.pid not in before and process.ppid() in (1, os.getpid())
-    ]
-    left = [
-        process
-        for process in mine
-        if process.status() != psutil.STATUS_ZOMBIE and "autopoiesis" in " ".join(process.cmdline())
-    ]
-    assert not left
+    assert not [pid for pid in marked() if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
 class Canned:
