@@ -5,25 +5,34 @@ costs milliseconds once the server is warm.
 """
 
 import io
+import os
 import tempfile
+import threading
 import time
 import tokenize
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..contract import Contract
+from ..errors import AutopoiesisError
 from ..policy import Policy
 from ..units import __all__ as unit_names
 from .verdict import GateResult, Verdict
 
-__all__ = ["check", "type_errors"]
+__all__ = ["TypeCheckerError", "check", "type_errors"]
 
 
 def check(policy: Policy) -> GateResult:
     """Type-check a policy's own text (comments removed, so that none can silence mypy) against its contract."""
     started = time.perf_counter()
-    errors = type_errors(policy.source, policy.contract)
+    try:
+        errors = type_errors(policy.source, policy.contract)
+    except TypeCheckerError as error:
+        return GateResult(
+            name="types", verdict=Verdict.UNKNOWN, seconds=time.perf_counter() - started, detail=str(error)
+        )
     return GateResult(
         name="types",
         verdict=Verdict.INVALID if errors else Verdict.PASSED,
@@ -33,82 +42,80 @@ def check(policy: Policy) -> GateResult:
 
 
 def type_errors(text: str, contract: Contract) -> list[str]:
-    """What mypy says against a text as a policy of a contract, one line each; empty when nothing."""
-    return _server(contract.digest, _Stubs.of(contract)).check(_without_comments(text))
+    """What mypy says against a text as a policy of a contract, one line each; empty when nothing.
+
+    Raises:
+        TypeCheckerError: mypy itself failed, twice.
+    """
+    return _server().check(_without_comments(text), _stubs(contract))
 
 
-class _Stubs:
-    """The files mypy sees beside the candidate: path -> text."""
+class TypeCheckerError(AutopoiesisError):
+    """mypy itself failed; nothing is known about the policy."""
 
-    def __init__(self, files: tuple[tuple[str, str], ...]) -> None:
-        self.files = files
 
-    def __hash__(self) -> int:
-        return hash(self.files)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Stubs) and self.files == other.files
-
-    @classmethod
-    def of(cls, contract: Contract) -> "_Stubs":
-        """Stubs for a contract's views, enums and units, and the statement of conformance."""
-        interface = contract.interface
-        scalars = [f"{name} = {'bool' if name == 'Flag' else 'int'}" for name in unit_names if name != "Unit"]
-        lines = ["from enum import IntEnum", *scalars]
-        for name, enum in interface.enums.items():
-            members = getattr(enum, "__members__", {})
-            lines += [f"class {name}(IntEnum):", *(f"    {member} = {int(value)}" for member, value in members.items())]
-        for name, view in interface.views.items():
-            lines.append(f"class {name}:")
-            for spec in view.fields():
-                kind = (
-                    "bool" if spec.domain.kind == "bool" else spec.domain.enum.__name__ if spec.domain.enum else "int"
-                )
-                lines += ["    @property", f"    def {spec.name}(self) -> {kind}: ..."]
-        views = "\n".join(lines) + "\n"
-        files: dict[str, str] = {}
-        for module in interface.modules:
-            parts = module.split(".")
-            for depth in range(1, len(parts)):
-                files.setdefault("/".join(parts[:depth]) + "/__init__.pyi", "")
-            is_package = any(other.startswith(f"{module}.") for other in interface.modules)
-            files["/".join(parts) + ("/__init__.pyi" if is_package else ".pyi")] = (
-                views if not is_package else f"from {interface.modules[0]} import *\n"
-            )
-        files.setdefault("autopoiesis_lib/__init__.pyi", "")
-        files["autopoiesis_lib/units.pyi"] = "\n".join(scalars) + "\n"
-        checks = [
-            f"from {interface.modules[0]} import {', '.join((*interface.views, *interface.enums))}",
-            "from collections.abc import Callable",
-            "import candidate",
-        ]
-        for name, signature in interface.decisions.items():
-            params = ", ".join(param.type for param in signature.params)
-            result = "bool" if signature.result.kind == "bool" else "int"
-            checks.append(f"_{name}: Callable[[{params}], {result}] = candidate.{name}")
-        files["conformance.py"] = "\n".join(checks) + "\n"
-        return cls(tuple(files.items()))
+def _stubs(contract: Contract) -> dict[str, str]:
+    """Stubs for a contract's views, enums and units, and the statement of conformance: path -> text."""
+    interface = contract.interface
+    scalars = [f"{name} = {'bool' if name == 'Flag' else 'int'}" for name in unit_names if name != "Unit"]
+    lines = ["from enum import IntEnum", *scalars]
+    for name, enum in interface.enums.items():
+        members = getattr(enum, "__members__", {})
+        lines += [f"class {name}(IntEnum):", *(f"    {member} = {int(value)}" for member, value in members.items())]
+    for name, view in interface.views.items():
+        lines.append(f"class {name}:")
+        for spec in view.fields():
+            kind = "bool" if spec.domain.kind == "bool" else spec.domain.enum.__name__ if spec.domain.enum else "int"
+            lines += ["    @property", f"    def {spec.name}(self) -> {kind}: ..."]
+    views = "\n".join(lines) + "\n"
+    files: dict[str, str] = {}
+    for module in interface.modules:
+        parts = module.split(".")
+        for depth in range(1, len(parts)):
+            files.setdefault("/".join(parts[:depth]) + "/__init__.pyi", "")
+        is_package = any(other.startswith(f"{module}.") for other in interface.modules)
+        files["/".join(parts) + ("/__init__.pyi" if is_package else ".pyi")] = (
+            views if not is_package else f"from {interface.modules[0]} import *\n"
+        )
+    files.setdefault("autopoiesis_lib/__init__.pyi", "")
+    files["autopoiesis_lib/units.pyi"] = "\n".join(scalars) + "\n"
+    checks = [
+        f"from {interface.modules[0]} import {', '.join((*interface.views, *interface.enums))}",
+        "from collections.abc import Callable",
+        "import candidate",
+    ]
+    for name, signature in interface.decisions.items():
+        params = ", ".join(param.type for param in signature.params)
+        result = "bool" if signature.result.kind == "bool" else "int"
+        checks.append(f"_{name}: Callable[[{params}], {result}] = candidate.{name}")
+    files["conformance.py"] = "\n".join(checks) + "\n"
+    return files
 
 
 class _Server:
-    """mypy's own incremental server over a folder of stubs and one candidate."""
+    """mypy's own incremental server over a folder of stubs and one candidate.
 
-    def __init__(self, stubs: _Stubs) -> None:
+    mypy keeps state for the whole process, which a second server would break: there is one, and a change of contract is to it
+    a change of stubs.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
         from mypy.dmypy_server import Server
         from mypy.options import Options
 
         self._folder = tempfile.TemporaryDirectory(prefix="autopoiesis-mypy-")
-        root = Path(self._folder.name)
-        for name, text in stubs.files:
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+        self._root = Path(self._folder.name)
+        self._written: dict[str, str] = {}
         options = Options()
-        options.mypy_path = [str(root)]
+        options.mypy_path = [str(self._root)]
         options.incremental = True
         options.fine_grained_incremental = True
         options.use_fine_grained_cache = False
-        options.cache_dir = "/dev/null"
+        options.cache_dir = os.devnull
         options.local_partial_types = True
         options.disallow_untyped_defs = True
         options.disallow_incomplete_defs = True
@@ -118,17 +125,39 @@ class _Server:
         options.show_traceback = False
         options.namespace_packages = True
         options.explicit_package_bases = True
-        self._candidate = root / "candidate.py"
-        self._conformance = root / "conformance.py"
-        self._options = options
-        self._server: Any = Server(options, str(root / "status.json"))
+        self._server: Any = Server(options, str(self._root / "status.json"))
 
-    def check(self, text: str) -> list[str]:
-        """The errors of a candidate, in one line each."""
+    def check(self, text: str, stubs: Mapping[str, str]) -> list[str]:
+        """The errors of a candidate beside stubs (path -> text), in one line each.
+
+        A server that fails inside mypy is replaced by a new one, once.
+
+        Raises:
+            TypeCheckerError: mypy fails on its own account.
+        """
+        with self._lock:
+            try:
+                return self._check(text, stubs)
+            except (Exception, SystemExit):
+                self._start()
+            try:
+                return self._check(text, stubs)
+            except (Exception, SystemExit) as error:
+                self._start()
+                raise TypeCheckerError(
+                    f"mypy failed on this policy ({type(error).__name__}: {error}); report it"
+                ) from error
+
+    def _check(self, text: str, stubs: Mapping[str, str]) -> list[str]:
         from mypy.modulefinder import BuildSource
 
-        self._candidate.write_text(text, encoding="utf-8")
-        sources = [BuildSource(str(self._candidate), "candidate"), BuildSource(str(self._conformance), "conformance")]
+        for name, content in {**stubs, "candidate.py": text}.items():
+            if self._written.get(name) != content:
+                path = self._root / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(content, encoding="utf-8")
+                self._written[name] = content
+        sources = [BuildSource(str(self._root / f"{name}.py"), name) for name in ("candidate", "conformance")]
         answer = self._server.check(sources, export_types=False, is_tty=False, terminal_width=100)
         errors = []
         for line in str(answer.get("out", "")).splitlines():
@@ -137,14 +166,14 @@ class _Server:
             where, _, message = line.partition(": error: ")
             number = where.rpartition(":")[2]
             errors.append(f"line {number}: {message}" if "candidate.py" in where else message)
-        if not errors and answer.get("status") not in (0, 1):
-            errors.append(f"mypy failed: {answer.get('err') or answer.get('out')}")
+        if not errors and answer.get("status") != 0:
+            raise RuntimeError(str(answer.get("err") or answer.get("out")))
         return errors
 
 
 @cache
-def _server(contract_digest: str, stubs: _Stubs) -> _Server:
-    return _Server(stubs)
+def _server() -> _Server:
+    return _Server()
 
 
 def _without_comments(text: str) -> str:

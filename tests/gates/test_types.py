@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from autopoiesis_contracts.admission import Admission
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib.gates import types
@@ -36,3 +37,13 @@ def test_mypy_checks_that_decisions_conform_to_the_contract(contract: RequestOrd
 def test_a_good_policy_after_a_bad_one_is_clean(contract: RequestOrdering, ordering: Text) -> None:
     assert types.type_errors(ordering("request.foo"), contract)
     assert types.type_errors(contract.baselines()["fcfs"], contract) == []
+
+
+def test_policies_of_several_contracts_are_checked_by_turns(contract: RequestOrdering) -> None:
+    """Two mypy servers in one process once broke each other: an AssertionError deep inside mypy."""
+    admission = Admission()
+    for _ in range(3):
+        for each in (contract, admission):
+            for text in each.baselines().values():
+                assert types.type_errors(text, each) == []
+        assert types.type_errors(contract.baselines()["fcfs"].replace("waited_us", "foo"), contract)
