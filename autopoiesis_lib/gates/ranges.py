@@ -2,6 +2,7 @@
 
 import time
 
+from ..contract import FormulaParam
 from ..language.ranges import analyse
 from ..policy import Policy
 from .counterexample import Evaluator
@@ -22,8 +23,10 @@ def check(policy: Policy, evaluator: Evaluator) -> GateResult:
         in_range = signature.result.lo <= ranges.result.lo and ranges.result.hi <= signature.result.hi
         if not ranges.open and in_range:
             continue
+        params = tuple(FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params)
         for arguments in pool_of(policy.contract).decisions[name]:
-            if evaluator.fault(name, arguments) is not None:
+            # the pool's repair may give up on a sample: only admissible ones count
+            if evaluator.fault(name, arguments) is not None and evaluator.admissible(params, arguments):
                 example = evaluator.fault_counterexample(name, arguments)
                 seconds = time.perf_counter() - started
                 obligation = ObligationResult(

@@ -112,7 +112,7 @@ class Admission(Contract, name="admission"):
 
     @classmethod
     def baselines(cls) -> Mapping[str, str]:
-        """Hand-written admission rules for blocks of 16 tokens or more; the first is vLLM's."""
+        """Hand-written admission rules for blocks of 16 tokens; the first is vLLM's."""
         return BASELINES
 
 

@@ -191,8 +191,8 @@ class BoundedDisplacement(Theorem):
         victim_admission: Count,
         kept_admission: Count,
     ) -> bool:
-        """VIC-STEP: if the kernel takes `victim` though it was preempted `gap` times more often than `kept`, then `kept` was admitted
-        earlier. Admission numbers follow the time of the latest admission."""
+        """VIC-STEP: if the kernel takes `victim` though it was preempted `gap` times more often than `kept`, then `kept` was
+        admitted earlier. Admission numbers follow the time of the latest admission."""
         victim_score = self.policy.victim_score(victim, engine)
         kept_score = self.policy.victim_score(kept, engine)
         taken = victim_score > kept_score or (victim_score == kept_score and victim_admission > kept_admission)
