@@ -64,3 +64,9 @@ def test_the_version_is_that_of_the_distribution(command: Command) -> None:
     from importlib.metadata import version
 
     assert command("--version").out == f"{version('autopoiesis-lib')}\n"
+
+
+def test_an_objective_that_is_no_number_is_one_clear_line(run: Run) -> None:
+    answer = run("evolve", "request-ordering", "--trace", "azure-conv", "--objective", "e2e_p99_us=high")
+    assert answer.code == 2
+    assert "write METRIC=WEIGHT" in answer.err.strip().splitlines()[-1]
