@@ -67,7 +67,7 @@ def _dispose(engine: Any, context: Any) -> None:
     context.close()
 
 
-class NativeFunction(WrapperAddressProtocol):  # type: ignore[misc]  # numba is untyped
+class NativeFunction(WrapperAddressProtocol):
     """A decision as `int64 f(int64, ...)`. Keep a reference while anything may still call `address`."""
 
     def __init__(self, code: MachineCode, layout: tuple[str, ...]) -> None:
