@@ -151,13 +151,16 @@ class _Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def checks() -> None:
     """What a mutant has to survive: a sample of every suite of this folder, the quickest first."""
-    from tests.language import test_native, test_traps
+    from tests.language import test_native, test_ranges, test_traps
     from tests.language.programs import Wide
     from tests.language.test_meanings_agree import compare
     from tests.language.test_verdicts_equal_enumeration import compare as enumerate_verdicts
 
     for divisor in (0, -1, 3, -(2**63)):
         test_native.test_division_floors_and_never_traps(-(2**63), divisor)
+    test_native.test_arithmetic_wraps_where_python_would_grow()
+    for expression, low, high in test_ranges.EXACT:
+        test_ranges.test_an_interval_is_no_wider_than_it_need_be(expression, low, high)
     compare(range(20), Wide(), inputs=16, solver_every=4)
     for name in (*test_traps.TRAPS, *test_traps.LEAKS):
         test_traps.test_a_trap_is_refuted(name)
