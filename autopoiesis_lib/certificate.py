@@ -223,6 +223,8 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT)
     """
     if report.verdict is not Verdict.PROVED:
         raise Rejected(report)
+    if any(item.smtlib is None for item in report.obligations):
+        raise CertificateError("the report keeps no SMT-LIB texts; make it with `gates.check(..., certify=True)`")
     if report.policy_digest != policy.digest or report.contract_digest != policy.contract.digest:
         raise CertificateError("the report is about another policy or contract")
     theorems = []

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..certificate import Certificate, Rejected, verify
 from ..contract import Contract
-from ..gates import proof, quick_fuzz, ranges, types
+from ..gates import quick_fuzz, ranges, types
+from ..gates.cache import ProofCache
 from ..gates.counterexample import Arguments
 from ..gates.counterexample import Evaluator as Values
 from ..gates.verdict import GateResult, Verdict
@@ -178,7 +179,7 @@ class Worker:
     def judge(self, job: Judge) -> Judged:
         """The proof and the replays."""
         policy = Policy.from_source(job.source, self.setup.contract)
-        result = proof.check(policy, least=False)
+        result = ProofCache.default().check(policy, least=False)
         seconds = {"proof": result.seconds}
         if not result.verdict.green:
             return Judged(seconds=seconds, **_rejection(result))
