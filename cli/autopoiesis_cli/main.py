@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autopoiesis_cli.answer import INTERRUPTED, MISTAKE, one_line, print_json
+from autopoiesis_cli.calibrate import calibrate
 from autopoiesis_cli.certificate import app as certificate
 from autopoiesis_cli.contracts import app as contracts
 from autopoiesis_cli.deploy import app as deploy
@@ -58,6 +59,7 @@ def _root(
 app.command("verify")(verify)
 app.command("evolve")(evolve)
 app.command("simulate")(simulate)
+app.command("calibrate")(calibrate)
 app.add_typer(deploy, name="deploy")
 app.add_typer(contracts, name="contracts")
 app.add_typer(trace, name="trace")

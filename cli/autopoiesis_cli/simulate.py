@@ -28,6 +28,13 @@ def simulate(
     replicas: Annotated[int, typer.Option(min=1, max=1_024, help="Engines behind a least-loaded router.")] = 1,
     calibration: CalibrationOption = None,
     rate: RateOption = "1",
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write plots of latency and queue there (needs the extra `plots`)."),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every request's times there, a CSV file a policy.")
+    ] = None,
     settings: SettingsOption = None,
     json: Json = False,
 ) -> Answer:
@@ -46,10 +53,16 @@ def simulate(
     slo = Slo(ttft_s=2.0, tpot_s=0.1)
     runs: dict[str, SimulationResult] = {
         name: replay(
-            requests, engine, model.step_time, _slots(chosen, item), fleet=Fleet(replicas=replicas, min_replicas=1)
+            requests,
+            engine,
+            model.step_time,
+            _slots(chosen, item),
+            fleet=Fleet(replicas=replicas, min_replicas=1),
+            step_log=plots is not None,
         )
         for name, item in policies.items()
     }
+    _write(runs, plots, csv)
     default = next(iter(runs))
     comparisons = {name: _compare(runs[default], run) for name, run in runs.items() if name != default}
     workload: dict[str, Any] = {
@@ -74,6 +87,20 @@ def simulate(
         },
         shown=render_runs(workload, comparison_rows(runs, default, slo), comparisons, default),
     )
+
+
+def _write(runs: "dict[str, SimulationResult]", plots: Path | None, csv: Path | None) -> None:
+    """Plots and per-request times, where they were asked for."""
+    if csv is not None:
+        csv.mkdir(parents=True, exist_ok=True)
+        for name, run in runs.items():
+            run.to_csv(csv / f"{name}.csv")
+    if plots is not None:
+        from autopoiesis_lib.simulation.plots import latency_cdf, queue_over_time
+
+        plots.mkdir(parents=True, exist_ok=True)
+        latency_cdf(runs, plots / "latency.png")
+        queue_over_time(runs, plots / "queue.png")
 
 
 def _policies(contract: "Contract", files: list[Path], baselines: bool) -> "dict[str, Policy]":
