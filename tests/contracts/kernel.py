@@ -13,7 +13,7 @@ from autopoiesis_contracts.admission import Memory
 from autopoiesis_contracts.request_ordering import Engine, Waiting
 
 from autopoiesis_lib import Policy, View
-from autopoiesis_lib.simulation import EngineConfig
+from autopoiesis_lib.simulation import EngineConfig, Trace
 
 __all__ = [
     "DAY_US",
@@ -28,6 +28,7 @@ __all__ = [
     "Request",
     "Starved",
     "WaitsRestart",
+    "run_kernel",
 ]
 
 DAY_US: Final = 86_400_000_000
@@ -286,6 +287,32 @@ class Kernel:
         self.running.remove(request)
         self.free_blocks += request.held_blocks
         request.held_blocks = 0
+
+
+def run_kernel(kernel: Kernel, trace: Trace, step_us: int) -> None:
+    """Drive the kernel as an engine whose steps all take the same time."""
+    upcoming = list(
+        zip(
+            trace.arrival_us.tolist(),
+            trace.num_prompt_tokens.tolist(),
+            trace.num_output_tokens.tolist(),
+            trace.max_tokens.tolist(),
+            trace.priority.tolist(),
+            strict=True,
+        )
+    )
+    while upcoming or kernel.waiting or kernel.running:
+        if not (kernel.waiting or kernel.running):
+            kernel.pass_time(max(0, upcoming[0][0] - kernel.now_us))
+        while upcoming and upcoming[0][0] <= kernel.now_us:
+            arrival_us, prompt, output, limit, priority = upcoming.pop(0)
+            request = kernel.arrive(num_prompt_tokens=prompt, output_tokens=output, max_tokens=limit, priority=priority)
+            if request is not None:
+                request.stamp_us = request.enqueued_us = arrival_us
+        if kernel.waiting or kernel.running:
+            kernel.pick()
+            kernel.pass_time(step_us)
+            kernel.decode()
 
 
 class WaitsRestart(Kernel):

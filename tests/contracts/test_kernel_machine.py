@@ -26,6 +26,7 @@ from tests.contracts.kernel import (
     PassingLedger,
     Starved,
     WaitsRestart,
+    run_kernel,
 )
 
 SCORE = "def score(request: Waiting, engine: Engine) -> int:\n    return "
@@ -335,32 +336,6 @@ def workloads(draw: st.DrawFn) -> tuple[Trace, EngineConfig, int]:
         enable_prefix_caching=False,
     )
     return trace, engine, step_us
-
-
-def run_kernel(kernel: Kernel, trace: Trace, step_us: int) -> None:
-    """Drive the kernel as an engine whose steps all take the same time."""
-    upcoming = list(
-        zip(
-            trace.arrival_us.tolist(),
-            trace.num_prompt_tokens.tolist(),
-            trace.num_output_tokens.tolist(),
-            trace.max_tokens.tolist(),
-            trace.priority.tolist(),
-            strict=True,
-        )
-    )
-    while upcoming or kernel.waiting or kernel.running:
-        if not (kernel.waiting or kernel.running):
-            kernel.pass_time(max(0, upcoming[0][0] - kernel.now_us))
-        while upcoming and upcoming[0][0] <= kernel.now_us:
-            arrival_us, prompt, output, limit, priority = upcoming.pop(0)
-            request = kernel.arrive(num_prompt_tokens=prompt, output_tokens=output, max_tokens=limit, priority=priority)
-            if request is not None:
-                request.stamp_us = request.enqueued_us = arrival_us
-        if kernel.waiting or kernel.running:
-            kernel.pick()
-            kernel.pass_time(step_us)
-            kernel.decode()
 
 
 def assert_same_decisions(
