@@ -30,7 +30,7 @@ def check(policy: Policy, evaluator: Evaluator) -> GateResult:
                 example = evaluator.fault_counterexample(name, arguments)
                 seconds = time.perf_counter() - started
                 obligation = ObligationResult(
-                    name=f"{name} is safe",
+                    name=f"{name} is in range" if "outside" in example.explanation else f"{name} is safe",
                     verdict=Verdict.REFUTED,
                     seconds=seconds,
                     detail=example.explanation,

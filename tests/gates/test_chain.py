@@ -104,6 +104,11 @@ def test_texts_outside_the_language_stop_at_the_grammar(
     assert report.policy_digest is None
 
 
+def test_a_result_out_of_range_is_named_so_by_every_gate(contract: RequestOrdering, ordering: Text) -> None:
+    report = check(ordering("request.waited_us * 53_375_996"), contract)
+    assert [(item.name, item.verdict) for item in report.obligations] == [("score is in range", Verdict.REFUTED)]
+
+
 def test_unreachable_faults_do_not_refute(contract: RequestOrdering, ordering: Text) -> None:
     body = "    if request.priority > 15:\n        return request.waited_us // 0\n    return request.waited_us\n"
     assert check(ordering(body), contract).verdict is Verdict.PROVED
