@@ -40,13 +40,13 @@ VIOLATORS = {
         SCORE + "    return -running.num_computed_tokens // running.num_blocks",
         "victim_score is safe",
     ),
-    "a product beyond int64": (
+    "a product beyond its range": (
         SCORE + "    return -running.num_computed_tokens * running.waited_us * running.num_blocks",
-        "victim_score is safe",
+        "victim_score is in range",
     ),
     "a score beyond its range": (
         SCORE + "    return -running.waited_us * 100_000_000",
-        "victim_score is safe",
+        "victim_score is in range",
     ),
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ VIOLATORS = {
         "ages",
     ),
     "a division by zero": (SCORE + "    return request.waited_us // request.num_cached_tokens", "score is safe"),
-    "a square beyond int64": (SCORE + "    return request.waited_us * request.waited_us", "score is safe"),
+    "a square beyond its range": (SCORE + "    return request.waited_us * request.waited_us", "score is in range"),
 }
 
 
