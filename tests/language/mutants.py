@@ -1,23 +1,31 @@
 """Mutation testing of the translators: break one thing in one of them, and see that the tests of this folder notice.
 
-    python -m tests.language.mutants [--module smt] [--every 1] [--jobs 2]
+    python -m tests.language.mutants [--module smt] [--every 1] [--jobs 2] [--results FILE] [--again]
 
 Each mutant runs in a forked process of its own whose `autopoiesis_lib` is imported through a loader that serves the mutated
-source; nothing on disk changes. A mutant is killed when a check fails, raises, or runs out of time. Survivors are printed.
+source; nothing on disk changes. A mutant is killed when a check fails, raises, or runs out of time or memory. Each outcome is
+appended to a file as it comes, and a later run skips what the file decides: killed stays killed while checks are only added,
+and survivors are tried again with `--again`. A mutant is known by its module, its function and that function's mutated text, so
+outcomes outlive changes elsewhere in the module.
 """
 
 import argparse
 import ast
+import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +39,11 @@ import z3  # noqa: F401
 
 MODULES = ("interpreter", "ranges", "smt", "llvm")
 LANGUAGE = Path(__file__).parents[2] / "autopoiesis_lib" / "language"
-SECONDS = 60
+RESULTS = Path(".autopoiesis") / "mutants.jsonl"
+CPU_SECONDS = 60
+"""Of one mutant; processor time, so that a busy machine kills nothing."""
+WALL_SECONDS = 600
+ADDRESS_SPACE = 8 * 2**30
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -54,30 +66,74 @@ class Mutant:
     """One change to one module."""
 
     module: str
+    function: str
+    """Qualified name of the innermost function or class around the change; empty at the top of the module."""
     line: int
-    change: str
+    before: str
+    after: str
+    """The changed lines of the module, as `ast.unparse` prints them."""
+    key: str
     source: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant."""
+
+    key: str
+    module: str
+    function: str
+    line: int
+    before: str
+    after: str
+    survived: bool
+    by: str
+    """The check that killed it, and how."""
+    seconds: float
+    """Of processor time."""
 
 
 def mutants(module: str, every: int = 1) -> Iterator[Mutant]:
     """Every n-th mutant of a module."""
     tree = ast.parse((LANGUAGE / f"{module}.py").read_text())
+    original = ast.unparse(tree).splitlines()
     skipped = set(_skipped(tree))
+    scopes = _scopes(tree)
     count = 0
     for index, node in enumerate(list(ast.walk(tree))):
         if index in skipped:
             continue
         for variant in range(8):
             whole = {name: list(value) if isinstance(value, list) else value for name, value in vars(node).items()}
-            before = ast.unparse(node) if isinstance(node, (ast.expr, ast.stmt)) else ""
             if not _mutate(node, variant):
                 break
             count += 1
             if count % every == 0:
-                text = f"{before.splitlines()[0]}  ->  {ast.unparse(node).splitlines()[0]}"
                 source = ast.unparse(ast.fix_missing_locations(tree))
-                yield Mutant(module, getattr(node, "lineno", 0), text[:160], source)
+                changed = [
+                    (old.strip(), new.strip())
+                    for old, new in zip(original, source.splitlines(), strict=True)
+                    if old != new
+                ]
+                name, scope = scopes[node]
+                before, after = (" / ".join(lines) for lines in zip(*changed, strict=True))
+                text = "\n".join((module, name, before, ast.unparse(scope) if name else after))
+                key = hashlib.sha256(text.encode()).hexdigest()[:16]
+                yield Mutant(module, name, getattr(node, "lineno", 0), before, after, key, source)
             vars(node).update(whole)
+
+
+def _scopes(tree: ast.Module) -> dict[ast.AST, tuple[str, ast.AST]]:
+    """The qualified name and node of the innermost function or class around each node."""
+    found: dict[ast.AST, tuple[str, ast.AST]] = {tree: ("", tree)}
+    for node in ast.walk(tree):
+        name, scope = found[node]
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+                found[child] = f"{name}.{child.name}".strip("."), child
+            else:
+                found[child] = name, scope
+    return found
 
 
 def _skipped(tree: ast.Module) -> Iterator[int]:
@@ -149,42 +205,81 @@ class _Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.mutant.source, self.name, "exec"), module.__dict__)
 
 
-def checks() -> None:
+def checks() -> Iterator[tuple[str, Callable[[], object]]]:
     """What a mutant has to survive: a sample of every suite of this folder, the quickest first."""
     from tests.language import test_native, test_ranges, test_traps
     from tests.language.programs import Wide
     from tests.language.test_meanings_agree import compare
     from tests.language.test_verdicts_equal_enumeration import compare as enumerate_verdicts
 
-    for divisor in (0, -1, 3, -(2**63)):
-        test_native.test_division_floors_and_never_traps(-(2**63), divisor)
-    test_native.test_arithmetic_wraps_where_python_would_grow()
-    for expression, low, high in test_ranges.EXACT:
-        test_ranges.test_an_interval_is_no_wider_than_it_need_be(expression, low, high)
-    compare(range(20), Wide(), inputs=16, solver_every=4)
-    for name in (*test_traps.TRAPS, *test_traps.LEAKS):
-        test_traps.test_a_trap_is_refuted(name)
-    for name in (*test_traps.TRUE, *test_traps.SCOPES):
-        test_traps.test_its_twin_is_proved(name)
-    compare(range(20, 50), Wide(), inputs=16, solver_every=4)
-    enumerate_verdicts(range(25))
+    def native() -> None:
+        for divisor in (0, -1, 3, -(2**63)):
+            test_native.test_division_floors_and_never_traps(-(2**63), divisor)
+        test_native.test_arithmetic_wraps_where_python_would_grow()
+
+    def intervals() -> None:
+        for expression, low, high in test_ranges.EXACT:
+            test_ranges.test_an_interval_is_no_wider_than_it_need_be(expression, low, high)
+
+    def traps() -> None:
+        for name in (*test_traps.TRAPS, *test_traps.LEAKS):
+            test_traps.test_a_trap_is_refuted(name)
+
+    def twins() -> None:
+        for name in (*test_traps.TRUE, *test_traps.SCOPES):
+            test_traps.test_its_twin_is_proved(name)
+
+    yield "native", native
+    yield "intervals", intervals
+    yield "programs", lambda: compare(range(20), Wide(), inputs=16, solver_every=4)
+    yield "traps", traps
+    yield "twins", twins
+    yield "more programs", lambda: compare(range(20, 50), Wide(), inputs=16, solver_every=4)
+    yield "enumeration", lambda: enumerate_verdicts(range(25))
 
 
-def survives(mutant: Mutant | None) -> bool:
-    """Whether the checks pass with a mutant in place (None: with nothing changed), in a forked process."""
+def decide(mutant: Mutant | None) -> Outcome:
+    """What becomes of a mutant (None: of the modules as they are), in a forked process."""
+    readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(readable)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
-        signal.alarm(SECONDS)
+        signal.alarm(WALL_SECONDS)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+        name = "import"
         try:
             if mutant is not None:
                 sys.meta_path.insert(0, _Loader(mutant))
-            checks()
-        except BaseException:
+            for name, check in checks():
+                os.write(writable, f"{name}\n".encode())
+                check()
+        except BaseException as error:
+            reason = f"{name}: {type(error).__name__}: {error}".split("\n")[0][:160]
+            os.write(writable, f"{reason}\n".encode())
             os._exit(1)
         os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
+    os.close(writable)
+    with os.fdopen(readable) as pipe:
+        said = pipe.read().splitlines()
+    _, status, usage = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    by = said[-1] if said else "import"
+    if code < 0:
+        by = f"{by}: {signal.Signals(-code).name}"
+    mutant = mutant or Mutant("", "", 0, "", "", "", "")
+    return Outcome(
+        key=mutant.key, module=mutant.module, function=mutant.function, line=mutant.line, before=mutant.before,
+        after=mutant.after, survived=code == 0, by="" if code == 0 else by, seconds=round(usage.ru_utime + usage.ru_stime, 2),
+    )  # fmt: skip
+
+
+def decided(path: Path) -> dict[str, Outcome]:
+    """The outcomes on file, the last of each mutant."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {outcome.key: outcome for outcome in (Outcome(**json.loads(line)) for line in lines)}
 
 
 def main() -> None:
@@ -192,15 +287,36 @@ def main() -> None:
     parser.add_argument("--module", choices=MODULES, action="append")
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="outcomes, one JSON object a line")
+    parser.add_argument("--again", action="store_true", help="try the survivors on file again")
     options = parser.parse_args()
-    assert survives(None), "the checks fail with nothing changed"
-    for module in options.module or MODULES:
-        chosen = list(mutants(module, options.every))
-        with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=None) as pool:
-            alive = [mutant for mutant, lives in zip(chosen, pool.imap(survives, chosen), strict=True) if lives]
-        print(f"{module}: {len(chosen)} mutants, {len(chosen) - len(alive)} killed, {len(alive)} survived", flush=True)
-        for mutant in alive:
-            print(f"  {module}.py:{mutant.line}: {mutant.change}", flush=True)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    unchanged = decide(None)
+    assert unchanged.survived, f"the checks fail with nothing changed: {unchanged.by}"
+    known = decided(options.results)
+    chosen = {
+        module: {mutant.key: mutant for mutant in mutants(module, options.every)}
+        for module in options.module or MODULES
+    }
+    todo = [
+        mutant
+        for module in chosen.values()
+        for key, mutant in module.items()
+        if key not in known or (options.again and known[key].survived)
+    ]
+    started = time.monotonic()
+    with multiprocessing.get_context("fork").Pool(options.jobs) as pool, options.results.open("a") as file:
+        for count, outcome in enumerate(pool.imap_unordered(decide, todo), start=1):
+            print(json.dumps(asdict(outcome)), file=file, flush=True)
+            known[outcome.key] = outcome
+            word = "survived" if outcome.survived else f"killed by {outcome.by}"
+            print(f"{count}/{len(todo)} {time.monotonic() - started:.0f} s: {outcome.module} {word}", flush=True)
+    for module, found in chosen.items():
+        alive = [known[key] for key in found if known[key].survived]
+        print(f"{module}: {len(found)} mutants, {len(found) - len(alive)} killed, {len(alive)} survived")
+        print("  " + ", ".join(f"{by}: {n}" for by, n in Counter(known[key].by.split(":")[0] for key in found).items()))
+        for item in alive:
+            print(f"  {item.function or module} ({item.line}): {item.before}  ->  {item.after}")
 
 
 if __name__ == "__main__":
