@@ -40,9 +40,6 @@ __all__ = ["Fault", "Rows", "evaluate", "evaluate_constant"]
 Rows = Mapping[str, int]
 """One view as field name -> integer."""
 
-Oracle = Callable[[str, Sequence[Rows | int]], int]
-"""How calls of functions outside the module (a contract's decisions) are answered."""
-
 
 class Fault(ArithmeticError):
     """An operation that a policy must never reach: `kind` is "division by zero" or "int64 overflow", at `node`."""
@@ -53,18 +50,18 @@ class Fault(ArithmeticError):
         self.node = node
 
 
-def evaluate(module: Module, function: str, arguments: Sequence[Rows | int], oracle: Oracle | None = None) -> int:
+def evaluate(module: Module, function: str, arguments: Sequence[Rows | int]) -> int:
     """The value of a function for views given as rows and scalars given as ints (a bool result is 0 or 1).
 
     Raises:
         Fault: a zero divisor, or an intermediate outside int64.
     """
-    return _Evaluator(module, oracle).call(module.functions[function], arguments)
+    return _Evaluator(module).call(module.functions[function], arguments)
 
 
 def evaluate_constant(expression: Expr) -> int:
     """The value of an expression that reads nothing; raises `LookupError` when it does, `Fault` when it fails."""
-    return _Evaluator(Module({}, {}), None).expression(expression, {})
+    return _Evaluator(Module({}, {})).expression(expression, {})
 
 
 _COMPARE: Mapping[CompareOp, Callable[[int, int], bool]] = {
@@ -80,9 +77,8 @@ Environment = dict[str, "int | Rows"]
 
 
 class _Evaluator:
-    def __init__(self, module: Module, oracle: Oracle | None) -> None:
+    def __init__(self, module: Module) -> None:
         self.module = module
-        self.oracle = oracle
 
     def call(self, function: Function, arguments: Sequence[Rows | int]) -> int:
         environment: Environment = {
@@ -163,11 +159,7 @@ class _Evaluator:
                     else self.expression(argument, environment)
                     for argument in arguments
                 ]
-                if name in self.module.functions:
-                    return self.call(self.module.functions[name], passed)
-                if self.oracle is None:
-                    raise LookupError(f"`{name}` is not defined")
-                return self.oracle(name, passed)
+                return self.call(self.module.functions[name], passed)
 
     def _binary(self, node: Binary, environment: Environment) -> int:
         left = self.expression(node.left, environment)

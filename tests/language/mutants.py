@@ -26,7 +26,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import llvmlite.binding  # noqa: F401  (imported once here, not once a mutant)
@@ -207,7 +209,7 @@ class _Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def checks() -> Iterator[tuple[str, Callable[[], object]]]:
     """What a mutant has to survive: a sample of every suite of this folder, the quickest first."""
-    from tests.language import test_native, test_ranges, test_traps
+    from tests.language import test_native, test_ranges, test_smt, test_traps
     from tests.language.programs import Wide
     from tests.language.test_meanings_agree import compare
     from tests.language.test_verdicts_equal_enumeration import compare as enumerate_verdicts
@@ -216,26 +218,29 @@ def checks() -> Iterator[tuple[str, Callable[[], object]]]:
         for divisor in (0, -1, 3, -(2**63)):
             test_native.test_division_floors_and_never_traps(-(2**63), divisor)
         test_native.test_arithmetic_wraps_where_python_would_grow()
-
-    def intervals() -> None:
-        for expression, low, high in test_ranges.EXACT:
-            test_ranges.test_an_interval_is_no_wider_than_it_need_be(expression, low, high)
-
-    def traps() -> None:
-        for name in (*test_traps.TRAPS, *test_traps.LEAKS):
-            test_traps.test_a_trap_is_refuted(name)
-
-    def twins() -> None:
-        for name in (*test_traps.TRUE, *test_traps.SCOPES):
-            test_traps.test_its_twin_is_proved(name)
+        test_native.test_the_absolute_value_of_the_lowest_integer_is_not_left_to_llvm()
 
     yield "native", native
-    yield "intervals", intervals
     yield "programs", lambda: compare(range(20), Wide(), inputs=16, solver_every=4)
-    yield "traps", traps
-    yield "twins", twins
+    yield "intervals", lambda: _run(test_ranges)
+    yield "encoding", lambda: _run(test_smt)
+    yield "traps", lambda: _run(test_traps)
     yield "more programs", lambda: compare(range(20, 50), Wide(), inputs=16, solver_every=4)
     yield "enumeration", lambda: enumerate_verdicts(range(25))
+
+
+def _run(module: ModuleType) -> None:
+    """Every test of a module, with each of its parameters."""
+    for name, test in vars(module).items():
+        if not name.startswith("test_"):
+            continue
+        columns: list[list[dict[str, Any]]] = []
+        for mark in getattr(test, "pytestmark", []):
+            names, values = mark.args
+            several = not isinstance(names, str)
+            columns.append([dict(zip(names, row, strict=True)) if several else {names: row} for row in values])
+        for row in product(*columns):
+            test(**{name: value for part in row for name, value in part.items()})
 
 
 def decide(mutant: Mutant | None) -> Outcome:

@@ -75,6 +75,10 @@ def test_arithmetic_wraps_where_python_would_grow() -> None:
     assert policy("return crate.far ** 3").native()(0, 2**40 + 1, 0, 0, 0, 0) == (3 * 2**40 + 1)
 
 
+def test_the_absolute_value_of_the_lowest_integer_is_not_left_to_llvm() -> None:
+    assert policy("return 1 if abs(crate.far) < 0 else 2").native()(0, LOWEST, 0, 0, 0, 0) == 1
+
+
 def test_a_loop_is_a_loop_in_machine_code_and_its_variable_may_be_assigned() -> None:
     made = policy("total = 0\nfor i in range(1_600, 0, -2):\n    total += i\n    i = 7\nreturn total + i")
     assert made.native()(0, 0, 0, 0, 0, 0) == sum(range(1_600, 0, -2)) + 7

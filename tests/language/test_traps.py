@@ -63,6 +63,11 @@ TRAPS = {
     "inner loop's return": [
         "for i in range(2):", "    for j in range(2):", "        if i + j == p.far:", "            return j", "return 0",
     ],
+    "loop's return under a branch": [
+        "if p.near > 0:", "    for i in range(3):", "        if i == p.far:", "            return 1", "return 0",
+    ],
+    "middle of a power overflows": ["return 0 * (p.far + 100) ** 17"],
+    "remainder by a negative constant": ["return 0 if p.far % -3 >= 0 else 1"],
     "loop variable is gone": ["for i in range(3):", "    pass", "return i"],
     "loop runs once too often": ["x = 0", "for i in range(1, 8, 3):", "    x += 1", "return x - 2"],
     "descending loop is empty": ["x = 0", "for i in range(2, -1, -1):", "    x += i", "return x"],
