@@ -238,9 +238,7 @@ class Encoder:
             survivor = other if one.alive is False else one
             state.environment, state.alive = survivor.environment, survivor.alive
             return
-        still_whole = (
-            one.alive is not False and other.alive is not False and _falls_through(then) and _falls_through(orelse)
-        )
+        still_whole = _falls_through(then) and _falls_through(orelse)
         state.alive = state.alive if still_whole else disjunction(one.alive, other.alive)
         state.environment = {
             name: choose(test, value, other.environment[name]) if not isinstance(value, SymbolicView) else value
