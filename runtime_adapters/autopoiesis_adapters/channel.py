@@ -1,7 +1,9 @@
 """The channel directory: how a policy reaches running engines, and how engines answer, with nothing but files.
 
 ```
-active.json               the notice: which policy is wanted now; replaced by one atomic rename
+active.json               the notice of request ordering: which policy is wanted now; replaced by one atomic rename
+active-CONTRACT.json      the same for another policy type (admission, preemption): each has a slot of its own
+drift.json                what the control plane last measured of drift; engines pass it on as metrics
 policies/DIGEST.py        policy texts, by digest
 certificates/DIGEST.json  their certificates
 engines/ENGINE.json       what each engine runs, has refused and has dropped; written by the engine
@@ -20,15 +22,25 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autopoiesis_lib.errors import AutopoiesisError
 
-__all__ = ["Channel", "ChannelError", "Notice"]
+__all__ = ["ORDERING", "Channel", "ChannelError", "Mode", "Notice"]
+
+ORDERING = "request-ordering"
+"""The policy type whose notice is `active.json`."""
+
+Mode = Literal["active", "shadow", "canary"]
+"""`active`: it decides. `shadow`: it is asked beside whatever decides, its answers are compared and change nothing.
+`canary`: it decides for a bounded time or number of decisions; then the engine goes back to `base` by itself."""
+
+KEPT_PIECES = 512
+"""Pieces of telemetry an engine keeps: at one in ten seconds, 85 minutes for a control plane to come back in."""
 
 
 class ChannelError(AutopoiesisError):
@@ -43,13 +55,30 @@ class Notice(BaseModel):
     sequence: int
     """Counts up with every publication, so that publishing the same policy again is seen."""
     digest: str | None
-    """The policy wanted; None: the engine's built-in order."""
-    contract: str = "request-ordering"
+    """The policy spoken of; None: the engine's built-in rule."""
+    contract: str = ORDERING
     """The policy type."""
-    mode: Literal["active"] = "active"
-    """How the policy is to be used. Room for `shadow` and `canary`; an engine refuses what it does not know."""
+    mode: Mode = "active"
+    """How it is to be used."""
+    base: str | None = None
+    """What decides meanwhile (shadow) or afterwards (canary); None: the built-in rule. Unused when active."""
+    seconds: float | None = Field(default=None, gt=0)
+    """How long a shadow or canary lasts in each engine, from its first step on; None: not bounded by time."""
+    decisions: int | None = Field(default=None, ge=1)
+    """How many decisions a shadow or canary lasts in each engine; None: not bounded by number."""
     note: str = ""
     """For people: who or what published it, and why."""
+
+    @property
+    def decides(self) -> str | None:
+        """The digest that decides once nobody promotes the candidate; None: the built-in rule."""
+        return self.digest if self.mode == "active" else self.base
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.mode == "canary" and self.seconds is None and self.decisions is None:
+            raise ValueError("a canary needs a bound: seconds or decisions")
+        return self
 
 
 @dataclass(frozen=True)
@@ -60,8 +89,12 @@ class Channel:
 
     @property
     def notice_path(self) -> Path:
-        """The file whose change engines watch for."""
-        return self.root / "active.json"
+        """The file whose change engines watch for, of request ordering."""
+        return self.slot_path(ORDERING)
+
+    def slot_path(self, contract: str) -> Path:
+        """The notice of one policy type."""
+        return self.root / ("active.json" if contract == ORDERING else f"active-{_plain(contract)}.json")
 
     @property
     def disabled_path(self) -> Path:
@@ -77,19 +110,50 @@ class Channel:
         return self.root / "certificates" / f"{_plain(digest)}.json"
 
     def publish(
-        self, digest: str, source: str, certificate: str, *, contract: str = "request-ordering", note: str = ""
+        self,
+        digest: str,
+        source: str,
+        certificate: str,
+        *,
+        contract: str = ORDERING,
+        note: str = "",
+        mode: Mode = "active",
+        seconds: float | None = None,
+        decisions: int | None = None,
     ) -> Notice:
         """Want a policy from every engine on this channel. Engines see all of it or nothing of it.
 
+        In shadow or as a canary it stands beside what the channel wants now, which goes on deciding or decides again.
+
+        Args:
+            digest: the policy's digest.
+            source: its text.
+            certificate: its certificate's JSON.
+            contract: its policy type; each has a slot of its own.
+            note: for people.
+            mode: see `Mode`; a canary that is to stay is published again as `active`.
+            seconds: how long a shadow or canary lasts in each engine.
+            decisions: how many decisions it lasts; a canary needs one of the two.
+
         Raises:
-            ChannelError: the directory cannot be written; nothing has changed for the engines.
+            ChannelError: the directory cannot be written, or the bounds make no sense; nothing has changed for the
+                engines.
         """
         write_atomically(self.policy_path(digest), source)
         write_atomically(self.certificate_path(digest), certificate)
-        return self._announce(digest, contract, note)
+        return self._announce(digest, contract, note, mode, seconds, decisions)
 
-    def publish_again(self, digest: str, *, contract: str = "request-ordering", note: str = "") -> Notice:
-        """Want a policy that was published before: a rollback.
+    def publish_again(
+        self,
+        digest: str,
+        *,
+        contract: str = ORDERING,
+        note: str = "",
+        mode: Mode = "active",
+        seconds: float | None = None,
+        decisions: int | None = None,
+    ) -> Notice:
+        """Want a policy that was published before: a rollback, or a canary promoted.
 
         Raises:
             ChannelError: the channel has no such policy, or cannot be written.
@@ -98,28 +162,44 @@ class Channel:
             raise ChannelError(
                 f"{self.root}: no policy {digest[:12]} was ever published here; publish it with its certificate"
             )
-        return self._announce(digest, contract, note)
+        return self._announce(digest, contract, note, mode, seconds, decisions)
 
-    def publish_builtin(self, *, note: str = "") -> Notice:
-        """Want the engine's built-in order; raises `ChannelError` as `publish` does."""
-        return self._announce(None, "request-ordering", note)
+    def publish_builtin(self, *, contract: str = ORDERING, note: str = "") -> Notice:
+        """Want the engine's built-in rule; raises `ChannelError` as `publish` does."""
+        return self._announce(None, contract, note)
 
-    def read(self) -> Notice | None:
-        """The notice that stands; None when nothing was published yet.
+    def read(self, contract: str = ORDERING) -> Notice | None:
+        """The notice that stands in a policy type's slot; None when nothing was published yet.
 
         Raises:
-            ChannelError: `active.json` is not a notice.
+            ChannelError: it is not a notice.
         """
+        path = self.slot_path(contract)
         try:
-            return Notice.model_validate_json(self.notice_path.read_bytes())
+            notice = Notice.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ChannelError(f"{self.notice_path} cannot be read: {error.strerror or error}") from None
+            raise ChannelError(f"{path} cannot be read: {error.strerror or error}") from None
         except ValidationError as error:
             raise ChannelError(
-                f"{self.notice_path} is not a notice ({error.errors()[0]['msg']}); publish the policy again"
+                f"{path} is not a notice ({error.errors()[0]['msg']}); publish the policy again"
             ) from None
+        if notice.contract != contract:
+            raise ChannelError(f"{path} speaks of {notice.contract}, not of {contract}; publish the policy again")
+        return notice
+
+    def report_drift(self, statistics: Mapping[str, float]) -> None:
+        """The control plane says what it measured: name -> value. Raises `ChannelError` when it cannot be written."""
+        write_atomically(self.root / "drift.json", json.dumps(dict(statistics), sort_keys=True))
+
+    def drift(self) -> dict[str, float]:
+        """What the control plane last measured; empty when it never did, or when that cannot be read."""
+        try:
+            found = json.loads((self.root / "drift.json").read_bytes())
+            return {str(name): float(value) for name, value in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
 
     def engines(self) -> dict[str, dict[str, Any]]:
         """What each engine last said of itself, by engine name; unreadable files are left out."""
@@ -141,7 +221,9 @@ class Channel:
         write_atomically(path, json.dumps(content))
         return path
 
-    def record(self, engine: str, number: int, columns: Mapping[str, NDArray[np.int64]], keep: int = 64) -> Path:
+    def record(
+        self, engine: str, number: int, columns: Mapping[str, NDArray[np.int64]], keep: int = KEPT_PIECES
+    ) -> Path:
         """An engine leaves one piece of telemetry: columns of equal meaning and any length, compressed; keeps the last few.
 
         Raises:
@@ -167,15 +249,33 @@ class Channel:
                 except (OSError, ValueError):
                     continue
 
-    def _announce(self, digest: str | None, contract: str, note: str) -> Notice:
+    def _announce(
+        self,
+        digest: str | None,
+        contract: str,
+        note: str,
+        mode: Mode = "active",
+        seconds: float | None = None,
+        decisions: int | None = None,
+    ) -> Notice:
         try:
-            standing = self.read()
+            standing = self.read(contract)
         except ChannelError:
             standing = None  # an unreadable notice is replaced by a readable one
-        notice = Notice(
-            sequence=(standing.sequence if standing else 0) + 1, digest=digest, contract=contract, note=note
-        )
-        write_atomically(self.notice_path, notice.model_dump_json(indent=1))
+        try:
+            notice = Notice(
+                sequence=(standing.sequence if standing else 0) + 1,
+                digest=digest,
+                contract=contract,
+                mode=mode,
+                base=standing.decides if standing is not None and mode != "active" else None,
+                seconds=seconds,
+                decisions=decisions,
+                note=note,
+            )
+        except ValidationError as error:
+            raise ChannelError(f"nothing was published: {error.errors()[0]['msg']}") from None
+        write_atomically(self.slot_path(contract), notice.model_dump_json(indent=1))
         return notice
 
 

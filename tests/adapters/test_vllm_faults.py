@@ -58,7 +58,9 @@ def metrics(bench: Bench) -> dict[str, float]:
     found: dict[str, float] = {}
     for family in EngineMetrics(bench.scheduler.autopoiesis.watcher).collect():
         for sample in family.samples:
-            kind = sample.labels.get("kind") or sample.labels.get("digest")
+            kind = next(
+                (sample.labels[name] for name in ("kind", "digest", "statistic", "event") if name in sample.labels), ""
+            )
             found[sample.name + (f"[{kind}]" if kind else "")] = sample.value
     return found
 
@@ -221,7 +223,7 @@ def test_an_exception_in_our_own_code_never_reaches_the_engine(bench: Bench, whe
         if where == "begin_pass":
             side.governor.begin_pass = raising
         elif where == "telemetry":
-            side.telemetry.steps.append = raising
+            side._record = raising
         elif where == "read_engine":
             side.governor.read_engine = raising
         else:
@@ -433,7 +435,7 @@ def test_telemetry_reaches_the_channel_and_nothing_is_recorded_twice(model: Path
 def test_a_ring_that_went_round_says_what_was_lost() -> None:
     ring = Ring(("a", "b"), 16)
     for i in range(50):
-        ring.append((i, -i))
+        ring.append(i, -i)
     first, rows = ring.since(10)
     assert rows[:, 0].tolist() == list(range(first, 50)) and 34 <= first <= 35
     assert ring.since(48)[1].tolist() == [[48, -48], [49, -49]]

@@ -53,7 +53,7 @@ class QueueAgainstList(RuleBasedStateMachine):
         self.waiting: list[Any] = []  # in vLLM's own order
         self.running: list[Any] = []
         assumptions = compiled_assumptions()
-        self.columns = WaitingColumns(Waiting, lambda _: 0, self.stamp, assumptions.request_holds, capacity=2)
+        self.columns = WaitingColumns(Waiting, lambda _: 0, self.stamp, assumptions, capacity=2)
         self.governor = Governor(self.columns, assumptions, self.read_engine)
         self.queue = PolicyQueue(self.columns, ArrivalOrder(), self.governor.choose)
         self.engine_row: tuple[int, ...] = ()
@@ -78,7 +78,7 @@ class QueueAgainstList(RuleBasedStateMachine):
     @rule(ticks=st.integers(0, 3_000_000))
     def step(self, ticks: int) -> None:
         self.now_us += ticks
-        self.queue.forget_peek()
+        self.queue.new_step()
         self.governor.begin_pass(self.now_us)
 
     @rule(policy=st.sampled_from(POLICIES))

@@ -90,14 +90,10 @@ class Assumptions:
         self._engine_names = tuple(spec.name for spec in engine.fields())
         self._engine_domains = tuple((spec.name, spec.domain.lo, spec.domain.hi) for spec in engine.fields())
         self._of_one = _compile(_module(self._of_request, request, engine, bounded=request))
+        self.request_check = self._of_one.code.address("all_hold")
+        """Address of the check of requests alone, (columns, stride, n, columns) -> 1 when the n requests whose first fields
+        start at `columns` lie in their domains and every assumption about a request alone holds of them."""
         self._of_all = _compile(_module(self._of_pass, request, engine, bounded=engine))
-
-    def request_holds(self, columns: int, stride: int) -> bool:
-        """Whether one request lies in its domains and every assumption about a request alone holds of it.
-
-        `columns` is the address of its first field; the others follow `stride` int64 elements apart.
-        """
-        return bool(self._of_one.call(columns, stride, 1, columns))  # no formula in it reads an engine
 
     def hold(self, columns: int, stride: int, n: int, engine: int) -> bool:
         """Whether the engine row lies in its domains and every assumption holds of it and of each of n >= 1 requests.

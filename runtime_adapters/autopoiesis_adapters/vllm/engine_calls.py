@@ -17,6 +17,7 @@ from typing import Any
 
 from autopoiesis_lib.errors import AutopoiesisError
 
+from ..channel import ORDERING, Mode
 from .engine_side import EngineSide
 
 __all__ = ["EngineCallError", "attach_engine_calls", "call"]
@@ -51,23 +52,41 @@ def call(engine: Any, method: str, *args: Any) -> Any:
     return answer.result() if isinstance(answer, Future) else answer
 
 
-def autopoiesis_swap(core: Any, source: str, certificate: str) -> "Future[dict[str, Any]]":
+def autopoiesis_swap(
+    core: Any,
+    source: str,
+    certificate: str,
+    contract: str = ORDERING,
+    mode: Mode = "active",
+    seconds: float | None = None,
+    decisions: int | None = None,
+) -> "Future[dict[str, Any]]":
     """Verify and compile a policy beside the engine; it is active from the next step. Answers with the engine's
     status."""
     side = _side(core)
     requested_us = side.clock_ns() // 1_000
 
     def swap() -> dict[str, Any]:
-        digest = side.watcher.bring_in(source, certificate, requested_us).digest
-        return {"accepted": digest, **side.watcher.status()}
+        seat = side.seats.get(contract)
+        policy = side.watcher.bring_in(
+            source,
+            certificate,
+            requested_us,
+            contract=contract,
+            mode=mode,
+            base=seat.standing if seat is not None else None,
+            seconds=seconds,
+            decisions=decisions,
+        )
+        return {"accepted": policy.digest, **side.watcher.status()}
 
     return _in_thread(swap)
 
 
-def autopoiesis_builtin(core: Any) -> dict[str, Any]:
-    """Back to the engine's built-in order from the next step on."""
+def autopoiesis_builtin(core: Any, contract: str = ORDERING) -> dict[str, Any]:
+    """Back to the engine's built-in rule from the next step on."""
     side = _side(core)
-    side.governor.offer(None, side.clock_ns() // 1_000)
+    side.seats[contract].offer(None, side.clock_ns() // 1_000)
     return side.watcher.status()
 
 

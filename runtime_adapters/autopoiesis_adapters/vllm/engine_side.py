@@ -4,14 +4,17 @@ scheduler."""
 import logging
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from autopoiesis_contracts.request_ordering import RequestOrdering
+from vllm.v1.request import RequestStatus
 
-from ..channel import Channel
+from ..channel import ORDERING, Channel
 from .assumptions import Assumptions
 from .builtin_order import ArrivalOrder, PriorityOrder
 from .governor import Governor
+from .seat import Seat
 from .settings import Settings, read_settings
 from .telemetry import Telemetry
 from .waiting_columns import RequestClock, UnknownFieldError, WaitingColumns
@@ -22,18 +25,28 @@ __all__ = ["EngineSide", "attach"]
 
 logger = logging.getLogger("autopoiesis.vllm")
 
-ENGINE_READERS: dict[str, Callable[[Any], int]] = {
-    "num_running": lambda scheduler: len(scheduler.running),
-    "free_blocks": lambda scheduler: int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks()),
-    # One block of vLLM's pool is the null block, which nobody can hold.
-    "total_blocks": lambda scheduler: max(int(scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1, 1),
-    "block_size": lambda scheduler: int(scheduler.block_size),
-    "max_num_seqs": lambda scheduler: int(scheduler.max_num_running_reqs),
-}
-"""How each field of the engine view is read from a vLLM scheduler; `num_waiting` and `oldest_waited_us` come from the
-queue."""
+ENGINE_FIELDS = (
+    "num_waiting",
+    "num_running",
+    "free_blocks",
+    "total_blocks",
+    "block_size",
+    "max_num_seqs",
+    "oldest_waited_us",
+)
+"""Fields of an engine view this adapter can supply, in the order in which it reads them."""
 
 WATCHER_CHECK_STEPS = 256
+
+RUNNING, ABORTED = RequestStatus.RUNNING, RequestStatus.FINISHED_ABORTED
+
+
+@cache
+def ordering_assumptions() -> Assumptions:
+    """The checks of the ordering contract, compiled once a process."""
+    contract = RequestOrdering()
+    request_view, engine_view = (contract.views[param.type] for param in contract.decisions["score"].params)
+    return Assumptions(contract, request_view, engine_view)
 
 
 class EngineSide:
@@ -58,25 +71,29 @@ class EngineSide:
         self._now_us = 0
         self._next_seq = 0
         self._steps = 0
-        self._step_ns = 0
         self._awaiting_first_token: list[Any] = []
         self._metrics_server: Any = None
-        assumptions = Assumptions(contract, request_view, engine_view)
-        self.columns = WaitingColumns(request_view, self._cached_tokens, self.stamp, assumptions.request_holds)
-        self._engine_readers = tuple(self._engine_reader(spec.name) for spec in engine_view.fields())
-        self._oldest_waited_us = 0
+        self._record = self.telemetry.steps.append
+        pool = scheduler.kv_cache_manager.block_pool
+        self._free_blocks = pool.get_num_free_blocks
+        self._total_blocks = max(int(pool.num_gpu_blocks) - 1, 1)  # one block is the null block, which nobody can hold
+        assumptions = ordering_assumptions()
+        self.columns = WaitingColumns(request_view, self._cached_tokens, self.stamp, assumptions)
         self.governor = Governor(
             self.columns,
             assumptions,
-            self._read_engine,
+            engine_reader(tuple(spec.name for spec in engine_view.fields()), self.read_engine),
+            lambda: self.queue.builtin_slot(),
             deadline_ns=settings.deadline_us * 1_000,
             disabled=settings.disable,
         )
+        self.seats: dict[str, Seat[Any]] = {ORDERING: self.governor}
+        """The levers by policy type."""
         parallel = getattr(scheduler, "parallel_config", None)
         self.watcher = Watcher(
             f"engine-{getattr(parallel, 'data_parallel_index', 0)}",
-            self.governor,
-            load,
+            self.seats,
+            {ORDERING: load},
             lambda: self.clock_ns() // 1_000,
             Channel(settings.channel) if settings.channel is not None else None,
             settings.poll_ms / 1_000,
@@ -84,9 +101,10 @@ class EngineSide:
             self.telemetry,
             settings.snapshot_s,
         )
-        self.governor.report = self.watcher.faults.put
+        for seat in self.seats.values():
+            seat.report = self.watcher.faults.put
         by_priority = getattr(getattr(scheduler, "policy", None), "value", "fcfs") == "priority"
-        self.queue = PolicyQueue(self.columns, PriorityOrder() if by_priority else ArrivalOrder(), self._choose)
+        self.queue = PolicyQueue(self.columns, PriorityOrder() if by_priority else ArrivalOrder(), self.governor.choose)
 
     def stamp(self, request: Any) -> RequestClock:
         """Give a request its microsecond stamp and sequence number. Once in its life: a second call changes nothing."""
@@ -105,46 +123,45 @@ class EngineSide:
     def begin_step(self) -> None:
         """One clock read, the swap if one is due, a fresh view. Never raises."""
         started = time.perf_counter_ns()
-        now_us = self._read_clock()
-        self.queue.forget_peek()
-        self.queue.popped.clear()
+        governor = self.governor
         try:
-            self.governor.begin_pass(now_us)
+            now_us = self._read_clock()
+            self.queue.new_step()
+            governor.begin_pass(now_us)
             self._steps += 1
             if self._steps % WATCHER_CHECK_STEPS == 0 and not self.watcher.alive:
-                self.governor.counters["watcher_restarts"] += 1
+                governor.counters["watcher_restarts"] += 1
                 self.watcher.start()
         except Exception as error:
-            self.governor.drop("adapter", f"{type(error).__name__}: {error}")
-        self._step_ns = time.perf_counter_ns() - started
+            governor.drop("adapter", f"{type(error).__name__}: {error}")
+        governor.step_ns = time.perf_counter_ns() - started
 
     def end_step(self, output: Any) -> None:
         """Record the step. Never raises."""
         started = time.perf_counter_ns()
         try:
-            scheduler = self._scheduler
-            running = scheduler.running
             admitted = 0
-            for request in self.queue.popped:
-                clock = request.autopoiesis_clock
-                if request.status.name == "RUNNING":  # the others were skipped and wait again
-                    admitted += 1
-                    if not clock.admitted_us:
-                        clock.admitted_us = self._now_us
-                        self._awaiting_first_token.append(request)
-            self._step_ns += time.perf_counter_ns() - started
-            self.telemetry.steps.append(
-                (
-                    self._now_us,
-                    self.columns.n,
-                    len(running),
-                    scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
-                    output.total_num_scheduled_tokens,
-                    admitted,
-                    len(output.preempted_req_ids or ()),
-                    self._step_ns,
-                    self.governor.counters["fallbacks"],
-                )
+            popped = self.queue.popped
+            if popped:
+                for request in popped:
+                    clock = request.autopoiesis_clock
+                    if request.status is RUNNING:  # the others were skipped and wait again
+                        admitted += 1
+                        if not clock.admitted_us:
+                            clock.admitted_us = self._now_us
+                            self._awaiting_first_token.append(request)
+            governor = self.governor
+            preempted = output.preempted_req_ids
+            self._record(
+                self._now_us,
+                self.columns.n,
+                len(self._scheduler.running),
+                self._free_blocks(),
+                output.total_num_scheduled_tokens,
+                admitted,
+                len(preempted) if preempted else 0,
+                governor.step_ns + time.perf_counter_ns() - started,
+                governor.counters["fallbacks"],
             )
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
@@ -178,10 +195,10 @@ class EngineSide:
         """A request leaves the engine. Never raises."""
         try:
             clock = self.stamp(request)
-            clock.finished_us = self._read_clock()
+            clock.finished_us = now_us = self._read_clock()
             if not clock.first_token_us and request.num_output_tokens:
-                clock.first_token_us = clock.finished_us
-            self.telemetry.finished(request, request.status.name == "FINISHED_ABORTED")
+                clock.first_token_us = now_us
+            self.telemetry.finished(request, clock, request.status is ABORTED)
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
 
@@ -202,12 +219,6 @@ class EngineSide:
         except OSError as error:
             logger.warning("autopoiesis: no metrics on port %d (%s)", port, error.strerror or error)
 
-    def _choose(self) -> int:
-        started = time.perf_counter_ns()
-        slot = self.governor.choose()
-        self._step_ns += time.perf_counter_ns() - started
-        return slot
-
     def _read_clock(self) -> int:
         now_us = self.clock_ns() // 1_000
         if now_us < self._now_us:
@@ -216,21 +227,18 @@ class EngineSide:
             self._now_us = now_us
         return self._now_us
 
-    def _read_engine(self, oldest_waited_us: int) -> tuple[int, ...]:
-        self._oldest_waited_us = oldest_waited_us
+    def read_engine(self, oldest_waited_us: int) -> tuple[int, ...]:
+        """The engine's values, as `ENGINE_FIELDS` has them."""
         scheduler = self._scheduler
-        return tuple([read(scheduler) for read in self._engine_readers])
-
-    def _engine_reader(self, name: str) -> Callable[[Any], int]:
-        if name == "num_waiting":
-            return lambda _scheduler: self.columns.n
-        if name == "oldest_waited_us":
-            return lambda _scheduler: self._oldest_waited_us
-        if name not in ENGINE_READERS:
-            raise UnknownFieldError(
-                f"engine.{name}: vLLM has no such field; the adapter knows {', '.join(ENGINE_READERS)}"
-            )
-        return ENGINE_READERS[name]
+        return (
+            self.columns.n,
+            len(scheduler.running),
+            self._free_blocks(),
+            self._total_blocks,
+            scheduler.block_size,
+            scheduler.max_num_running_reqs,
+            oldest_waited_us,
+        )
 
     def _cached_tokens(self, request: Any) -> int:
         scheduler = self._scheduler
@@ -238,6 +246,26 @@ class EngineSide:
             return 0  # looking up would publish cache events of its own; the field is a hint and 0 says unknown
         cached = int(scheduler.kv_cache_manager.get_computed_blocks(request)[1])
         return min(cached, int(request.num_prompt_tokens))
+
+
+def engine_reader(names: tuple[str, ...], read: Callable[[int], tuple[int, ...]]) -> Callable[[int], tuple[int, ...]]:
+    """`read`, with its `ENGINE_FIELDS` in a view's own order.
+
+    Raises:
+        UnknownFieldError: the view has a field this engine does not know.
+    """
+    if names == ENGINE_FIELDS:
+        return read
+    unknown = [name for name in names if name not in ENGINE_FIELDS]
+    if unknown:
+        raise UnknownFieldError(f"engine.{unknown[0]}: vLLM has no such field; there are {', '.join(ENGINE_FIELDS)}")
+    places = tuple(ENGINE_FIELDS.index(name) for name in names)
+
+    def reordered(oldest_waited_us: int) -> tuple[int, ...]:
+        row = read(oldest_waited_us)
+        return tuple([row[place] for place in places])
+
+    return reordered
 
 
 def attach(scheduler: Any, settings: Settings | None = None, load: Load | None = None) -> EngineSide:

@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from ..channel import ORDERING
 from .watcher import Watcher
 
 __all__ = ["EngineMetrics", "serve_metrics"]
@@ -44,10 +45,22 @@ class EngineMetrics:
             counters.get("decision_ns", 0) / 1e9,
         )
         faults = CounterMetricFamily("autopoiesis_faults", "Faults by kind", labels=["engine", "kind"])
+        shadow_faults = CounterMetricFamily(
+            "autopoiesis_shadow_faults", "Faults of shadows by kind", labels=["engine", "kind"]
+        )
         for key, value in counters.items():
-            if key.startswith("fault:"):
-                faults.add_metric([*engine, key.removeprefix("fault:")], value)
+            kind, _, name = key.partition(":")
+            if kind in ("fault", "shadow_fault"):
+                (faults if kind == "fault" else shadow_faults).add_metric([*engine, name], value)
         yield faults
+        yield shadow_faults
+        yield from _modes(engine, {ORDERING: status, **status["levers"]})
+        drift = GaugeMetricFamily(
+            "autopoiesis_drift", "Drift as the control plane last measured it", labels=["engine", "statistic"]
+        )
+        for statistic, level in self._watcher.drift().items():
+            drift.add_metric([*engine, statistic], level)
+        yield drift
         active = GaugeMetricFamily(
             "autopoiesis_policy_active", "1 for the deciding policy", labels=["engine", "digest"]
         )
@@ -60,10 +73,40 @@ class EngineMetrics:
             ("autopoiesis_request_to_active_seconds", "Last swap, request to active", request_to_active / 1e6),
             ("autopoiesis_swap_step_seconds", "Time the last swap added to its step", swap_step / 1e9),
         )
-        for gauge_name, text, level in gauges:
+        for gauge_name, text, reading in gauges:
             gauge = GaugeMetricFamily(gauge_name, text, labels=["engine"])
-            gauge.add_metric(engine, level)
+            gauge.add_metric(engine, reading)
             yield gauge
+
+
+def _modes(engine: list[str], seats: dict[str, dict[str, Any]]) -> Iterator[Metric]:
+    """How each policy type is run, and how its trial goes; labelled with the policy type."""
+    labels = ["engine", "contract"]
+    mode = GaugeMetricFamily(
+        "autopoiesis_mode", "1 for the mode of the policy last published", labels=[*labels, "mode"]
+    )
+    lever = GaugeMetricFamily("autopoiesis_lever", "1 for the deciding policy", labels=[*labels, "digest"])
+    trial = {
+        "decisions": GaugeMetricFamily(
+            "autopoiesis_trial_decisions", "Decisions of this shadow or canary", labels=labels
+        ),
+        "agreed": GaugeMetricFamily("autopoiesis_trial_agreed", "Those on which a shadow agreed", labels=labels),
+        "ended": GaugeMetricFamily("autopoiesis_trial_ended", "1 when it ended by itself", labels=labels),
+    }
+    lever_counters = CounterMetricFamily(
+        "autopoiesis_lever_events", "What other levers than ordering did", labels=[*labels, "event"]
+    )
+    for contract, seat in seats.items():
+        mode.add_metric([*engine, contract, seat["mode"]], 1)
+        lever.add_metric([*engine, contract, seat["digest"] or "built-in"], 1)
+        for name, family in trial.items():
+            if seat["trial"] is not None:
+                value = seat["trial"][name]
+                family.add_metric([*engine, contract], bool(value) if name == "ended" else value)
+        if contract != ORDERING:
+            for event, count in seat["counters"].items():
+                lever_counters.add_metric([*engine, contract, event], count)
+    yield from (mode, lever, *trial.values(), lever_counters)
 
 
 def serve_metrics(watcher: Watcher, port: int) -> tuple[Any, Thread]:

@@ -2,6 +2,9 @@
 loop."""
 
 from collections.abc import Callable
+from operator import attrgetter
+from struct import Struct
+from struct import error as StructError  # noqa: N812
 from typing import Any
 
 import numpy as np
@@ -10,22 +13,25 @@ from numpy.typing import NDArray
 from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.view import View
 
-from .waits import Waits
+from .assumptions import Assumptions
+from .moves import moves_for, words_of
 
-__all__ = ["RequestClock", "UnknownFieldError", "WaitingColumns"]
+__all__ = ["RequestClock", "UnknownFieldError", "WaitingColumns", "priority_of"]
 
 Int64s = NDArray[np.int64]
 
-READERS: dict[str, Callable[[Any], int]] = {
-    "num_prompt_tokens": lambda request: int(request.num_prompt_tokens),
-    "num_output_tokens": lambda request: int(request.num_output_tokens),
-    "max_tokens": lambda request: int(request.max_tokens),
-    # vLLM serves low numbers first and defaults to 0; contracts serve high numbers first and call the default 8.
-    "priority": lambda request: min(max(8 - int(request.priority), 0), 15),
-    "num_preemptions": lambda request: int(request.num_preemptions),
-}
-"""How each field of a request view is read from a vLLM request. `waited_us` and `num_cached_tokens` are not here: the
-first follows the clock, the second asks the prefix cache."""
+PLAIN = ("num_prompt_tokens", "num_output_tokens", "max_tokens", "num_preemptions")
+"""Fields of a request view that a vLLM request has under the same name."""
+STAGED = (*PLAIN, "priority", "num_cached_tokens", "waited_us")
+"""Every field of a request view this engine can supply, in the order in which they are staged."""
+
+_plain = attrgetter(*PLAIN)
+
+
+def priority_of(request: Any) -> int:
+    """vLLM serves low numbers first and defaults to 0; contracts serve high numbers first and call the default 8."""
+    priority = request.priority
+    return 8 if priority == 0 else min(max(8 - int(priority), 0), 15)
 
 
 class UnknownFieldError(AutopoiesisError):
@@ -61,19 +67,14 @@ class WaitingColumns:
         view: type[View],
         cached_tokens: Callable[[Any], int],
         stamp: Callable[[Any], RequestClock],
-        holds: Callable[[int, int], bool] = lambda _columns, _stride: True,
+        assumptions: Assumptions,
         capacity: int = 256,
     ) -> None:
         specs = view.fields()
-        unknown = [
-            spec.name
-            for spec in specs
-            if spec.name not in READERS and spec.name not in ("waited_us", "num_cached_tokens")
-        ]
+        unknown = [spec.name for spec in specs if spec.name not in STAGED]
         if unknown:
             raise UnknownFieldError(
-                f"{view.__name__}: vLLM has no field {', '.join(unknown)}; there are waited_us, num_cached_tokens, "
-                + ", ".join(READERS)
+                f"{view.__name__}: vLLM has no field {', '.join(unknown)}; there are {', '.join(STAGED)}"
             )
         self.n = 0
         self.out_of_domain = 0
@@ -84,28 +85,34 @@ class WaitingColumns:
         self._specs = specs
         self._cached_tokens = cached_tokens
         self._stamp = stamp
-        self._holds = holds
-        self._reads = tuple((row, self._reader(spec.name)) for row, spec in enumerate(specs))
-        self._bounds = tuple((spec.domain.lo, spec.domain.hi, spec.domain.saturates) for spec in specs)
+        self._assumptions = assumptions  # its machine code checks each row
+        self._bounds = {spec.name: (spec.domain.lo, spec.domain.hi, spec.domain.saturates) for spec in specs}
         self._waited_row = next((row for row, spec in enumerate(specs) if spec.name == "waited_us"), None)
+        self.max_wait_us = self._bounds["waited_us"][1] if self._waited_row is not None else 2**62
+        """The longest wait the view can hold; beyond it a request is overdue and served before anything scored."""
         self._rotation = 0
-        self._waits = Waits()
+        # The values of one request are staged by one call; machine code spreads them over the columns.
+        self._staged: Int64s = np.zeros(len(STAGED) + 2, np.int64)
+        self._staged_bytes = self._staged.data.cast("B")
+        self._pack = Struct(f"={len(STAGED) + 2}q").pack_into
+        moves = moves_for((*(STAGED.index(spec.name) for spec in specs),))
+        self._waits, self._place, self._move = moves.waits, moves.place, moves.move
         self.fields: Int64s = np.zeros((len(specs), capacity), np.int64)
         self.stamps: Int64s = np.zeros(capacity, np.int64)
         self.seqs: Int64s = np.zeros(capacity, np.int64)
         self._find_addresses()
         self.requests: list[Any] = []
-        self._bad: list[bool] = []
+        self._bad: set[str] = set()
         self._slots: dict[str, int] = {}
-
-    @property
-    def max_wait_us(self) -> int:
-        """The longest wait the view can hold; beyond it a request is overdue and served before anything scored."""
-        return self._bounds[self._waited_row][1] if self._waited_row is not None else 2**62
 
     def slot(self, request_id: str) -> int:
         """Where a request stands; `KeyError` when it does not wait here."""
         return self._slots[request_id]
+
+    def stamp_of(self, slot: int) -> int:
+        """The stamp (us) of the request in a slot."""
+        stamp: int = self.requests[slot].autopoiesis_clock.stamp_us
+        return stamp
 
     def __contains__(self, request: Any) -> bool:
         return request.request_id in self._slots
@@ -116,33 +123,25 @@ class WaitingColumns:
         n = self.n
         if n == self.capacity:
             self._grow()
-        clock = self._stamp(request)
-        self.stamps[n] = clock.stamp_us
-        self.seqs[n] = clock.seq
         self.requests.append(request)
-        self._bad.append(False)
         self._slots[request.request_id] = n
         self.n = n + 1
         self._write(n, request)
 
     def remove(self, request: Any) -> None:
         """Take one request out; `KeyError` when it does not wait here."""
-        slot = self._slots.pop(request.request_id)
-        last = self.n - 1
-        self.out_of_domain -= self._bad[slot]
+        request_id = request.request_id
+        slot = self._slots.pop(request_id)
+        requests = self.requests
+        moved = requests.pop()
+        self.n = last = self.n - 1
         if slot != last:
-            moved = self.requests[last]
-            cells = self._cells
-            for base in self._bases:
-                cells[base + slot] = cells[base + last]
-            self.stamps[slot] = self.stamps[last]
-            self.seqs[slot] = self.seqs[last]
-            self.requests[slot] = moved
-            self._bad[slot] = self._bad[last]
+            self._move(self._words_at, slot, last)
+            requests[slot] = moved
             self._slots[moved.request_id] = slot
-        self.requests.pop()
-        self._bad.pop()
-        self.n = last
+        if self.out_of_domain:
+            self._bad.discard(request_id)
+            self.out_of_domain = len(self._bad)
 
     def reread(self, request: Any) -> None:
         """Read a waiting request's fields again: late tokens of a preempted request still arrive under async
@@ -156,14 +155,15 @@ class WaitingColumns:
         """
         if self.n:
             self._rotation = slot = (self._rotation + 1) % self.n
-            waited = self.fields[:, slot].copy()
+            waited = int(self.fields[self._waited_row, slot]) if self._waited_row is not None else 0
             self._write(slot, self.requests[slot])
             if self._waited_row is not None:
-                self.fields[self._waited_row, slot] = waited[self._waited_row]
+                self.fields[self._waited_row, slot] = waited
 
     def set_waits(self, now_us: int) -> int:
         """Bring the `waited_us` row to `now_us` and return the earliest stamp (us); at least one request must wait."""
-        return self._waits(self._stamps_at, self._waited_at, self.n, now_us)
+        least: int = self._waits(self._words_at, self.n, now_us)
+        return least
 
     def oldest_slot(self) -> int:
         """The slot that came first, ties to the earlier sequence number."""
@@ -176,42 +176,38 @@ class WaitingColumns:
         return {spec.name: int(value) for spec, value in zip(self._specs, self.fields[:, slot], strict=True)}
 
     def _write(self, slot: int, request: Any) -> None:
-        cells, base = self._cells, self._bases
+        clock = self._stamp(request)
+        cached = self._ask_prefix_cache(request, clock) if self.reads_cached_tokens else 0
         try:
-            for row, read in self._reads:
-                cells[base[row] + slot] = read(request)
-            good = self._holds(self.fields_at + 8 * slot, self.capacity)
-        except (ValueError, TypeError):  # what a memoryview says of a value that fits no int64
-            good = False
+            plain = _plain(request)
+            self._pack(self._staged_bytes, 0, *plain, priority_of(request), cached, 0, clock.stamp_us, clock.seq)
+            good = self._place(self._words_at, slot)
+        except (StructError, TypeError, ValueError):  # a value that fits no int64
+            good = 0
         if not good:
-            good = self._write_clamped(slot, request)
-        if good == self._bad[slot]:
-            self.out_of_domain += 1 if not good else -1
-            self._bad[slot] = not good
+            good = self._write_clamped(slot, request, clock, cached)
+        if not good or self._bad:
+            (self._bad.discard if good else self._bad.add)(request.request_id)
+            self.out_of_domain = len(self._bad)
 
-    def _write_clamped(self, slot: int, request: Any) -> bool:
+    def _write_clamped(self, slot: int, request: Any, clock: RequestClock, cached: int) -> int:
         """Clamp what the contract lets saturate; whether the request is then inside domains and assumptions."""
-        for row, read in self._reads:
-            value = read(request)
-            lo, hi, saturates = self._bounds[row]
-            if not lo <= value <= hi:
-                if not saturates:
-                    self._cells[self._bases[row] + slot] = 0
-                    return False
-                value = min(max(value, lo), hi)
-            self._cells[self._bases[row] + slot] = value
-        return self._holds(self.fields_at + 8 * slot, self.capacity)
+        values = dict(zip(STAGED, (*_plain(request), priority_of(request), cached, 0), strict=True))
+        inside = True
+        for name, (lo, hi, saturates) in self._bounds.items():
+            if not lo <= values[name] <= hi:
+                inside = inside and saturates
+                values[name] = min(max(int(values[name]), lo), hi)
+        for name in STAGED:
+            if name not in self._bounds:
+                values[name] = 0
+        self._pack(self._staged_bytes, 0, *values.values(), clock.stamp_us, clock.seq)
+        placed = int(self._place(self._words_at, slot))
+        return placed if inside else 0
 
-    def _reader(self, name: str) -> Callable[[Any], int]:
-        if name == "waited_us":
-            return _zero
-        return self._ask_prefix_cache if name == "num_cached_tokens" else READERS[name]
-
-    def _ask_prefix_cache(self, request: Any) -> int:
-        if not self.reads_cached_tokens:
-            return 0
+    def _ask_prefix_cache(self, request: Any, clock: RequestClock) -> int:
         cached = self._cached_tokens(request)
-        self._stamp(request).cached_tokens = cached
+        clock.cached_tokens = cached
         return cached
 
     def _grow(self) -> None:
@@ -226,12 +222,14 @@ class WaitingColumns:
     def _find_addresses(self) -> None:
         row = self.fields[self._waited_row] if self._waited_row is not None else np.zeros_like(self.stamps)
         self._spare = row  # a view without waits still needs somewhere to write them
-        self._stamps_at, self._waited_at = self.stamps.ctypes.data, row.ctypes.data
         self.fields_at, self.capacity = self.fields.ctypes.data, self.stamps.shape[0]
-        # Single cells through a memoryview cost a tenth of what they cost through numpy.
-        self._cells = self.fields.data.cast("B").cast("q")
-        self._bases = tuple(row * self.capacity for row in range(self.fields.shape[0]))
-
-
-def _zero(_request: Any) -> int:
-    return 0
+        self._words = words_of(
+            columns=self.fields_at,
+            stride=self.capacity,
+            stamps=self.stamps.ctypes.data,
+            seqs=self.seqs.ctypes.data,
+            staging=self._staged.ctypes.data,
+            waits=row.ctypes.data,
+            check=self._assumptions.request_check,
+        )
+        self._words_at: int = self._words.ctypes.data

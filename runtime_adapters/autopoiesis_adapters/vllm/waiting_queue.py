@@ -33,18 +33,27 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
 
     def peek_request(self) -> Request:
         """The request to serve next; `IndexError` when nobody waits."""
-        if self._peeked is None:
+        peeked = self._peeked
+        if peeked is None:
             columns = self._columns
             if not columns.n:
                 raise IndexError("peek from an empty queue")
             slot = self._choose()
-            self._peeked = columns.requests[slot if slot != BUILT_IN else columns.slot(self._order.first())]
-        return self._peeked
+            peeked = self._peeked = columns.requests[slot if slot != BUILT_IN else self.builtin_slot()]
+        return peeked
+
+    def builtin_slot(self) -> int:
+        """Where the request stands that the built-in order would serve next."""
+        return self._columns.slot(self._order.first())
 
     def pop_request(self) -> Request:
         """Take out exactly what `peek_request` shows."""
-        request = self.peek_request()
-        self.remove_request(request)
+        request = self._peeked
+        if request is None:
+            request = self.peek_request()
+        self._columns.remove(request)
+        self._order.discard(request)
+        self._peeked = None
         self.popped.append(request)
         return request
 
@@ -80,9 +89,11 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
             if request in self._columns:
                 self.remove_request(request)
 
-    def forget_peek(self) -> None:
-        """A new step: what was on top may not be any more."""
+    def new_step(self) -> None:
+        """A new step: what was on top may not be any more, and nobody has been handed out yet."""
         self._peeked = None
+        if self.popped:
+            self.popped.clear()
 
     def __bool__(self) -> bool:
         return self._columns.n > 0

@@ -6,27 +6,30 @@ need this thread: when it is late, stuck or dead, requests are served as before.
 
 import logging
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 from autopoiesis_lib.errors import AutopoiesisError
 
-from ..channel import Channel, Notice
-from ..loading import VerifiedPolicy
-from .governor import Fault, Governor
+from ..channel import ORDERING, Channel, Mode, Notice
+from .seat import Fault, Runnable, Seat, digest_of
 from .telemetry import Telemetry
 
 __all__ = ["Load", "Watcher"]
 
 logger = logging.getLogger("autopoiesis.vllm")
 
-Load = Callable[[str, str], VerifiedPolicy]
+Load = Callable[[str, str], Any]
 """(policy text, certificate text) -> a policy that may run; raises `AutopoiesisError` with one line when it may not."""
 
 STATUS_EVERY_S = 1.0
+TURN_S = 0.0005
 IDLE_POLL_S = 0.5
 """Without a channel only dumps of faults are to be written."""
 
@@ -37,8 +40,8 @@ class Watcher:
     def __init__(
         self,
         engine: str,
-        governor: Governor,
-        load: Load,
+        seats: Mapping[str, Seat[Any]],
+        loads: Mapping[str, Load],
         clock_us: Callable[[], int],
         channel: Channel | None = None,
         poll_s: float = 0.01,
@@ -49,19 +52,21 @@ class Watcher:
         self.engine = engine
         self.faults: SimpleQueue[Fault] = SimpleQueue()
         self.refusal = ""
-        """Why the policy now wanted is not running; empty when it is."""
+        """Why the policy last wanted is not running; empty when it is."""
         self.refused = 0
         self.errors = 0
         """Rounds that failed for a reason of their own: an unreadable channel, a full disk."""
-        self._governor = governor
-        self._load = load
+        self._seats = seats
+        self._governor = seats[ORDERING]
+        self._loads = loads
         self._clock_us = clock_us
         self._channel = channel
         self._poll_s = poll_s if channel is not None else IDLE_POLL_S
-        self._notice_path = str(channel.notice_path) if channel is not None else ""
+        self._notice_paths = {name: str(channel.slot_path(name)) for name in seats} if channel is not None else {}
         self._disabled_path = str(channel.disabled_path) if channel is not None else ""
         self._keep_disabled = keep_disabled
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: dict[str, tuple[int, int, int]] = {}
+        self._starting = True
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
         self._telemetry = telemetry if snapshot_s > 0 else None
@@ -99,25 +104,45 @@ class Watcher:
         self._guarded(self._write_telemetry)
         self._guarded(self._write_status)
 
-    def bring_in(self, source: str, certificate: str, requested_us: int | None = None) -> VerifiedPolicy:
-        """Verify, compile and offer one policy to the engine.
+    def bring_in(
+        self,
+        source: str,
+        certificate: str,
+        requested_us: int | None = None,
+        *,
+        contract: str = ORDERING,
+        mode: Mode = "active",
+        base: Any = None,
+        seconds: float | None = None,
+        decisions: int | None = None,
+    ) -> Any:
+        """Verify, compile and offer one policy to the engine; see `Notice` for how it is to be used.
 
         Raises:
             AutopoiesisError: it may not run; `refusal` holds the line, and what ran before goes on.
         """
         requested_us = self._clock_us() if requested_us is None else requested_us
         try:
-            policy = self._load(source, certificate)
-            if policy.digest in self._governor.quarantined:
-                raise AutopoiesisError(
-                    f"policy {policy.digest[:12]} is in quarantine here ({self._governor.quarantined[policy.digest]})"
-                )
+            if mode == "canary" and seconds is None and decisions is None:
+                raise AutopoiesisError("a canary needs a bound: seconds or decisions")
+            policy = self._checked(contract, source, certificate)
         except AutopoiesisError as error:
             self._refuse(str(error))
             raise
-        self._governor.offer(policy, requested_us)
+        limit_us = round(seconds * 1e6) if seconds is not None else None
+        self._seats[contract].offer(policy, requested_us, mode, base, limit_us, decisions)
         self.refusal = ""
-        logger.info("autopoiesis: policy %s accepted; active from the next step", policy.digest[:12])
+        logger.info("autopoiesis: policy %s accepted (%s); from the next step on", policy.digest[:12], mode)
+        return policy
+
+    def _checked(self, contract: str, source: str, certificate: str) -> Any:
+        if contract not in self._seats:
+            raise AutopoiesisError(f"this engine has no lever for {contract}; it has {', '.join(self._seats)}")
+        with eager():
+            policy = self._loads[contract](source, certificate)
+        quarantined = self._seats[contract].quarantined
+        if policy.digest in quarantined:
+            raise AutopoiesisError(f"policy {policy.digest[:12]} is in quarantine here ({quarantined[policy.digest]})")
         return policy
 
     def _run(self) -> None:
@@ -127,44 +152,73 @@ class Watcher:
     def _read_channel(self) -> None:
         if self._channel is None:
             return
-        # Two calls a round, whatever the channel holds: each round takes the interpreter away from the engine.
+        # One call a slot and round, whatever the channel holds: each round takes the interpreter away from the engine.
         disabled = self._keep_disabled or os.path.exists(self._disabled_path)  # noqa: PTH110
         if disabled != self._governor.disabled:
-            self._governor.disabled = disabled
+            for seat in self._seats.values():
+                seat.disabled = disabled
             self._status_at = 0.0
-        try:
-            stat = os.stat(self._notice_path)  # noqa: PTH116
-        except FileNotFoundError:
-            return
-        seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        if seen == self._seen:
-            return
-        requested_us = self._clock_us()
-        self._seen = seen
-        self._status_at = 0.0  # what comes of it is worth telling at once
-        notice = self._channel.read()
-        if notice is not None:
-            self._follow(self._channel, notice, requested_us)
+        starting, self._starting = self._starting, False
+        for contract, path in self._notice_paths.items():
+            try:
+                stat = os.stat(path)  # noqa: PTH116
+            except FileNotFoundError:
+                continue
+            seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            if seen != self._seen.get(contract):
+                requested_us = self._clock_us()
+                self._seen[contract] = seen
+                self._status_at = 0.0  # what comes of it is worth telling at once
+                self._guarded(partial(self._read_notice, self._channel, contract, requested_us, starting))
 
-    def _follow(self, channel: Channel, notice: Notice, requested_us: int) -> None:
+    def _read_notice(self, channel: Channel, contract: str, requested_us: int, starting: bool) -> None:
+        notice = channel.read(contract)
+        if notice is None:
+            return
         if notice.digest is None:
-            self._governor.offer(None, requested_us)
+            self._seats[contract].offer(None, requested_us)
             self.refusal = ""
             return
-        try:
-            source = channel.policy_path(notice.digest).read_text(encoding="utf-8")
-            certificate = channel.certificate_path(notice.digest).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError, AutopoiesisError) as error:
-            self._refuse(
-                f"policy {notice.digest[:12]}: its text or certificate cannot be read ({error}); publish it again"
-            )
+        base = self._base(channel, notice)
+        if starting and notice.mode == "canary":
+            # How much of its bound was used before this engine stopped is not known, so it is over.
+            self._seats[contract].offer(base, requested_us)
+            self._refuse(f"policy {notice.digest[:12]}: the engine started during its canary; publish it again")
             return
         try:
-            policy = self.bring_in(source, certificate, requested_us)
+            source, certificate = texts_of(channel, notice.digest)
+            policy = self.bring_in(
+                source,
+                certificate,
+                requested_us,
+                contract=contract,
+                mode=notice.mode,
+                base=base,
+                seconds=notice.seconds,
+                decisions=notice.decisions,
+            )
+        except UnreadableError as error:
+            self._refuse(str(error))
+            return
         except AutopoiesisError:
             return  # refused, logged and in the status: the policy that ran goes on
         if policy.digest != notice.digest:
             logger.warning("autopoiesis: the notice says %s, the policy is %s", notice.digest[:12], policy.digest[:12])
+
+    def _base(self, channel: Channel, notice: Notice) -> Runnable | None:
+        """What decides beside or after a trial: what already decides here, or else the same policy from the channel."""
+        if notice.mode == "active" or notice.base is None:
+            return None
+        seat = self._seats[notice.contract]
+        for known in (seat.active, seat.base):
+            if digest_of(known) == notice.base:
+                return known
+        try:
+            base: Runnable = self._checked(notice.contract, *texts_of(channel, notice.base))
+        except AutopoiesisError as error:
+            logger.warning("autopoiesis: the built-in rule stands in for %s: %s", notice.base[:12], error)
+            return None
+        return base
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
@@ -175,10 +229,12 @@ class Watcher:
         while not self.faults.empty():
             fault = self.faults.get()
             logger.warning(
-                "autopoiesis: %s under policy %s: %s; served in the built-in order%s",
+                "autopoiesis: %s: %s under policy %s: %s; %s%s",
+                fault.contract,
                 fault.kind,
                 fault.digest[:12],
                 fault.detail,
+                "it was in shadow" if fault.shadow else "served by the built-in rule",
                 " and quarantined the policy" if fault.quarantined else "",
             )
             if self._channel is not None:
@@ -209,22 +265,29 @@ class Watcher:
             self._channel.report(self.engine, status)
 
     def status(self) -> dict[str, Any]:
-        """What the engine runs, has refused and has dropped, ready for JSON."""
+        """What the engine runs, has refused and has dropped, ready for JSON.
+
+        The top level speaks of request ordering; `levers` has the other policy types, each with its counters.
+        """
         governor = self._governor
-        active = governor.active
-        last = governor.swaps[-1] if governor.swaps else None
         return {
             "engine": self.engine,
             "pid": os.getpid(),
-            "digest": active.digest if active is not None and not governor.disabled else None,
-            "aging_us": active.aging_us if active is not None else None,
+            **governor.status(),
+            "aging_us": getattr(governor.active, "aging_us", None),
             "disabled": governor.disabled,
             "refusal": self.refusal,
-            "quarantined": dict(governor.quarantined),
-            "request_to_active_us": last.at_us - last.requested_us if last is not None else None,
-            "swap_step_ns": last.step_ns if last is not None else None,
             "counters": {**governor.counters, "refused": self.refused, "watcher_errors": self.errors},
+            "levers": {
+                name: {**seat.status(), "counters": dict(seat.counters)}
+                for name, seat in self._seats.items()
+                if seat is not governor
+            },
         }
+
+    def drift(self) -> dict[str, float]:
+        """What the control plane last measured of drift on this channel."""
+        return self._channel.drift() if self._channel is not None else {}
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -234,14 +297,50 @@ class Watcher:
             logger.warning("autopoiesis: %s; serving is not affected", error)
 
 
+class UnreadableError(AutopoiesisError):
+    """A policy's files are not there or are no text."""
+
+
+def texts_of(channel: Channel, digest: str) -> tuple[str, str]:
+    """A policy's text and certificate as the channel has them.
+
+    Raises:
+        UnreadableError: one of the two cannot be read.
+    """
+    try:
+        source = channel.policy_path(digest).read_text(encoding="utf-8")
+        return source, channel.certificate_path(digest).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, AutopoiesisError) as error:
+        raise UnreadableError(
+            f"policy {digest[:12]}: its text or certificate cannot be read ({error}); publish it again"
+        ) from None
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """While a policy is loaded, threads take turns every half millisecond instead of every five.
+
+    A load lets go of the interpreter dozens of times (files, signature, each call into LLVM), and each time the engine's
+    thread keeps it for a whole turn. Short turns make a load several times faster and take no more from the engine in all.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(min(usual, TURN_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
 def _dump(fault: Fault) -> dict[str, Any]:
     arrays = {"columns": fault.columns, "stamps": fault.stamps, "seqs": fault.seqs}
     return {
+        "contract": fault.contract,
         "kind": fault.kind,
         "detail": fault.detail,
         "digest": fault.digest,
         "at_us": fault.at_us,
         "quarantined": fault.quarantined,
+        "shadow": fault.shadow,
         "engine": list(fault.engine),
         **{name: array.tolist() if array is not None else None for name, array in arrays.items()},
     }

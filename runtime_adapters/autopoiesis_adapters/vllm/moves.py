@@ -1,0 +1,110 @@
+"""What is done to the columns of waiting requests, as machine code: waits brought up to date, a row placed, a row moved.
+
+As machine code because a step has touched so much memory since the last one that a few numpy calls cost tens of microseconds
+here. All three take a block of words that says where the columns are; it is filled again when they grow.
+"""
+
+import ctypes
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopoiesis_lib.language.llvm import DECLARATIONS
+from autopoiesis_lib.language.native import MachineCode
+
+__all__ = ["WORDS", "Moves", "moves_for", "words_of"]
+
+WORDS = ("columns", "stride", "stamps", "seqs", "staging", "waits", "check")
+"""What the words are: addresses, but for `stride`, the length of a row of `columns` in elements. `check` is the address of
+a function (columns, stride, n, columns) -> 1 when the n requests from there on may be shown to a policy."""
+
+_WORD = """\
+  %{name}.word = getelementptr i64, ptr %words, i64 {position}
+  %{name} = load {kind}, ptr %{name}.word
+"""
+
+# waits[i] = now - stamps[i] for 0 <= i < n; returns the least stamp. n is at least 1.
+_WAITS = """\
+define i64 @waits(ptr %words, i64 %n, i64 %now) nounwind {{
+entry:
+{stamps}{waits}  br label %row
+row:
+  %i = phi i64 [0, %entry], [%next, %row]
+  %least = phi i64 [9223372036854775807, %entry], [%least.next, %row]
+  %stamp.at = getelementptr i64, ptr %stamps, i64 %i
+  %stamp = load i64, ptr %stamp.at, !alias.scope !1, !noalias !2
+  %wait = sub i64 %now, %stamp
+  %wait.at = getelementptr i64, ptr %waits, i64 %i
+  store i64 %wait, ptr %wait.at, !alias.scope !2, !noalias !1
+  %least.next = call i64 @llvm.smin.i64(i64 %least, i64 %stamp)
+  %next = add nuw nsw i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %row, label %done
+done:
+  ret i64 %least.next
+}}
+!0 = !{{!0}}
+!1 = !{{!3}}
+!2 = !{{!4}}
+!3 = !{{!3, !0}}
+!4 = !{{!4, !0}}
+"""
+
+
+class Moves:
+    """`waits(words, n, now_us)` -> least stamp; `place(words, slot)` spreads the staged values over a slot's column and
+    answers whether it may be shown to a policy; `move(words, slot, last)` copies column `last` to `slot`.
+
+    Args:
+        order: for each field of the view, which staged value it is. After the staged fields come stamp and sequence number.
+    """
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        words = {
+            name: _WORD.format(name=name, position=position, kind="i64" if name == "stride" else "ptr")
+            for position, name in enumerate(WORDS)
+        }
+        place, move = [], []
+        for row, staged in enumerate(order):
+            place += [f"  %from.{row} = getelementptr i64, ptr %staging, i64 {staged}"]
+            place += [f"  %value.{row} = load i64, ptr %from.{row}"]
+            start = [f"  %start.{row} = mul i64 %stride, {row}"]
+            here = [f"  %index.{row} = add i64 %start.{row}, %slot"]
+            here += [f"  %to.{row} = getelementptr i64, ptr %columns, i64 %index.{row}"]
+            place += [*start, *here, f"  store i64 %value.{row}, ptr %to.{row}"]
+            move += [*start, f"  %there.{row} = add i64 %start.{row}, %last"]
+            move += [f"  %from.{row} = getelementptr i64, ptr %columns, i64 %there.{row}"]
+            move += [f"  %value.{row} = load i64, ptr %from.{row}", *here, f"  store i64 %value.{row}, ptr %to.{row}"]
+        for position, name in enumerate(("stamps", "seqs"), start=len(order)):
+            to = [f"  %{name}.to = getelementptr i64, ptr %{name}, i64 %slot"]
+            put = f"  store i64 %{name}.value, ptr %{name}.to"
+            place += [f"  %{name}.from = getelementptr i64, ptr %staging, i64 {position}"]
+            place += [f"  %{name}.value = load i64, ptr %{name}.from", *to, put]
+            move += [f"  %{name}.from = getelementptr i64, ptr %{name}, i64 %last"]
+            move += [f"  %{name}.value = load i64, ptr %{name}.from", *to, put]
+        arrays = words["columns"] + words["stride"] + words["stamps"] + words["seqs"]
+        call = "  %at = getelementptr i64, ptr %columns, i64 %slot\n"
+        call += "  %good = call i64 %check(ptr %at, i64 %stride, i64 1, ptr %at)\n  ret i64 %good\n}\n"
+        assembly = DECLARATIONS + _WAITS.format(**words)
+        assembly += "define i64 @place(ptr %words, i64 %slot) nounwind {\n" + arrays + words["staging"]
+        assembly += words["check"] + "\n".join(place) + "\n" + call
+        assembly += "define void @move(ptr %words, i64 %slot, i64 %last) nounwind {\n" + arrays
+        assembly += "\n".join(move) + "\n  ret void\n}\n"
+        self._code = MachineCode(assembly)
+        # PYFUNCTYPE keeps the GIL: a microsecond's work is not worth giving it up for.
+        word = ctypes.c_int64
+        self.waits = ctypes.PYFUNCTYPE(word, word, word, word)(self._code.address("waits"))
+        self.place = ctypes.PYFUNCTYPE(word, word, word)(self._code.address("place"))
+        self.move = ctypes.PYFUNCTYPE(None, word, word, word)(self._code.address("move"))
+
+
+@cache
+def moves_for(order: tuple[int, ...]) -> Moves:
+    """The machine code for one layout; the same for every queue that has it."""
+    return Moves(order)
+
+
+def words_of(**addresses: int) -> NDArray[np.int64]:
+    """A block of words, by name as in `WORDS`."""
+    return np.array([addresses[name] for name in WORDS], np.int64)

@@ -1,0 +1,254 @@
+"""Who decides one kind of decision in an engine: the active policy, a shadow beside it, a canary for a while, or nobody.
+
+Every lever has one seat. It changes only at a step boundary, by one pointer assignment, and only downwards by itself:
+a fault takes a policy out, a canary that nobody promoted goes back to what decided before it.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..channel import ORDERING, Mode
+
+__all__ = ["Fault", "Offer", "Runnable", "Seat", "Swap"]
+
+Int64s = NDArray[np.int64]
+
+BLAMELESS = frozenset({"view-domain", "assumption", "late", "adapter"})
+"""Faults of the world (or of this adapter), not of the policy: the step is dropped, the policy stays. One late
+decision may be the machine's fault; several in a row are a `deadline` fault."""
+
+
+class Runnable(Protocol):
+    """A policy that may run: all a seat knows of it."""
+
+    @property
+    def digest(self) -> str:
+        """The policy's digest."""
+
+
+P = TypeVar("P", bound=Runnable)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One drop to the built-in rule: what happened, under which policy, and the state it happened in."""
+
+    kind: str
+    """`view-domain`, `assumption`, `exception`, `out-of-range`, `pick-rule`, `late`, `deadline` or `adapter`."""
+    detail: str
+    digest: str
+    at_us: int
+    quarantined: bool
+    engine: tuple[int, ...] = ()
+    columns: Int64s | None = None
+    stamps: Int64s | None = None
+    seqs: Int64s | None = None
+    contract: str = ORDERING
+    shadow: bool = False
+    """Whether the policy was only tried beside what decides, so that nothing was dropped."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A change of the deciding policy, seen from the engine."""
+
+    digest: str | None
+    """None: the built-in rule."""
+    at_us: int
+    requested_us: int
+    """When the request to swap was seen, in the same clock; `at_us - requested_us` is request-to-active."""
+    step_ns: int
+    """Time the swap itself added to its step."""
+    requested: bool = True
+    """Whether anybody asked for it; the end of a canary and a quarantine come by themselves."""
+
+
+@dataclass(frozen=True)
+class Offer(Generic[P]):
+    """What is wanted of a seat."""
+
+    policy: P | None
+    """None: the built-in rule."""
+    requested_us: int
+    mode: Mode = "active"
+    base: P | None = None
+    """What decides beside a shadow, and after a canary."""
+    limit_us: int | None = None
+    """How long a shadow or canary lasts, from its first step."""
+    limit_decisions: int | None = None
+    """How many decisions it lasts."""
+
+
+class Seat(Generic[P]):
+    """The policies of one type in one engine. Only the engine thread calls it, except `offer` and `status`."""
+
+    def __init__(self, contract: str = ORDERING, *, disabled: bool = False) -> None:
+        self.contract = contract
+        self.active: P | None = None
+        """What decides; None: the built-in rule."""
+        self.shadow: P | None = None
+        """What is asked beside it."""
+        self.mode: Mode = "active"
+        self.base: P | None = None
+        self.candidate = ""
+        """Digest of the policy last in shadow or canary."""
+        self.ended = ""
+        """Why the last shadow or canary came to its end by itself; empty while it lasts, or when nobody tries one."""
+        self.tried = 0
+        """Decisions of the shadow or canary so far."""
+        self.agreed = 0
+        """Those on which a shadow would have done the same as what decided."""
+        self.counters: Counter[str] = Counter()
+        self.swaps: deque[Swap] = deque(maxlen=64)
+        self.quarantined: dict[str, str] = {}
+        """Digest -> why. A digest in here is never active again in this process."""
+        self.disabled = disabled
+        """The kill switch: every decision is the built-in rule's, whatever is loaded."""
+        self.report: Callable[[Fault], None] = lambda _fault: None
+        """Told of every fault that quarantines, and of the first of each kind otherwise; must not block."""
+        self.step_ns = 0
+        """Time spent in decisions of this seat since the owner last set it to 0."""
+        self._pending: Offer[P] | None = None
+        self._limit_us: int | None = None
+        self._limit_decisions: int | None = None
+        self._ends_us: int | None = None
+        self._now_us = 0
+        self._dropped = False
+        self._late = 0
+        self._reported: set[tuple[str, str]] = set()
+
+    def offer(
+        self,
+        policy: P | None,
+        requested_us: int,
+        mode: Mode = "active",
+        base: P | None = None,
+        limit_us: int | None = None,
+        limit_decisions: int | None = None,
+    ) -> None:
+        """Hand over what the next step is to find (see `Offer`). Safe from any thread; the last offer wins."""
+        self._pending = Offer(policy, requested_us, mode, base, limit_us, limit_decisions)
+
+    def begin_pass(self, now_us: int) -> None:
+        """A scheduling step begins: the one place where the deciding policy changes."""
+        self._now_us = now_us
+        self._dropped = False
+        if self._pending is not None:
+            self._take(now_us)
+        elif self.candidate and not self.ended:
+            self._check_bounds(now_us)
+
+    def drop(self, kind: str, detail: str, **state: Any) -> None:
+        """Leave the rest of this pass to the built-in rule; unless the world is to blame, take the policy out for
+        good."""
+        self._dropped = True
+        self.counters["fallbacks"] += 1
+        self.counters[f"fault:{kind}"] += 1
+        policy = self.active
+        digest = policy.digest if policy is not None else ""
+        quarantine = policy is not None and kind not in BLAMELESS
+        if quarantine:
+            self.quarantined[digest] = f"{kind}: {detail}"
+            was_canary = self.mode == "canary" and digest == self.candidate and not self.ended
+            self.active = self._standing(self.base) if was_canary else None
+            if was_canary:
+                self.ended = f"{kind}: {detail}"
+            self._changed(Swap(digest_of(self.active), self._now_us, self._now_us, 0, requested=False))
+        self._tell(kind, detail, digest, quarantine, state)
+
+    def drop_shadow(self, kind: str, detail: str, **state: Any) -> None:
+        """The shadow's own fault: it is asked no more, and nothing else changes."""
+        shadow = self.shadow
+        if shadow is None:
+            return
+        self.shadow = None
+        self.ended = f"{kind}: {detail}"
+        self.counters[f"shadow_fault:{kind}"] += 1
+        self.quarantined[shadow.digest] = f"{kind} in shadow: {detail}"
+        self._tell(kind, detail, shadow.digest, True, {"shadow": True, **state})
+
+    @property
+    def standing(self) -> P | None:
+        """What decides once nobody promotes the candidate."""
+        return self.active if self.mode == "active" or self.ended else self.base
+
+    def status(self) -> dict[str, Any]:
+        """What decides here and what is tried, ready for JSON."""
+        active = self.active
+        last = next((swap for swap in reversed(list(self.swaps)) if swap.requested), None)
+        trial = {
+            "digest": self.candidate,
+            "base": digest_of(self.base),
+            "decisions": self.tried,
+            "agreed": self.agreed,
+            "ended": self.ended,
+        }
+        return {
+            "digest": active.digest if active is not None and not self.disabled else None,
+            "mode": self.mode,
+            "trial": trial if self.candidate else None,
+            "quarantined": dict(self.quarantined),
+            "request_to_active_us": last.at_us - last.requested_us if last is not None else None,
+            "swap_step_ns": last.step_ns if last is not None else None,
+        }
+
+    def _take(self, now_us: int) -> None:
+        started = time.perf_counter_ns()
+        assert self._pending is not None
+        offer, self._pending = self._pending, None
+        policy = offer.policy
+        if policy is not None and policy.digest in self.quarantined:
+            self.counters["refused"] += 1
+            return
+        before = self.active
+        self.mode, self.base = offer.mode, self._standing(offer.base)
+        self.shadow = policy if offer.mode == "shadow" else None
+        self.active = self.base if offer.mode == "shadow" else policy
+        self.candidate = "" if policy is None or offer.mode == "active" else policy.digest
+        self.ended, self.tried, self.agreed, self._late = "", 0, 0, 0
+        self._limit_decisions = offer.limit_decisions
+        self._ends_us = now_us + offer.limit_us if offer.limit_us is not None else None
+        self._seated()
+        if offer.mode != "shadow" or self.active is not before:
+            step_ns = time.perf_counter_ns() - started
+            self._changed(Swap(digest_of(self.active), now_us, offer.requested_us, step_ns))
+
+    def _check_bounds(self, now_us: int) -> None:
+        """A shadow or canary at its bound ends by itself."""
+        if self._ends_us is not None and now_us >= self._ends_us:
+            self.ended = "its time is over"
+        elif self._limit_decisions is not None and self.tried >= self._limit_decisions:
+            self.ended = f"{self.tried} decisions"
+        else:
+            return
+        self.shadow = None
+        if self.mode == "canary":
+            self.active = self._standing(self.base)
+            self._changed(Swap(digest_of(self.active), now_us, now_us, 0, requested=False))
+        self._seated()
+
+    def _seated(self) -> None:
+        """Hook: `active` or `shadow` is another one from now on."""
+
+    def _changed(self, swap: Swap) -> None:
+        self.counters["swaps"] += 1
+        self.swaps.append(swap)
+
+    def _standing(self, policy: P | None) -> P | None:
+        return policy if policy is not None and policy.digest not in self.quarantined else None
+
+    def _tell(self, kind: str, detail: str, digest: str, quarantine: bool, state: dict[str, Any]) -> None:
+        if quarantine or (kind, digest) not in self._reported:
+            self._reported.add((kind, digest))
+            self.report(Fault(kind, detail, digest, self._now_us, quarantine, contract=self.contract, **state))
+
+
+def digest_of(policy: Runnable | None) -> str | None:
+    """A policy's digest; None for the built-in rule."""
+    return policy.digest if policy is not None else None
