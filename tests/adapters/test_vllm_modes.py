@@ -43,10 +43,14 @@ def test_a_shadow_is_scored_beside_what_decides_and_changes_nothing(
 
 
 def test_a_shadow_of_what_decides_agrees_with_it_always(model: Path) -> None:  # noqa: F811
-    bench = one_at_a_time(model)
-    bench.scheduler.autopoiesis.governor.offer(verified("fcfs"), 0, "shadow")
+    bench = policy_bench(
+        vllm_config(model, max_num_seqs=6)
+    )  # several picks in one pass: the oldest is a younger one each time
+    bench.add(request(f"p{n}", prompt=n) for n in LENGTHS)
+    bench.scheduler.autopoiesis.governor.offer(verified("fcfs", aging_us=0), 0, "shadow")
     bench.run()
     seen = metrics(bench)
+    assert seen["autopoiesis_quarantined"] == 0
     assert seen["autopoiesis_trial_agreed"] == seen["autopoiesis_trial_decisions"] >= 16
 
 

@@ -55,17 +55,13 @@ class Governor(Seat[VerifiedPolicy]):
         self.builtin_slot = builtin_slot
         self.deadline_ns = deadline_ns
         self.late_limit = late_limit
-        self._snapshot = False
+        self._oldest_stamp = 0
+        self._shadow_late = 0
         engine_fields = len(read_engine(0))
         self._engine: Int64s = np.zeros(engine_fields, np.int64)
         self._engine_at: int = self._engine.ctypes.data
         self._pack_engine = Struct(f"={engine_fields}q").pack_into
         self._engine_bytes = self._engine.data.cast("B")
-
-    def begin_pass(self, now_us: int) -> None:
-        """See `Seat.begin_pass`; the engine's row is read again at the first pick."""
-        self._snapshot = False
-        super().begin_pass(now_us)
 
     def choose(self) -> int:
         """The slot to serve next, or `BUILT_IN`. Never raises."""
@@ -92,7 +88,7 @@ class Governor(Seat[VerifiedPolicy]):
         n = columns.n
         if columns.out_of_domain:
             return self.give_up("view-domain", f"{columns.out_of_domain} waiting requests hold a value no proof covers")
-        oldest_stamp = columns.set_waits(self._now_us)
+        self._oldest_stamp = oldest_stamp = columns.set_waits(self._now_us)
         oldest_waited_us = self._now_us - oldest_stamp
         if oldest_waited_us > columns.max_wait_us:
             # The view cannot hold such a wait and clamping it would break AGE: the overdue lane, first in, first out.
@@ -142,11 +138,11 @@ class Governor(Seat[VerifiedPolicy]):
             picked = shadow.scorer.argmax(columns.fields, columns.seqs, self._engine, n=columns.n)
             took = time.perf_counter_ns() - started
             self.counters["shadow_ns"] += took
-            problem = self._broken(shadow, picked, self._now_us - int(self._engine_oldest))
+            problem = self._broken(shadow, picked, self._oldest_stamp)
             if problem is None and took > self.deadline_ns:
-                self._late += 1
-                if self._late >= self.late_limit:
-                    problem = "deadline", f"{self._late} late decisions in a row"
+                self._shadow_late += 1
+                if self._shadow_late >= self.late_limit:
+                    problem = "deadline", f"{self._shadow_late} late decisions"
             if problem is not None:
                 self.drop_shadow(*problem, **self._state())
                 return
@@ -159,7 +155,6 @@ class Governor(Seat[VerifiedPolicy]):
         columns = self.columns
         if columns.reads_cached_tokens:
             columns.reread_next()
-        self._engine_oldest = oldest_waited_us
         try:
             self._pack_engine(self._engine_bytes, 0, *self.read_engine(oldest_waited_us))
         except StructError:
@@ -176,6 +171,7 @@ class Governor(Seat[VerifiedPolicy]):
         return self.give_up(kind, f"a decision took {took_ns} ns of {self.deadline_ns}; {self._late} late in a row")
 
     def _seated(self) -> None:
+        self._shadow_late = 0
         seated = (self.active, self.shadow, self.base)
         self.columns.reads_cached_tokens = any(
             policy is not None and "num_cached_tokens" in policy.reads for policy in seated

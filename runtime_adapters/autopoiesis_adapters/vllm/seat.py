@@ -120,6 +120,9 @@ class Seat(Generic[P]):
         self._ends_us: int | None = None
         self._now_us = 0
         self._dropped = False
+        """Whether this pass is left to the built-in rule."""
+        self._snapshot = False
+        """Whether what this pass shows a policy has been read and checked."""
         self._late = 0
         self._reported: set[tuple[str, str]] = set()
 
@@ -138,7 +141,7 @@ class Seat(Generic[P]):
     def begin_pass(self, now_us: int) -> None:
         """A scheduling step begins: the one place where the deciding policy changes."""
         self._now_us = now_us
-        self._dropped = False
+        self._dropped = self._snapshot = False
         if self._pending is not None:
             self._take(now_us)
         elif self.candidate and not self.ended:
