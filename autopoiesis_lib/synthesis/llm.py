@@ -4,19 +4,21 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from pydantic import ValidationError
 
-from .drafts import PolicyDraft, draft_model
-from .endpoint import Answer, Endpoint, EndpointError, Price
-from .prompts import messages
+from ..policy import Policy
+from .drafts import PolicyDraft, Shape, draft_model
+from .endpoint import Endpoint, EndpointError, Price, Spent
+from .prompts import versions
 from .proposer import Context, Draft, Proposer, ProposerError, Slot
 from .record import Recorder, Recording, Scrubber, exchange_key
 from .search import SearchProposer
+from .weights import Outcome, Per, Tally
 
 __all__ = ["LLMProposer", "Price"]
 
@@ -27,22 +29,28 @@ BREAKER = 3
 class LLMProposer:
     """Writes candidates with language models.
 
-    `models` is "provider/name" or several with weights. With a `base_url` they are asked of that OpenAI-compatible server.
-    `api_key` defaults to the provider's own environment variable (OPENAI_API_KEY for a `base_url`). `share` of the slots go to
-    the models, the rest to `fallback`, as does every slot for which no usable answer comes. `prices` are dollars for a million
-    tokens by model, and are needed for a dollar budget. `record` is a JSONL file that every exchange is appended to; `replay` is
-    such a file to answer from instead of asking. `repairs` is how often a model may mend an answer that the cheap gates refuse.
+    `models` is "provider/name" or several with weights. With a `base_url` they are asked of that OpenAI-compatible server
+    (a mapping names one by model; models it leaves out are asked of their provider). `api_key`, likewise, defaults to the
+    provider's own environment variable (OPENAI_API_KEY for a `base_url`). `share` of the slots go to the models, the rest to
+    `fallback`, as does every slot for which no usable answer comes. `prices` are dollars for a million tokens by model, and are
+    needed for a dollar budget. `record` is a JSONL file that every exchange is appended to; `replay` is such a file to answer
+    from instead of asking. `repairs` is how often a model may mend an answer that the cheap gates refuse.
+    `context_tokens` is what a model takes, prompt and answer together; without it the limit is learned when the server refuses.
+    `adapt` moves the weights of several models towards those that give more for what they cost, in "tokens" (True), "dollars"
+    or "seconds"; a run that is resumed with the same `record` goes on with what it learned. `shape="linear"` has a server with
+    guided decoding hold answers to weighted sums, for models too small to write a program.
     """
 
     def __init__(
         self,
         models: str | Mapping[str, float],
         *,
-        base_url: str | None = None,
-        api_key: str | None = None,
+        base_url: str | Mapping[str, str] | None = None,
+        api_key: str | Mapping[str, str] | None = None,
         share: float = 1.0,
         temperature: float = 0.8,
         max_output_tokens: int = 2_048,
+        context_tokens: int | None = None,
         timeout_s: float = 60.0,
         repairs: int = 2,
         attempts: int = 3,
@@ -52,31 +60,54 @@ class LLMProposer:
         record: str | Path | None = None,
         replay: str | Path | None = None,
         fallback: Proposer | None = None,
+        adapt: bool | Per = False,
+        shape: Shape = "any",
     ) -> None:
         self.models = {models: 1.0} if isinstance(models, str) else dict(models)
         if not self.models or min(self.models.values()) <= 0 or not 0 < share <= 1:
             raise ProposerError("give at least one model, weights above 0, and a share above 0 and at most 1")
-        key = api_key or (os.environ.get("OPENAI_API_KEY") if base_url is not None else None)
-        self._scrubber = Scrubber([key] if key else [])
-        self._settings = {"base_url": base_url, "share": share, "temperature": temperature, "repairs": repairs}
-        self.share, self.prices, self._fallback = share, dict(prices or {}), fallback or SearchProposer()
+        urls, keys = self._each("base_url", base_url), self._each("api_key", api_key)
+        for model in self.models:
+            if urls[model] is not None:
+                keys[model] = keys[model] or os.environ.get("OPENAI_API_KEY")
+        self._scrubber = Scrubber([key for key in keys.values() if key])
+        self._per: Per | None = ("tokens" if adapt is True else adapt) or None
+        if self._per == "dollars" and (missing := [model for model in self.models if model not in (prices or {})]):
+            raise ProposerError(f"adapt='dollars' needs the price of {missing[0]}; give prices={{model: Price(...)}}")
+        self._settings = {
+            "base_url": base_url if isinstance(base_url, str | None) else dict(base_url), "share": share,
+            "temperature": temperature, "repairs": repairs, "adapt": self._per, "shape": shape,
+        }  # fmt: skip
+        self.share, self.shape, self.prices = share, shape, dict(prices or {})
+        self._fallback = fallback or SearchProposer()
         self._recording = Recording(replay) if replay is not None else None
         self._recorder = Recorder(record, self._scrubber) if record is not None else None
+        self._outcomes = _outcomes_of(record) if record is not None and self._per is not None else {}
+        """By generation and slot; what a resumed run asks again replaces what it was told before."""
         self._endpoints: dict[str, Endpoint] = {}
         if self._recording is None:
             self._endpoints = {
                 model: Endpoint(
-                    model, base_url=base_url, api_key=key, timeout_s=timeout_s, max_output_tokens=max_output_tokens,
-                    temperature=temperature, repairs=repairs, attempts=attempts, mode=mode, scrubber=self._scrubber,
+                    model, base_url=urls[model], api_key=keys[model], timeout_s=timeout_s,
+                    max_output_tokens=max_output_tokens, context_tokens=context_tokens, temperature=temperature,
+                    repairs=repairs, attempts=attempts, mode=mode, scrubber=self._scrubber,
                 )
                 for model in self.models
             }  # fmt: skip
         self._parallel = max(1, parallel)
-        self._upper_bound = (max_output_tokens, repairs)
+        self._upper_bound = (max_output_tokens, repairs, context_tokens)
         self._lock = threading.Lock()
         self._failures = 0
         self.note = ""
         """The last failure of an endpoint, for progress displays; empty while all is well."""
+
+    def _each(self, name: str, given: str | Mapping[str, str] | None) -> dict[str, str | None]:
+        """A setting by model."""
+        if not isinstance(given, Mapping):
+            return dict.fromkeys(self.models, given)
+        if unknown := sorted(given.keys() - self.models.keys()):
+            raise ProposerError(f"{name}: there is no model {unknown[0]!r} among {', '.join(self.models)}")
+        return {model: given.get(model) for model in self.models}
 
     def __repr__(self) -> str:
         return f"LLMProposer({', '.join(self.models)})"
@@ -102,16 +133,28 @@ class LLMProposer:
         drafts: dict[int, Draft] = {}
         asked = [slot for slot in slots if slot.id in ours]
         allowance = _Allowance(context.tokens_left, context.dollars_left)
-        response_model = draft_model(context.contract, self._lock)
+        response_model = draft_model(context.contract, self._lock, self.shape)
+        weights = self.weights(context)
         if self._failures >= BREAKER and asked:  # a single try tells whether the endpoint is back
-            drafts[asked[0].id] = self._draft(context, asked[0], response_model, allowance, probe=True)
+            drafts[asked[0].id] = self._draft(context, asked[0], response_model, allowance, weights, probe=True)
             asked = asked[1:]
         with ThreadPoolExecutor(self._parallel) as threads:
-            found = threads.map(lambda slot: self._draft(context, slot, response_model, allowance), asked)
+            found = threads.map(lambda slot: self._draft(context, slot, response_model, allowance, weights), asked)
             drafts.update(zip((slot.id for slot in asked), found, strict=True))
         rest = [slot for slot in slots if slot.id not in drafts]
         drafts.update(zip((slot.id for slot in rest), self._fallback.propose(context, rest), strict=True))
         return [drafts[slot.id] for slot in slots]
+
+    def weights(self, context: Context) -> Mapping[str, float]:
+        """The share of each model in a generation: the weights given, moved by the generations before it with `adapt`."""
+        if self._per is None:
+            return self.models
+        baselines = {
+            Policy.from_source(text, context.contract).digest for text in context.contract.baselines().values()
+        }
+        tally = Tally(self._per, known=baselines)
+        tally.add(outcome for outcome in self._outcomes.values() if outcome.generation < context.generation)
+        return tally.weights(self.models)
 
     def _draft(
         self,
@@ -119,83 +162,117 @@ class LLMProposer:
         slot: Slot,
         response_model: type[PolicyDraft],
         allowance: "_Allowance",
+        weights: Mapping[str, float],
         *,
         probe: bool = False,
     ) -> Draft:
-        model = Random(f"{context.seed}/model/{slot.id}").choices(list(self.models), list(self.models.values()))[0]
-        prompt = messages(context, slot)
-        key = exchange_key(model, prompt, context.seed, context.generation, slot.id)
+        model = Random(f"{context.seed}/model/{slot.id}").choices(list(weights), list(weights.values()))[0]
+        prompts = versions(context, slot)
+        key = exchange_key(model, prompts[0], context.seed, context.generation, slot.id)
+        call = _Call(context=context, slot=slot, model=model, key=key, prompt=prompts[0])
         if self._recording is not None:
-            return self._replayed(self._recording.exchange(key), context, slot, model)
+            return self._replayed(self._recording.exchange(key), call)
         if self._failures >= BREAKER and not probe:
-            return self._instead(context, slot, key, model, prompt, "the endpoint failed repeatedly", 0)
-        bound = self._bound(prompt)
+            return self._done(call, None, "the endpoint failed repeatedly", Spent())
+        bound = self._bound(prompts[0])
         dollars = self.prices[model].of(*bound) if model in self.prices else 0.0
         if not allowance.reserve(sum(bound), dollars):
-            return self._instead(context, slot, key, model, prompt, "the token or dollar budget is used up", 0)
+            return self._done(call, None, "the token or dollar budget is used up", Spent())
+        draft, failed = None, None
         try:
-            answer = self._endpoints[model].ask(prompt, response_model, context.deadline_s)
+            answer = self._endpoints[model].ask(prompts, response_model, context.deadline_s)
         except EndpointError as error:
+            failed, spent = str(error), error.spent
             with self._lock:
-                self._failures = BREAKER if error.permanent else self._failures + 1
-                self.note = f"{model}: {error}; search carries on"
-            allowance.settle(sum(bound), dollars, error.tokens, 0.0)
-            return self._instead(context, slot, key, model, prompt, str(error), error.tokens)
-        with self._lock:
-            self._failures, self.note = 0, ""
-        tokens = answer.prompt_tokens + answer.completion_tokens
-        cost = self.prices[model].of(answer.prompt_tokens, answer.completion_tokens) if model in self.prices else 0.0
-        allowance.settle(sum(bound), dollars, tokens, cost)
-        return self._kept(answer, slot, key, model, prompt, tokens, cost)
+                # A model that answers badly is no broken endpoint: the next slot may do better.
+                self._failures = BREAKER if error.permanent else 0 if error.answered else self._failures + 1
+                self.note = f"{model}: {failed}; search carries on"
+        else:
+            spent = answer.spent
+            assert isinstance(answer.draft, PolicyDraft)
+            draft = self._scrubber.value(answer.draft.model_dump())
+            with self._lock:
+                self._failures, self.note = 0, ""
+        allowance.settle(sum(bound), dollars, spent.tokens, self._price(model, spent))
+        return self._done(call, draft, failed, spent)
 
     def _bound(self, prompt: Sequence[Mapping[str, str]]) -> tuple[int, int]:
         """The most tokens a call can take: each repair sends the prompt and the answers so far again."""
-        output, repairs = self._upper_bound
+        output, repairs, context = self._upper_bound
         chars = sum(len(message["content"]) for message in prompt)
         calls = repairs + 1
-        return (chars // 2 + output * repairs) * calls, output * calls
+        asked = chars // 2 + output * repairs
+        return (asked if context is None else min(asked, context)) * calls, output * calls
 
-    def _kept(self, answer: Answer, slot: Slot, key: str, model: str, prompt: Any, tokens: int, cost: float) -> Draft:
-        draft = answer.draft
-        assert isinstance(draft, PolicyDraft)
-        content = self._scrubber.value(draft.model_dump())
-        self._write(
-            {
-                "key": key, "slot": slot.id, "model": model, "messages": list(prompt), "replies": list(answer.replies),
-                "draft": content, "error": None, "tokens": tokens, "dollars": cost, "seconds": round(answer.seconds, 3),
-            }
-        )  # fmt: skip
-        return _as_draft(content, slot, model, tokens, cost)
+    def _price(self, model: str, spent: Spent) -> float:
+        return self.prices[model].of(spent.prompt_tokens, spent.completion_tokens) if model in self.prices else 0.0
 
-    def _instead(
-        self, context: Context, slot: Slot, key: str, model: str, prompt: Any, error: str, tokens: int
-    ) -> Draft:
-        self._write(
-            {
-                "key": key, "slot": slot.id, "model": model, "messages": list(prompt), "replies": [],
-                "draft": None, "error": error, "tokens": tokens, "dollars": 0.0, "seconds": 0.0,
-            }
-        )  # fmt: skip
-        return self._searched(context, slot, tokens)
-
-    def _replayed(self, exchange: Mapping[str, Any], context: Context, slot: Slot, model: str) -> Draft:
-        tokens = int(exchange["tokens"])
-        if exchange["draft"] is None:
-            return self._searched(context, slot, tokens)
-        try:
-            content = PolicyDraft.model_validate(exchange["draft"]).model_dump()
-        except ValidationError:
-            raise ProposerError("the record holds a damaged draft; replay an undamaged record") from None
-        return _as_draft(content, slot, model, tokens, float(exchange["dollars"]))
-
-    def _searched(self, context: Context, slot: Slot, tokens: int) -> Draft:
-        draft = self._fallback.propose(context, [slot])[0]
-        return replace(draft, details={**draft.details, "tokens": tokens}) if tokens else draft
-
-    def _write(self, exchange: Mapping[str, Any]) -> None:
+    def _done(self, call: "_Call", content: Mapping[str, str] | None, error: str | None, spent: Spent) -> Draft:
+        """The draft of a call that is over, after writing it down."""
+        exchange = {
+            "key": call.key, "slot": call.slot.id, "model": call.model, "messages": list(call.prompt),
+            "replies": list(spent.replies), "refused": list(spent.refused), "draft": content, "error": error,
+            "tokens": spent.tokens, "dollars": self._price(call.model, spent), "seconds": round(spent.seconds, 3),
+        }  # fmt: skip
+        if self._per is not None and (content is not None or spent.replies or spent.seconds):
+            exchange["outcome"] = asdict(call.outcome(content, exchange))
         if self._recorder is not None:
             with self._lock:
                 self._recorder.write(exchange)
+        return self._as_draft(exchange, call)
+
+    def _replayed(self, exchange: Mapping[str, Any], call: "_Call") -> Draft:
+        if exchange["draft"] is not None:
+            try:
+                PolicyDraft.model_validate(exchange["draft"])
+            except ValidationError:
+                raise ProposerError("the record holds a damaged draft; replay an undamaged record") from None
+        return self._as_draft(exchange, call)
+
+    def _as_draft(self, exchange: Mapping[str, Any], call: "_Call") -> Draft:
+        """The same from a call as from its line in the record."""
+        outcome = Outcome.of_exchange(exchange)
+        if outcome is not None:
+            with self._lock:
+                self._outcomes[outcome.generation, outcome.slot] = outcome
+        tokens, dollars = int(exchange["tokens"]), float(exchange["dollars"])
+        content, slot = exchange["draft"], call.slot
+        if content is None:
+            draft = self._fallback.propose(call.context, [slot])[0]
+            # `llm_` and not `model`: the search wrote it, after this model had failed to.
+            told = {"llm_tried": call.model, "tokens": tokens, "dollars": dollars}
+            return replace(draft, details={**draft.details, **told}) if tokens else draft
+        return Draft(
+            source=content["source"],
+            move="llm-repair" if slot.parents and slot.parents[0].gate is not None else "llm",
+            rationale=f"{content['rationale']} Expected: {content['expected_effect']}",
+            parents=tuple(parent.id for parent in slot.parents),
+            details={"model": call.model, "tokens": tokens, "dollars": dollars},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """Who is asked what, for which slot."""
+
+    context: Context
+    slot: Slot
+    model: str
+    key: str
+    prompt: Sequence[Mapping[str, str]]
+
+    def outcome(self, content: Mapping[str, str] | None, exchange: Mapping[str, Any]) -> Outcome:
+        """What the call will count for."""
+        found = None if content is None else Policy.from_source(content["source"], self.context.contract).digest
+        better = tuple(
+            (parent.id, str(parent.details["model"]))
+            for parent in self.slot.parents
+            if "model" in parent.details and parent.gate is None and parent.fitness is not None and parent.fitness < 1
+        )
+        return Outcome(
+            generation=self.context.generation, slot=self.slot.id, model=self.model, digest=found, better=better,
+            tokens=exchange["tokens"], dollars=exchange["dollars"], seconds=exchange["seconds"],
+        )  # fmt: skip
 
 
 class _Allowance:
@@ -223,11 +300,7 @@ class _Allowance:
             self._dollars = None if self._dollars is None else self._dollars + dollars - used_dollars
 
 
-def _as_draft(content: Mapping[str, str], slot: Slot, model: str, tokens: int, dollars: float) -> Draft:
-    return Draft(
-        source=content["source"],
-        move="llm-repair" if slot.parents and slot.parents[0].gate is not None else "llm",
-        rationale=f"{content['rationale']} Expected: {content['expected_effect']}",
-        parents=tuple(parent.id for parent in slot.parents),
-        details={"model": model, "tokens": tokens, "dollars": dollars},
-    )
+def _outcomes_of(record: str | Path) -> dict[tuple[int, int], Outcome]:
+    """What an earlier sitting of the run left in the record."""
+    found = (Outcome.of_exchange(exchange) for exchange in Recording(record).exchanges())
+    return {(outcome.generation, outcome.slot): outcome for outcome in found if outcome is not None}

@@ -4,6 +4,7 @@ A model hears aggregate statistics and policy text, never request contents.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..contract import Contract
 from .proposer import Context, Parent, Slot
 
-__all__ = ["messages"]
+__all__ = ["messages", "versions"]
 
 RULES = """\
 - integers and booleans only: int literals, the view fields, local variables
@@ -33,13 +34,32 @@ _environment = Environment(
 
 def messages(context: Context, slot: Slot) -> list[dict[str, str]]:
     """The chat messages for one slot: the contract as the system's, the task as the user's."""
+    return _messages(context, slot)
+
+
+def versions(context: Context, slot: Slot) -> list[list[dict[str, str]]]:
+    """The prompt, and shorter ones for models with little context: what is left out goes in the order of its worth.
+
+    First the tries of others (explored, counterexamples, second parents), then the workload and what the fields mean, then the
+    example policy if the parent can stand for it. What the verifier demands is never left out.
+    """
+    alone = replace(context, explored=(), counterexamples=())
+    one = replace(slot, parents=slot.parents[:1])
+    bare = replace(alone, workload={}, reference={})
+    found = [_messages(context, slot), _messages(alone, one), _messages(bare, one, brief=True)]
+    if one.parents and one.parents[0].gate is None:
+        found.append(_messages(bare, one, brief=True, example=False))
+    return found
+
+
+def _messages(context: Context, slot: Slot, brief: bool = False, example: bool = True) -> list[dict[str, str]]:
     return [
-        {"role": "system", "content": _system(context.contract)},
+        {"role": "system", "content": _system(context.contract, brief, example)},
         {"role": "user", "content": _user(context, slot)},
     ]
 
 
-def _system(contract: Contract) -> str:
+def _system(contract: Contract, brief: bool, example: bool) -> str:
     decisions = [
         {
             "name": item.name,
@@ -55,14 +75,20 @@ def _system(contract: Contract) -> str:
             "name": name,
             "doc": " ".join((view.__doc__ or "").split()),
             "fields": [
-                {"name": spec.name, "domain": spec.domain.describe(), "doc": spec.doc} for spec in view.fields()
+                {"name": spec.name, "domain": spec.domain.describe(), "doc": "" if brief else spec.doc}
+                for spec in view.fields()
             ],
         }
         for name, view in contract.views.items()
     ]
     doc = " ".join((type(contract).__doc__ or "").split())
     return _environment.get_template("system.j2").render(
-        contract=contract, doc=doc, decisions=decisions, views=views, rules=RULES, example=_example(contract)
+        contract=contract,
+        doc="" if brief else doc,
+        decisions=decisions,
+        views=views,
+        rules=RULES,
+        example=_example(contract) if example else "",
     )
 
 

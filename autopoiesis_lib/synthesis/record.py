@@ -81,6 +81,10 @@ class Recording:
         except (ValueError, KeyError, TypeError):
             raise ProposerError(f"the record {path} is damaged at line {number}; replay an undamaged one") from None
 
+    def exchanges(self) -> Sequence[Mapping[str, Any]]:
+        """All of them, in the order they were written; of several with one key the last."""
+        return list(self._exchanges.values())
+
     def exchange(self, key: str) -> dict[str, Any]:
         """One exchange.
 
