@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -28,8 +29,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from .certificate import Certificate, Signature
 from .errors import AutopoiesisError
+
+if TYPE_CHECKING:  # an engine checks signatures without the gates that `certificate` brings along
+    from .certificate import Certificate
 
 __all__ = [
     "KeyInfo",
@@ -155,10 +158,39 @@ def load_key(folder: str | Path, name: str) -> SigningKey:
     return SigningKey(name=name, key_id=key_id(private.public_key()), private=private)
 
 
-def sign(certificate: Certificate, key: SigningKey) -> Certificate:
+def sign(certificate: "Certificate", key: SigningKey) -> "Certificate":
     """The same certificate with this key's signature; one that was there is replaced."""
+    from .certificate import Signature
+
     value = base64.b64encode(key.private.sign(certificate.signed_bytes())).decode("ascii")
     return certificate.model_copy(update={"signature": Signature(key_id=key.key_id, value=value)})
+
+
+class SignatureLike(Protocol):
+    """A signature, as far as checking it goes."""
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256 of the public key, in hex."""
+
+    @property
+    def value(self) -> str:
+        """The signature, in base64."""
+
+
+class Signed(Protocol):
+    """A certificate, as far as checking its signature goes."""
+
+    @property
+    def policy_digest(self) -> str:
+        """The policy it is about."""
+
+    @property
+    def signature(self) -> SignatureLike | None:
+        """Who vouches for it; None: nobody."""
+
+    def signed_bytes(self) -> bytes:
+        """What the signature covers."""
 
 
 def trusted_keys(folder: str | Path) -> Mapping[str, Ed25519PublicKey]:
@@ -175,7 +207,7 @@ def trusted_keys(folder: str | Path) -> Mapping[str, Ed25519PublicKey]:
 
 
 def check_signature(
-    certificate: Certificate, trusted: Mapping[str, Ed25519PublicKey], *, allow_unsigned: bool = False
+    certificate: Signed, trusted: Mapping[str, Ed25519PublicKey], *, allow_unsigned: bool = False
 ) -> str | None:
     """Make sure that a trusted key vouches for every byte of a certificate; returns that key's id.
 

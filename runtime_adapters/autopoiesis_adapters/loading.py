@@ -6,30 +6,35 @@ one line.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from autopoiesis_lib.certificate import Certificate, CertificateError
 from autopoiesis_lib.contract import Contract
-from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.language.llvm import fields_read
 from autopoiesis_lib.policy import Policy
-from autopoiesis_lib.registry import contract_named
-from autopoiesis_lib.signing import check_signature, trusted_keys
 
-__all__ = ["Picker", "PolicyRefusedError", "VerifiedPolicy", "compile_ordering", "load_ordering", "loader"]
+from .reading import PolicyRefusedError, certified, contract_of, installed_version
+
+__all__ = [
+    "Picker",
+    "PolicyRefusedError",
+    "VerifiedAdmission",
+    "VerifiedPolicy",
+    "VerifiedVictims",
+    "compile_admission",
+    "compile_ordering",
+    "compile_victims",
+    "load_admission",
+    "load_ordering",
+    "load_victims",
+    "loader",
+    "warm_up",
+]
 
 Int64s = NDArray[np.int64]
-
-
-class PolicyRefusedError(AutopoiesisError):
-    """A policy may not run here. The message says why and what to do; what ran before goes on running."""
 
 
 class Picker(Protocol):
@@ -41,7 +46,7 @@ class Picker(Protocol):
 
 @dataclass(frozen=True)
 class VerifiedPolicy:
-    """A policy that passed every check and is compiled and warm."""
+    """An ordering policy that passed every check and is compiled and warm."""
 
     digest: str
     scorer: Picker
@@ -50,6 +55,29 @@ class VerifiedPolicy:
     proved."""
     reads: frozenset[str]
     """Names of the request fields it reads."""
+
+
+@dataclass(frozen=True)
+class VerifiedAdmission:
+    """An admission policy that passed every check and is compiled and warm."""
+
+    digest: str
+    admit: Callable[..., int]
+    """Fields of the request, then of the memory, in declared order, as ints -> 1 or 0."""
+    reserve_blocks: Callable[..., int]
+    """Fields of the request -> blocks."""
+    block_size: int
+    """The block size (tokens) it was certified for."""
+
+
+@dataclass(frozen=True)
+class VerifiedVictims:
+    """A preemption policy that passed every check and is compiled and warm."""
+
+    digest: str
+    scorer: Picker
+    gap: int | None
+    """The proved gap: a request preempted so many times more often than another never scores above it."""
 
 
 def loader(
@@ -101,66 +129,124 @@ def load_ordering(
     Raises:
         PolicyRefusedError: anything at all is wrong with it; one line, what and what to do.
     """
-    try:
-        proof = Certificate.model_validate_json(certificate)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the text"
-        raise PolicyRefusedError(
-            f"not a certificate: {where}: {first['msg']}; make one with `autopoiesis verify`"
-        ) from None
-    name = proof.policy_digest[:12]
-    if proof.contract != contract:
-        raise PolicyRefusedError(f"policy {name} is for the contract {proof.contract}; this engine runs {contract}")
-    try:
-        trusted = trusted_keys(keys) if keys is not None else {}
-        check_signature(proof, trusted, allow_unsigned=allow_unsigned)
-        policy = proof.check_binding(_contract(contract, tuple(sorted(proof.contract_parameters.items()))), source)
-    except AutopoiesisError as error:
-        raise PolicyRefusedError(
-            f"policy {name}: {error}" if isinstance(error, CertificateError) else str(error)
-        ) from None
-    made_by, here = proof.versions.get("autopoiesis-lib", "unknown"), _installed_version()
-    if made_by != here:
-        raise PolicyRefusedError(
-            f"policy {name} was certified by autopoiesis-lib {made_by}; here is {here}: verify it again"
-        )
-    if proof.single_solver and not allow_single_solver:
-        raise PolicyRefusedError(
-            f"policy {name}: only one solver proved `{proof.single_solver[0]}`; allow_single_solver accepts that"
-        )
+    policy, proof = certified(
+        source,
+        certificate,
+        contract,
+        allow_unsigned=allow_unsigned,
+        allow_single_solver=allow_single_solver,
+        keys=keys,
+    )
     aging_us = proof.bounds.get("ages")
     if aging_us is None or aging_us > max_aging_us:
         raise PolicyRefusedError(
-            f"policy {name}: its aging bound is {aging_us} us; this engine accepts up to {max_aging_us}"
+            f"policy {policy.digest[:12]}: its aging bound is {aging_us} us; this engine accepts up to {max_aging_us}"
         )
     return compile_ordering(policy, aging_us)
 
 
-@lru_cache(maxsize=8)
-def _contract(name: str, parameters: tuple[tuple[str, int | bool], ...]) -> Contract:
-    # Reading a contract takes longer than all the checks made with it; contracts are values, so they may be kept.
-    return contract_named(name, **dict(parameters))
+def load_admission(
+    source: str,
+    certificate: str,
+    *,
+    block_size: int,
+    allow_unsigned: bool = False,
+    allow_single_solver: bool = False,
+    keys: Path | None = None,
+) -> VerifiedAdmission:
+    """Check an admission policy against its certificate and compile it; as `load_ordering`.
+
+    Args:
+        source: the policy's text.
+        certificate: the certificate's JSON.
+        block_size: tokens a KV block of this engine holds; a policy certified for another size is refused.
+        allow_unsigned: accept a certificate that nobody signed.
+        allow_single_solver: accept obligations on which the second solver gave up.
+        keys: directory of trusted public keys.
+
+    Raises:
+        PolicyRefusedError: anything at all is wrong with it; one line, what and what to do.
+    """
+    policy, proof = certified(
+        source,
+        certificate,
+        "admission",
+        allow_unsigned=allow_unsigned,
+        allow_single_solver=allow_single_solver,
+        keys=keys,
+    )
+    certified_for = int(proof.contract_parameters.get("block_size", 0))
+    if certified_for != block_size:
+        raise PolicyRefusedError(
+            f"policy {policy.digest[:12]} was certified for blocks of {certified_for} tokens; this engine's hold "
+            f"{block_size}: verify it for those"
+        )
+    return compile_admission(policy, certified_for)
+
+
+def load_victims(
+    source: str,
+    certificate: str,
+    *,
+    allow_unsigned: bool = False,
+    allow_single_solver: bool = False,
+    keys: Path | None = None,
+) -> VerifiedVictims:
+    """Check a preemption policy against its certificate and compile it; arguments and errors as of `load_ordering`."""
+    policy, proof = certified(
+        source,
+        certificate,
+        "preemption",
+        allow_unsigned=allow_unsigned,
+        allow_single_solver=allow_single_solver,
+        keys=keys,
+    )
+    return compile_victims(policy, proof.bounds.get("spares_the_preempted"))
 
 
 def compile_ordering(policy: Policy, aging_us: int | None) -> VerifiedPolicy:
     """Compile an ordering policy and run it once, so that its first decision in an engine is as fast as the next."""
+    scorer = _warm_scorer(policy)
     (decision,) = policy.contract.decisions
-    scorer = policy.scorer(decision)
-    request, *context = (
-        _lowest_row(policy.contract, param.type) for param in policy.contract.decisions[decision].params
-    )
-    scorer.argmax(np.ascontiguousarray(request[:, None]), np.zeros(1, np.int64), *context, n=1)
     reads = frozenset(field for position, field in fields_read(policy.module, decision) if position == 0)
     return VerifiedPolicy(policy.digest, scorer, aging_us, reads)
 
 
+def compile_victims(policy: Policy, gap: int | None) -> VerifiedVictims:
+    """Compile a preemption policy and run it once."""
+    return VerifiedVictims(policy.digest, _warm_scorer(policy), gap)
+
+
+def compile_admission(policy: Policy, block_size: int) -> VerifiedAdmission:
+    """Compile both decisions of an admission policy and run them once."""
+    functions: list[Any] = []
+    for decision in ("admit", "reserve_blocks"):
+        native = policy.native(decision)
+        params = policy.contract.decisions[decision].params
+        native(*[int(value) for param in params for value in _lowest_row(policy.contract, param.type)])
+        functions.append(native)
+    return VerifiedAdmission(policy.digest, functions[0], functions[1], block_size)
+
+
+def warm_up(contract: str, baseline: str) -> None:
+    """Do once what the first policy of a contract would pay for: imports, the contract's own reading, the compiler's
+    start."""
+    policy = Policy.from_source(baseline, contract_of(contract))
+    installed_version()
+    _ = policy.digest
+    for decision in policy.contract.decisions:
+        policy.native(decision)
+
+
+def _warm_scorer(policy: Policy) -> Picker:
+    (decision,) = policy.contract.decisions
+    scorer = policy.scorer(decision)
+    scored, *context = (
+        _lowest_row(policy.contract, param.type) for param in policy.contract.decisions[decision].params
+    )
+    scorer.argmax(np.ascontiguousarray(scored[:, None]), np.zeros(1, np.int64), *context, n=1)
+    return scorer
+
+
 def _lowest_row(contract: Contract, view: str) -> Int64s:
     return np.array([spec.domain.lo for spec in contract.views[view].fields()], np.int64)
-
-
-def _installed_version() -> str:
-    try:
-        return version("autopoiesis-lib")
-    except PackageNotFoundError:
-        return "unknown"

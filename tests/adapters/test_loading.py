@@ -2,17 +2,28 @@
 
 import base64
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from autopoiesis_adapters.loading import PolicyRefusedError, load_ordering
+from autopoiesis_adapters import reading
+from autopoiesis_adapters.loading import (
+    PolicyRefusedError,
+    load_admission,
+    load_ordering,
+    load_victims,
+)
+from autopoiesis_adapters.reading import Proof
+from autopoiesis_contracts import admission, preemption
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from autopoiesis_lib import Policy
 from autopoiesis_lib.certificate import Certificate, Signature, verify
+from autopoiesis_lib.gates import GATES
 from autopoiesis_lib.signing import key_id
 
 SOURCE = BASELINES["shortest-prompt-aging"]
@@ -147,3 +158,62 @@ def test_a_bound_above_the_operators_limit_is_refused(certificate: Certificate) 
 @pytest.mark.parametrize("keep", [0, 1, 100, 5_000])
 def test_a_truncated_certificate_is_refused(certificate: Certificate, keep: int) -> None:
     assert "not a certificate" in refusal(SOURCE, certificate.model_dump_json()[:keep], allow_unsigned=True)
+
+
+def test_an_engines_reader_and_the_certificate_agree_on_what_is_signed(
+    certificate: Certificate, key: Ed25519PrivateKey
+) -> None:
+    one = signed(certificate, key)
+    for text in (one.model_dump_json(), one.model_dump_json(indent=2), json.dumps(json.loads(one.model_dump_json()))):
+        proof = Proof.from_text(text)
+        assert proof.signed_bytes() == one.signed_bytes()
+    assert set(GATES) == reading.GATES
+    assert set(Proof.model_fields) <= set(Certificate.model_fields)
+
+
+def test_a_field_nobody_knows_is_not_covered_by_a_signature_and_so_is_refused(
+    certificate: Certificate, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    text = changed(signed(certificate, key), remark="added later")
+    assert "changed after it was signed" in refusal(SOURCE, text, keys=tmp_path / "trusted")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "1", "{" * 100_000, '{"format": 1}', "[" * 100_000])
+def test_what_is_no_certificate_is_refused_in_one_line(text: str) -> None:
+    assert "not a certificate" in refusal(SOURCE, text, allow_unsigned=True)
+
+
+def test_loading_a_policy_needs_no_solver(certificate: Certificate, tmp_path: Path) -> None:
+    (tmp_path / "policy.py").write_text(SOURCE)
+    (tmp_path / "certificate.json").write_text(certificate.model_dump_json())
+    program = """
+import sys
+from pathlib import Path
+from autopoiesis_adapters.loading import load_ordering
+texts = [Path(name).read_text() for name in ("policy.py", "certificate.json")]
+load_ordering(*texts, allow_unsigned=True, allow_single_solver=True)
+print(sorted({"z3", "cvc5", "mypy", "hypothesis"} & set(sys.modules)))
+"""
+    answer = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout == "[]\n"
+
+
+def test_an_admission_policy_runs_only_where_blocks_are_as_large_as_it_was_certified_for() -> None:
+    source = admission.BASELINES["conservative"]
+    certificate = verify(Policy.from_source(source, admission.Admission())).model_dump_json()
+    rules: dict[str, Any] = {"allow_unsigned": True, "allow_single_solver": True}
+    policy = load_admission(source, certificate, block_size=16, **rules)
+    request, memory = (0, 100, 0, 4, 60, 8, 0), (50, 100, 2, 1, 0)
+    assert policy.reserve_blocks(*request) == 10 - 7 and policy.admit(*request, *memory) == 1
+    assert policy.admit(*request, 11, 100, 2, 1, 0) == 0, "10 blocks and a watermark of 2 do not fit into 11"
+    with pytest.raises(PolicyRefusedError, match="certified for blocks of 16 tokens; this engine's hold 128"):
+        load_admission(source, certificate, block_size=128, **rules)
+    with pytest.raises(PolicyRefusedError, match="is for the contract admission; this engine runs preemption"):
+        load_victims(source, certificate, **rules)
+
+
+def test_a_preemption_policy_brings_its_proved_gap() -> None:
+    source = preemption.BASELINES["most-recompute-cheap"]
+    certificate = verify(Policy.from_source(source, preemption.Preemption())).model_dump_json()
+    policy = load_victims(source, certificate, allow_unsigned=True, allow_single_solver=True)
+    assert policy.gap == 8

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from autopoiesis_contracts.request_ordering import RequestOrdering
+from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from vllm.v1.request import RequestStatus
 
 from ..channel import ORDERING, Channel
@@ -274,7 +274,7 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
     Raises:
         SettingsError: a setting cannot be read.
     """
-    from ..loading import loader
+    from ..loading import loader, warm_up
 
     settings = settings or read_settings(getattr(scheduler.vllm_config, "additional_config", None))
     load = load or loader(
@@ -283,6 +283,7 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
         keys=settings.keys,
         max_aging_us=settings.max_aging_us,
     )
+    warm_up(ORDERING, next(iter(BASELINES.values())))
     side = EngineSide(scheduler, settings, load)
     scheduler.waiting = side.queue
     if settings.policy is not None:

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -56,6 +57,8 @@ class Watcher:
         self.refused = 0
         self.errors = 0
         """Rounds that failed for a reason of their own: an unreadable channel, a full disk."""
+        self.loads: deque[tuple[int, int]] = deque(maxlen=64)
+        """Wall and CPU nanoseconds of the last loads: reading, checking, compiling."""
         self._seats = seats
         self._governor = seats[ORDERING]
         self._loads = loads
@@ -139,7 +142,9 @@ class Watcher:
         if contract not in self._seats:
             raise AutopoiesisError(f"this engine has no lever for {contract}; it has {', '.join(self._seats)}")
         with eager():
+            started, cpu = time.perf_counter_ns(), time.thread_time_ns()
             policy = self._loads[contract](source, certificate)
+            self.loads.append((time.perf_counter_ns() - started, time.thread_time_ns() - cpu))
         quarantined = self._seats[contract].quarantined
         if policy.digest in quarantined:
             raise AutopoiesisError(f"policy {policy.digest[:12]} is in quarantine here ({quarantined[policy.digest]})")
