@@ -1,0 +1,116 @@
+"""vLLM's OpenAI server on the CPU, in processes of its own, for as long as a block runs."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Server", "ServerFailed", "serving"]
+
+STARTUP_S = 400
+GUIDED = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+"""Guided decoding without free whitespace: a weak model would fill its whole budget with blanks between two keys."""
+
+
+class ServerFailed(Exception):
+    """The server did not come up; holds the end of its log."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    root: str
+    name: str
+    """The model's name in requests."""
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """The base URL of its OpenAI API."""
+        return f"{self.root}/v1"
+
+    def counter(self, name: str) -> float:
+        """A Prometheus counter of the server, summed over its labels."""
+        with urllib.request.urlopen(f"{self.root}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0] == name)
+
+
+@contextmanager
+def serving(
+    model: Path,
+    log: Path,
+    *,
+    name: str = "gemma",
+    context_tokens: int = 4_096,
+    max_num_seqs: int = 4,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Serve a model's folder on a free local port.
+
+    Args:
+        model: the folder.
+        log: the file that the server's output goes to.
+        name: the model's name in requests.
+        context_tokens: the most tokens of prompt and answer together.
+        max_num_seqs: the most requests that run at once.
+        options: more of vLLM's own.
+        environment: added to this process's.
+
+    Raises:
+        ServerFailed: it ended, or said nothing for STARTUP_S seconds.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", name, "--port", str(port), "--dtype", "bfloat16", "--enforce-eager"]
+    command += ["--max-model-len", str(context_tokens), "--max-num-seqs", str(max_num_seqs)]
+    command += ["--structured-outputs-config", GUIDED, *options]
+    # One thread: more of them fight over the few cores of a small machine.
+    settings = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **settings, **(environment or {})},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            server = Server(f"http://127.0.0.1:{port}", name, log)
+            _wait_for(server, process)
+            yield server
+        finally:
+            _end(process)
+
+
+def _wait_for(server: Server, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + STARTUP_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{server.root}/health", timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise ServerFailed(f"vLLM did not start; the end of its log:\n{server.log.read_text(errors='replace')[-3_000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its own session: the engine's processes go with it
+        process.wait(30)
