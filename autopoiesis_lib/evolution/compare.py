@@ -95,15 +95,27 @@ def _bootstrap(
     total = np.zeros((RESAMPLES, 2))
     for a, b in pairs:
         block = max(1, len(a) // BLOCKS)
+        count = -(-len(a) // block)
+        if percentile is None:
+            begins = draw.integers(0, len(a), size=(RESAMPLES, count))
+            total += np.stack([_block_means(values, begins, block) for values in (a, b)], axis=1)
+            continue
         offsets = np.arange(block)
         for row in range(RESAMPLES):
-            begins = draw.integers(0, len(a), size=-(-len(a) // block))
+            begins = draw.integers(0, len(a), size=count)
             picks = ((begins[:, None] + offsets) % len(a)).ravel()[: len(a)]
-            if percentile is None:
-                total[row] += (a[picks].mean(), b[picks].mean())
-            else:
-                total[row] += (np.percentile(a[picks], percentile), np.percentile(b[picks], percentile))
+            total[row] += (np.percentile(a[picks], percentile), np.percentile(b[picks], percentile))
     return total / len(pairs)
+
+
+def _block_means(values: NDArray[np.float64], begins: NDArray[np.int64], block: int) -> NDArray[np.float64]:
+    """Mean of each resample (row of `begins`): whole circular blocks, and the last one cut to the sample's length."""
+    size = len(values)
+    sums = np.concatenate(([0.0], np.cumsum(np.concatenate((values, values[:block])))))
+    last = size - (begins.shape[1] - 1) * block
+    whole = (sums[begins[:, :-1] + block] - sums[begins[:, :-1]]).sum(axis=1)
+    found: NDArray[np.float64] = (whole + sums[begins[:, -1] + last] - sums[begins[:, -1]]) / size
+    return found
 
 
 def curves(parts: Sequence[Measurement]) -> dict[str, list[float]]:
