@@ -1,5 +1,6 @@
 """The shape of a model's answer. Its validator runs the cheap gates, so that instructor tells the model what is wrong."""
 
+import ast
 import re
 import threading
 from typing import Annotated, Any, Literal
@@ -106,4 +107,15 @@ def _with_imports(text: str, contract: Contract) -> str:
         f"from {module} import {', '.join(name for name in used if contract.views[name].__module__ == module)}\n"
         for module in modules
     ]
-    return "".join(lines) + ("\n\n" if lines else "") + text
+    if not lines:
+        return text
+    try:
+        first = next(iter(ast.parse(text).body), None)
+    except SyntaxError:
+        return text
+    is_doc = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    after = first.end_lineno or 0 if first is not None and is_doc else 0
+    parts = text.splitlines(keepends=True)
+    return "".join([*parts[:after], *(["\n"] if after else []), *lines, "\n\n", *parts[after:]])

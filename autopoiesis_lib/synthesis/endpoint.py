@@ -164,7 +164,7 @@ class Endpoint:
                 return self._once(prompt, request.arguments(max_tokens), response_model, hooks, timeout_s)
             except Exception as error:
                 root = _root(error)
-                changed = request.after(str(root), prompt) if getattr(root, "status_code", None) == 400 else None
+                changed = request.after(str(root), prompt) if _refuses_request(root) else None
                 if changed is None:
                     raise
                 self._request = changed
@@ -280,6 +280,13 @@ def _passing(error: BaseException) -> bool:
         return True
     status = getattr(root, "status_code", None)
     return isinstance(status, int) and (status >= 500 or status in (408, 409, 429))
+
+
+def _refuses_request(root: BaseException) -> bool:
+    """Was it refused as it is, by the server or by the provider's client (some take no temperature)?"""
+    return getattr(root, "status_code", None) == 400 or (
+        isinstance(root, TypeError) and "unexpected keyword argument" in str(root)
+    )
 
 
 def _permanent(error: BaseException) -> bool:
