@@ -1,0 +1,111 @@
+"""Where the calls of an `LLMProposer` with two models go, with the weights as given and with `adapt=True`.
+
+    python benchmarks/models.py [--generations 20] [--size 32]
+
+Two real HTTP servers stand for the models. Each answers with a policy that nobody wrote before in a given share of its answers,
+and with one that the gates refuse in the others, at a given number of tokens a call. Printed: the share of calls to each model,
+and the new policies that the cheap gates took for 1,000 tokens. Which answers are good is drawn from a seed, so the table is
+the same every time.
+"""
+
+import argparse
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
+
+from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+from rich.console import Console
+from rich.table import Table
+
+from autopoiesis_lib.synthesis import Context, LLMProposer, Slot
+
+GOOD = BASELINES["shortest-prompt-aging"]
+SCENARIOS: Mapping[str, Mapping[str, tuple[float, int]]] = {
+    "one good, one rubbish": {"x/good": (0.9, 1_000), "x/rubbish": (0.02, 1_000)},
+    "equally good, one wordy": {"x/terse": (0.7, 1_000), "x/wordy": (0.7, 4_000)},
+    "better but dearer": {"x/small": (0.4, 1_000), "x/large": (0.8, 3_000)},
+    "no difference": {"x/one": (0.6, 1_000), "x/two": (0.6, 1_000)},
+}
+"""Name -> model -> (share of usable answers, tokens a call)."""
+
+
+@contextmanager
+def canned(quality: float, tokens: int, seed: str, limit: int) -> Iterator[str]:
+    """A model for as long as the block runs; gives its base URL. `limit` sets its policies apart from other models'."""
+    chance, lock, numbers = Random(seed), threading.Lock(), iter(range(10_000, 10_000_000))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # headers and body are two writes: 40 ms each otherwise
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            with lock:
+                good, number = chance.random() < quality, next(numbers)
+            text = GOOD.replace("10_000", f"{number}").replace("8_192", f"{limit}") if good else "import os"
+            content = json.dumps({"rationale": "-", "expected_effect": "-", "source": text})
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+            usage = {"prompt_tokens": tokens - 100, "completion_tokens": 100, "total_tokens": tokens}
+            answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+            body = json.dumps({**answer, "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def measure(
+    models: Mapping[str, tuple[float, int]], adapt: bool, generations: int, size: int
+) -> tuple[list[float], float]:
+    """(share of calls by model, new policies taken for 1,000 tokens)."""
+    (one, first), (two, second) = models.items()
+    calls, taken, tokens = dict.fromkeys(models, 0), 0, 0
+    with canned(*first, seed=one, limit=4_096) as first_url, canned(*second, seed=two, limit=8_192) as second_url:
+        ours = LLMProposer(
+            dict.fromkeys(models, 1.0), base_url={one: first_url, two: second_url}, api_key="none", repairs=0,
+            parallel=1, adapt=adapt,
+        )  # fmt: skip
+        for generation in range(generations):
+            slots = [Slot(id=size * generation + i, island=0) for i in range(size)]
+            for draft in ours.propose(Context(contract=RequestOrdering(), seed=1, generation=generation), slots):
+                calls[str(draft.details.get("model") or draft.details["llm_tried"])] += 1
+                taken += draft.move == "llm"
+                tokens += int(draft.details["tokens"])
+    return [count / sum(calls.values()) for count in calls.values()], 1_000 * taken / tokens
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--size", type=int, default=32)
+    args = parser.parse_args()
+    table = Table(
+        "two models, equal weights", "calls, as given", "calls, adapted", "taken / 1k tokens", "adapted", "gain"
+    )
+    for name, models in SCENARIOS.items():
+        given, before = measure(models, False, args.generations, args.size)
+        adapted, after = measure(models, True, args.generations, args.size)
+        shares = [" / ".join(f"{share:.0%}" for share in shares) for shares in (given, adapted)]
+        table.add_row(name, *shares, f"{before:.3f}", f"{after:.3f}", f"{after / before:.2f}x")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
