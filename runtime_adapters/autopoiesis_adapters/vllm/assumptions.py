@@ -95,6 +95,10 @@ class Assumptions:
         start at `columns` lie in their domains and every assumption about a request alone holds of them."""
         self._of_all = _compile(_module(self._of_pass, request, engine, bounded=engine))
 
+    def requests_hold(self, columns: int, stride: int, n: int = 1) -> bool:
+        """Whether n requests lie in their domains and every assumption about a request alone holds of each."""
+        return bool(self._of_one.call(columns, stride, n, columns))  # no formula in it reads an engine
+
     def hold(self, columns: int, stride: int, n: int, engine: int) -> bool:
         """Whether the engine row lies in its domains and every assumption holds of it and of each of n >= 1 requests.
 

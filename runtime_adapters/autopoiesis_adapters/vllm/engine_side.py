@@ -7,16 +7,23 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from autopoiesis_contracts.admission import Admission
+from autopoiesis_contracts.preemption import Preemption
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from vllm.v1.request import RequestStatus
 
+from autopoiesis_lib.contract import Contract
+
 from ..channel import ORDERING, Channel
+from ..loading import VerifiedAdmission, VerifiedVictims, load_admission, load_victims
+from .admission import AdmissionLever
 from .assumptions import Assumptions
 from .builtin_order import ArrivalOrder, PriorityOrder
 from .governor import Governor
 from .seat import Seat
 from .settings import Settings, read_settings
 from .telemetry import Telemetry
+from .victims import VictimLever
 from .waiting_columns import RequestClock, UnknownFieldError, WaitingColumns
 from .waiting_queue import PolicyQueue
 from .watcher import Load, Watcher
@@ -42,10 +49,10 @@ RUNNING, ABORTED = RequestStatus.RUNNING, RequestStatus.FINISHED_ABORTED
 
 
 @cache
-def ordering_assumptions() -> Assumptions:
-    """The checks of the ordering contract, compiled once a process."""
-    contract = RequestOrdering()
-    request_view, engine_view = (contract.views[param.type] for param in contract.decisions["score"].params)
+def assumptions_of(contract_type: type[Contract], decision: str) -> Assumptions:
+    """The checks of a contract whose decision reads a request and the engine, compiled once a process."""
+    contract = contract_type()
+    request_view, engine_view = (contract.views[param.type] for param in contract.decisions[decision].params)
     return Assumptions(contract, request_view, engine_view)
 
 
@@ -71,29 +78,55 @@ class EngineSide:
         self._now_us = 0
         self._next_seq = 0
         self._steps = 0
+        self._step_ns = 0
+        self._admissions = 0
         self._awaiting_first_token: list[Any] = []
         self._metrics_server: Any = None
         self._record = self.telemetry.steps.append
         pool = scheduler.kv_cache_manager.block_pool
         self._free_blocks = pool.get_num_free_blocks
         self._total_blocks = max(int(pool.num_gpu_blocks) - 1, 1)  # one block is the null block, which nobody can hold
-        assumptions = ordering_assumptions()
+        assumptions = assumptions_of(RequestOrdering, "score")
         self.columns = WaitingColumns(request_view, self._cached_tokens, self.stamp, assumptions)
+        engine_names = tuple(spec.name for spec in engine_view.fields())
         self.governor = Governor(
             self.columns,
             assumptions,
-            engine_reader(tuple(spec.name for spec in engine_view.fields()), self.read_engine),
+            engine_reader(engine_names, self.read_engine),
             lambda: self.queue.builtin_slot(),
             deadline_ns=settings.deadline_us * 1_000,
             disabled=settings.disable,
         )
+        by_priority = getattr(getattr(scheduler, "policy", None), "value", "fcfs") == "priority"
+        self.queue = PolicyQueue(self.columns, PriorityOrder() if by_priority else ArrivalOrder(), self.governor.choose)
         self.seats: dict[str, Seat[Any]] = {ORDERING: self.governor}
-        """The levers by policy type."""
+        """The levers this engine has, by policy type."""
+        loads = {ORDERING: load, **levers_loads(scheduler, settings)}
+        self._levers: list[AdmissionLever | VictimLever] = []
+        deadline_ns = settings.deadline_us * 1_000
+        self.admission: AdmissionLever | None = None
+        if settings.admission and hasattr(scheduler, "max_num_active_reqs"):
+            checks = assumptions_of(Admission, "admit")
+            self.admission = AdmissionLever(
+                scheduler, self.queue, self.columns, checks, deadline_ns, disabled=settings.disable
+            )
+            self.queue.on_pop = self.admission.popped
+            self._levers.append(self.admission)
+        self.victims: VictimLever | None = None
+        if settings.victims and not by_priority:
+            checks = assumptions_of(Preemption, "victim_score")
+            names = tuple(spec.name for spec in Preemption().views["Engine"].fields())
+            read = engine_reader(names, self.read_engine)
+            self.victims = VictimLever(
+                scheduler, checks, read, self.oldest_waited_us, deadline_ns, disabled=settings.disable
+            )
+            self._levers.append(self.victims)
+        self.seats |= {lever.contract: lever for lever in self._levers}
         parallel = getattr(scheduler, "parallel_config", None)
         self.watcher = Watcher(
             f"engine-{getattr(parallel, 'data_parallel_index', 0)}",
             self.seats,
-            {ORDERING: load},
+            loads,
             lambda: self.clock_ns() // 1_000,
             Channel(settings.channel) if settings.channel is not None else None,
             settings.poll_ms / 1_000,
@@ -103,8 +136,6 @@ class EngineSide:
         )
         for seat in self.seats.values():
             seat.report = self.watcher.faults.put
-        by_priority = getattr(getattr(scheduler, "policy", None), "value", "fcfs") == "priority"
-        self.queue = PolicyQueue(self.columns, PriorityOrder() if by_priority else ArrivalOrder(), self.governor.choose)
 
     def stamp(self, request: Any) -> RequestClock:
         """Give a request its microsecond stamp and sequence number. Once in its life: a second call changes nothing."""
@@ -128,13 +159,16 @@ class EngineSide:
             now_us = self._read_clock()
             self.queue.new_step()
             governor.begin_pass(now_us)
+            for lever in self._levers:
+                if not lever.idle:
+                    lever.begin_pass(now_us)
             self._steps += 1
             if self._steps % WATCHER_CHECK_STEPS == 0 and not self.watcher.alive:
                 governor.counters["watcher_restarts"] += 1
                 self.watcher.start()
         except Exception as error:
             governor.drop("adapter", f"{type(error).__name__}: {error}")
-        governor.step_ns = time.perf_counter_ns() - started
+        self._step_ns = time.perf_counter_ns() - started
 
     def end_step(self, output: Any) -> None:
         """Record the step. Never raises."""
@@ -147,11 +181,21 @@ class EngineSide:
                     clock = request.autopoiesis_clock
                     if request.status is RUNNING:  # the others were skipped and wait again
                         admitted += 1
+                        self._admissions += 1
+                        clock.admission = self._admissions
                         if not clock.admitted_us:
                             clock.admitted_us = self._now_us
                             self._awaiting_first_token.append(request)
-            governor = self.governor
             preempted = output.preempted_req_ids
+            governor = self.governor
+            spent_ns = self._step_ns + governor.step_ns
+            fallbacks = governor.counters["fallbacks"]
+            governor.step_ns = 0
+            for lever in self._levers:
+                fallbacks += lever.fallbacks
+                if not lever.idle:
+                    spent_ns += lever.step_ns
+                    lever.end_pass(len(preempted) if preempted else 0)
             self._record(
                 self._now_us,
                 self.columns.n,
@@ -160,8 +204,8 @@ class EngineSide:
                 output.total_num_scheduled_tokens,
                 admitted,
                 len(preempted) if preempted else 0,
-                governor.step_ns + time.perf_counter_ns() - started,
-                governor.counters["fallbacks"],
+                spent_ns + time.perf_counter_ns() - started,
+                fallbacks,
             )
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
@@ -227,6 +271,10 @@ class EngineSide:
             self._now_us = now_us
         return self._now_us
 
+    def oldest_waited_us(self) -> int:
+        """The longest wait among the waiting requests; 0 when nobody waits."""
+        return self._now_us - self.columns.set_waits(self._now_us) if self.columns.n else 0
+
     def read_engine(self, oldest_waited_us: int) -> tuple[int, ...]:
         """The engine's values, as `ENGINE_FIELDS` has them."""
         scheduler = self._scheduler
@@ -246,6 +294,31 @@ class EngineSide:
             return 0  # looking up would publish cache events of its own; the field is a hint and 0 says unknown
         cached = int(scheduler.kv_cache_manager.get_computed_blocks(request)[1])
         return min(cached, int(request.num_prompt_tokens))
+
+
+def levers_loads(scheduler: Any, settings: Settings) -> dict[str, Load]:
+    """How policies of the other levers are loaded, with the operator's rules."""
+
+    def admission(source: str, certificate: str) -> VerifiedAdmission:
+        return load_admission(
+            source,
+            certificate,
+            block_size=int(scheduler.block_size),
+            allow_unsigned=settings.allow_unsigned,
+            allow_single_solver=settings.allow_single_solver,
+            keys=settings.keys,
+        )
+
+    def victims(source: str, certificate: str) -> VerifiedVictims:
+        return load_victims(
+            source,
+            certificate,
+            allow_unsigned=settings.allow_unsigned,
+            allow_single_solver=settings.allow_single_solver,
+            keys=settings.keys,
+        )
+
+    return {"admission": admission, "preemption": victims}
 
 
 def engine_reader(names: tuple[str, ...], read: Callable[[int], tuple[int, ...]]) -> Callable[[int], tuple[int, ...]]:

@@ -106,6 +106,10 @@ class Seat(Generic[P]):
         """Those on which a shadow would have done the same as what decided."""
         self.counters: Counter[str] = Counter()
         self.swaps: deque[Swap] = deque(maxlen=64)
+        self.fallbacks = 0
+        """Passes left to the built-in rule, as in `counters`."""
+        self.idle = True
+        """Nothing decides, nothing is tried and nothing is offered: a lever that is idle is not called at all."""
         self.quarantined: dict[str, str] = {}
         """Digest -> why. A digest in here is never active again in this process."""
         self.disabled = disabled
@@ -113,7 +117,7 @@ class Seat(Generic[P]):
         self.report: Callable[[Fault], None] = lambda _fault: None
         """Told of every fault that quarantines, and of the first of each kind otherwise; must not block."""
         self.step_ns = 0
-        """Time spent in decisions of this seat since the owner last set it to 0."""
+        """Nanoseconds spent in decisions of this seat since the owner last set it to 0."""
         self._pending: Offer[P] | None = None
         self._limit_us: int | None = None
         self._limit_decisions: int | None = None
@@ -137,6 +141,7 @@ class Seat(Generic[P]):
     ) -> None:
         """Hand over what the next step is to find (see `Offer`). Safe from any thread; the last offer wins."""
         self._pending = Offer(policy, requested_us, mode, base, limit_us, limit_decisions)
+        self.idle = False
 
     def begin_pass(self, now_us: int) -> None:
         """A scheduling step begins: the one place where the deciding policy changes."""
@@ -147,10 +152,18 @@ class Seat(Generic[P]):
         elif self.candidate and not self.ended:
             self._check_bounds(now_us)
 
+    def rest(self, busy: bool = False) -> None:
+        """Become idle when there is nothing to do."""
+        self.idle = True
+        # Looked at afterwards: an offer made meanwhile must not be slept through.
+        if busy or self.active is not None or self.shadow is not None or self._pending is not None:
+            self.idle = False
+
     def drop(self, kind: str, detail: str, **state: Any) -> None:
         """Leave the rest of this pass to the built-in rule; unless the world is to blame, take the policy out for
         good."""
         self._dropped = True
+        self.fallbacks += 1
         self.counters["fallbacks"] += 1
         self.counters[f"fault:{kind}"] += 1
         policy = self.active

@@ -38,6 +38,10 @@ class Settings(BaseModel):
     """Directory of trusted public keys (`*.pub`)."""
     max_aging_us: int = Field(default=600_000_000, ge=0)
     """The largest proved aging bound T (us) this engine accepts."""
+    admission: bool = True
+    """Whether certified admission policies may be brought in."""
+    victims: bool = True
+    """Whether certified preemption policies may be brought in."""
     disable: bool = False
     """Kill switch: the built-in order, always. In the environment it beats every other setting."""
     poll_ms: int = Field(default=10, ge=1, le=60_000)

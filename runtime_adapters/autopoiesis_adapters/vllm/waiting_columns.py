@@ -44,11 +44,12 @@ class RequestClock:
     It lives on the request itself, so it survives preemption and goes with the request.
     """
 
-    __slots__ = ("admitted_us", "cached_tokens", "finished_us", "first_token_us", "seq", "stamp_us")
+    __slots__ = ("admission", "admitted_us", "cached_tokens", "finished_us", "first_token_us", "seq", "stamp_us")
 
     def __init__(self, stamp_us: int, seq: int) -> None:
         self.stamp_us = stamp_us
         self.seq = seq
+        self.admission = 0  # counts admissions in the engine: the latest of this request
         self.admitted_us = 0
         self.first_token_us = 0
         self.finished_us = 0

@@ -26,6 +26,9 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self._order = order
         self._choose = choose
         self._peeked: Request | None = None
+        self.gate: Callable[[], None] | None = None
+        """Called whenever vLLM asks whether anybody waits, which it does before each admission."""
+        self.on_pop: Callable[[Request], None] | None = None
         self.popped: list[Request] = []
         """Requests handed out since the owner last emptied the list: admitted in this step, or skipped by vLLM."""
         self.unsettled: list[Request] = []
@@ -55,6 +58,8 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self._order.discard(request)
         self._peeked = None
         self.popped.append(request)
+        if self.gate is not None and self.on_pop is not None:
+            self.on_pop(request)
         return request
 
     def add_request(self, request: Request) -> None:
@@ -96,6 +101,8 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
             self.popped.clear()
 
     def __bool__(self) -> bool:
+        if self.gate is not None:
+            self.gate()
         return self._columns.n > 0
 
     def __len__(self) -> int:

@@ -29,6 +29,8 @@ logger = logging.getLogger("autopoiesis.vllm")
 Load = Callable[[str, str], Any]
 """(policy text, certificate text) -> a policy that may run; raises `AutopoiesisError` with one line when it may not."""
 
+SLOTS = (ORDERING, "admission", "preemption")
+"""The slots watched, whether or not this engine has the lever: one without says so."""
 STATUS_EVERY_S = 1.0
 TURN_S = 0.0005
 IDLE_POLL_S = 0.5
@@ -65,7 +67,7 @@ class Watcher:
         self._clock_us = clock_us
         self._channel = channel
         self._poll_s = poll_s if channel is not None else IDLE_POLL_S
-        self._notice_paths = {name: str(channel.slot_path(name)) for name in seats} if channel is not None else {}
+        self._notice_paths = {name: str(channel.slot_path(name)) for name in SLOTS} if channel is not None else {}
         self._disabled_path = str(channel.disabled_path) if channel is not None else ""
         self._keep_disabled = keep_disabled
         self._seen: dict[str, tuple[int, int, int]] = {}
@@ -140,7 +142,7 @@ class Watcher:
 
     def _checked(self, contract: str, source: str, certificate: str) -> Any:
         if contract not in self._seats:
-            raise AutopoiesisError(f"this engine has no lever for {contract}; it has {', '.join(self._seats)}")
+            raise AutopoiesisError(no_lever(contract, self._seats))
         with eager():
             started, cpu = time.perf_counter_ns(), time.thread_time_ns()
             policy = self._loads[contract](source, certificate)
@@ -179,6 +181,10 @@ class Watcher:
     def _read_notice(self, channel: Channel, contract: str, requested_us: int, starting: bool) -> None:
         notice = channel.read(contract)
         if notice is None:
+            return
+        if contract not in self._seats:
+            if notice.digest is not None:
+                self._refuse(no_lever(contract, self._seats))
             return
         if notice.digest is None:
             self._seats[contract].offer(None, requested_us)
@@ -300,6 +306,11 @@ class Watcher:
         except Exception as error:
             self.errors += 1
             logger.warning("autopoiesis: %s; serving is not affected", error)
+
+
+def no_lever(contract: str, seats: Mapping[str, Seat[Any]]) -> str:
+    """Why a policy of a type this engine cannot run is refused."""
+    return f"this engine has no lever for {contract}; it has {', '.join(seats)}"
 
 
 class UnreadableError(AutopoiesisError):

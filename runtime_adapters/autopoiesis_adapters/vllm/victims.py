@@ -1,0 +1,225 @@
+"""The victim lever: a certified policy says which running request loses its place when the KV memory runs out.
+
+Under first-come first-served vLLM preempts `running[-1]`. So before a step that might run out of blocks, the running
+requests but the oldest are put in the order of their scores, the likeliest victim last, ties to the latest admitted. The
+oldest stays first: it is never offered, and it is served first. While memory is plentiful nothing is read or moved, and
+when the lever is let go the requests go back to the order of their admission.
+"""
+
+import time
+from collections.abc import Callable
+from operator import attrgetter
+from struct import Struct
+from struct import error as StructError  # noqa: N812
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..loading import VerifiedVictims
+from .assumptions import Assumptions
+from .seat import Seat
+from .waiting_columns import priority_of
+
+__all__ = ["VictimLever"]
+
+Int64s = NDArray[np.int64]
+
+FIELDS = (
+    "waited_us",
+    "num_prompt_tokens",
+    "num_computed_tokens",
+    "num_output_tokens",
+    "max_tokens",
+    "priority",
+    "num_preemptions",
+    "num_blocks",
+)
+"""Fields of the running view, in the order in which they are read here and declared there."""
+PREEMPTIONS = FIELDS.index("num_preemptions")
+SCORE_LIMIT = 2**62
+
+_plain = attrgetter("num_prompt_tokens", "num_output_tokens", "max_tokens", "num_preemptions")
+
+
+class Scores(Protocol):
+    """What this lever needs of a `Scorer`."""
+
+    def __call__(self, columns: Int64s, *context: Int64s, n: int | None = None) -> Int64s:
+        """The scores of the first `n` columns."""
+
+
+class VictimLever(Seat[VerifiedVictims]):
+    """Orders `scheduler.running` before a step in which somebody may be preempted.
+
+    Args:
+        scheduler: a vLLM scheduler under first-come first-served.
+        assumptions: what must hold of the running requests and the engine.
+        read_engine: longest wait (us) of the waiting requests -> the engine's row.
+        oldest_waited_us: that longest wait; 0 when nobody waits.
+        deadline_ns: an ordering that takes longer is late.
+        late_limit: late ones in a row after which the policy is taken out.
+        disabled: the kill switch.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        assumptions: Assumptions,
+        read_engine: Callable[[int], tuple[int, ...]],
+        oldest_waited_us: Callable[[], int],
+        deadline_ns: int = 10_000_000,
+        late_limit: int = 3,
+        disabled: bool = False,
+    ) -> None:
+        super().__init__("preemption", disabled=disabled)
+        self._scheduler = scheduler
+        self._assumptions = assumptions
+        self._read_engine = read_engine
+        self._oldest_waited_us = oldest_waited_us
+        self.deadline_ns = deadline_ns
+        self.late_limit = late_limit
+        self._free_blocks: Callable[[], int] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks
+        self._moved = False
+        self._columns: Int64s = np.zeros((len(FIELDS), 16), np.int64)
+        self._engine: Int64s = np.zeros(7, np.int64)
+        self._pack_engine = Struct("=7q").pack_into
+
+    def begin_pass(self, now_us: int) -> None:
+        """See `Seat.begin_pass`; then the order, when this step may run out of blocks. Never raises."""
+        super().begin_pass(now_us)
+        if self.active is None and self.shadow is None and not self._moved:
+            return
+        started = time.perf_counter_ns()
+        try:
+            if self.disabled or (self.active is None and self._moved):
+                self._restore()
+            elif self._tight() and len(self._scheduler.running) > 2:
+                self._order()
+        except Exception as error:
+            self._give_up("exception", f"{type(error).__name__}: {error}")
+        self.step_ns += time.perf_counter_ns() - started
+
+    def end_pass(self, preempted: int) -> None:
+        """The step is over, and preempted so many."""
+        self.step_ns = 0
+        if preempted and self._moved:
+            self.counters["preempted"] += preempted
+        self.rest(self._moved)
+
+    def _tight(self) -> bool:
+        """Whether the running requests might need more blocks in this step than are free.
+
+        Each of them needs one at most for its next token, and for what is drafted ahead; prompts computed in chunks may
+        use up the token budget.
+        """
+        scheduler = self._scheduler
+        running, block_size = scheduler.running, int(scheduler.block_size)
+        free = self._free_blocks()
+        needed = len(running) * (1 + -(-int(getattr(scheduler, "num_lookahead_tokens", 0)) // block_size))
+        if free <= needed:
+            return True
+        in_chunks = any(request.is_prefill_chunk for request in running)
+        return in_chunks and bool(free <= needed + int(scheduler.max_num_scheduled_tokens) // block_size)
+
+    def _order(self) -> None:
+        running = sorted(self._scheduler.running, key=_admitted)
+        offered = running[1:]
+        n = len(offered)
+        problem = self._view(offered)
+        if problem is not None:
+            self._give_up("assumption" if problem.startswith("assumption") else "view-domain", problem)
+            return
+        order: list[int] | None = None
+        policy = self.active
+        if policy is not None:
+            started = time.perf_counter_ns()
+            order, broken = self._ranked(policy, n)
+            took = time.perf_counter_ns() - started
+            self.counters["decisions"] += 1
+            self.counters["decision_ns"] += took
+            if self.candidate and self.shadow is None:
+                self.tried += 1
+            if broken is not None:
+                self._give_up(*broken)
+                return
+            if took > self.deadline_ns:
+                self._late += 1
+                self.counters["late"] += 1
+                self._give_up("late" if self._late < self.late_limit else "deadline", f"an ordering took {took} ns")
+                return
+            self._late = 0
+            self._scheduler.running[:] = [running[0], *[offered[place] for place in order]]
+            self._moved = True
+        shadow = self.shadow
+        if shadow is not None:
+            try:
+                other, broken = self._ranked(shadow, n)
+                if broken is not None:
+                    self.drop_shadow(*broken)
+                    return
+                self.tried += 1
+                self.agreed += other[-1] == (order[-1] if order is not None else n - 1)
+            except Exception as error:
+                self.drop_shadow("exception", f"{type(error).__name__}: {error}")
+
+    def _ranked(self, policy: VerifiedVictims, n: int) -> tuple[list[int], tuple[str, str] | None]:
+        """Places in the order of their scores, the victim last; and the fault in it, if any."""
+        score: Scores = policy.scorer  # type: ignore[assignment]  # a `Scorer` is both
+        scores = score(self._columns, self._engine, n=n)
+        if scores.shape != (n,) or int(np.abs(scores).max()) > SCORE_LIMIT:
+            return [], ("out-of-range", f"{scores.shape[0]} scores for {n} requests, or one beyond the score's range")
+        if policy.gap is not None:
+            preemptions = self._columns[PREEMPTIONS, :n]
+            victim = int(np.flatnonzero(scores == scores.max())[-1])
+            spared = preemptions + policy.gap <= preemptions[victim]
+            if bool((spared & (scores < scores[victim])).any()):
+                return [], (
+                    "pick-rule",
+                    f"a request preempted {preemptions[victim]} times ranks above one preempted {policy.gap} times less",
+                )
+        return np.argsort(scores, kind="stable").tolist(), None
+
+    def _view(self, offered: list[Any]) -> str | None:
+        """Read the offered requests, in the order of their admission; what is wrong with them, if anything."""
+        n = len(offered)
+        if n > self._columns.shape[1]:
+            self._columns = np.zeros((len(FIELDS), 2 * n), np.int64)
+        rows = [self._row(request) for request in offered]
+        try:
+            self._columns[:, :n] = np.array(rows, np.int64).T
+            self._pack_engine(self._engine.data.cast("B"), 0, *self._read_engine(self._oldest_waited_us()))
+        except (StructError, OverflowError):
+            return "a value does not fit 64 bits"
+        at, capacity = self._columns.ctypes.data, self._columns.shape[1]
+        if not self._assumptions.requests_hold(at, capacity, n):
+            return "a running request holds a value no proof covers"
+        if self._assumptions.hold(at, capacity, n, self._engine.ctypes.data):
+            return None
+        return self._assumptions.problem(self._columns, self._engine, n)
+
+    def _row(self, request: Any) -> tuple[int, ...]:
+        prompt, output, max_tokens, preemptions = _plain(request)
+        # Under async scheduling tokens count as computed before they exist.
+        computed = request.num_computed_tokens - getattr(request, "num_output_placeholders", 0)
+        held = 0
+        for group in self._scheduler.kv_cache_manager.get_blocks(request.request_id).blocks:
+            held += sum(block.ref_cnt == 1 and not block.is_null for block in group)
+        waited_us = self._now_us - request.autopoiesis_clock.stamp_us
+        return waited_us, prompt, max(computed, 0), output, max_tokens, priority_of(request), preemptions, held
+
+    def _restore(self) -> None:
+        if self._moved:
+            self._scheduler.running.sort(key=_admitted)
+            self._moved = False
+
+    def _give_up(self, kind: str, detail: str) -> None:
+        self._restore()
+        n = min(len(self._scheduler.running), self._columns.shape[1])
+        engine = tuple(int(value) for value in self._engine)
+        self.drop(kind, detail, engine=engine, columns=self._columns[:, :n].copy())
+
+
+def _admitted(request: Any) -> int:
+    number: int = request.autopoiesis_clock.admission
+    return number
