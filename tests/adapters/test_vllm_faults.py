@@ -1,6 +1,8 @@
 """Faults injected into a serving scheduler: every request completes, and the fallback shows in the metrics."""
 
 import json
+import sys
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,6 +19,7 @@ from autopoiesis_adapters.loading import PolicyRefusedError, VerifiedPolicy
 from autopoiesis_adapters.vllm.metrics import EngineMetrics
 from autopoiesis_adapters.vllm.settings import Settings, SettingsError, read_settings
 from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, Ring
+from autopoiesis_adapters.vllm.watcher import ShortTurns
 
 from .test_vllm_ordering import activate, model, verified  # noqa: F401  # `model` is a fixture
 from .vllm_bench import Bench, policy_bench, request, vllm_config
@@ -439,3 +442,16 @@ def test_a_ring_that_went_round_says_what_was_lost() -> None:
     first, rows = ring.since(10)
     assert rows[:, 0].tolist() == list(range(first, 50)) and 34 <= first <= 35
     assert ring.since(48)[1].tolist() == [[48, -48], [49, -49]]
+
+
+def test_however_loads_overlap_threads_take_their_usual_turns_afterwards() -> None:
+    usual = sys.getswitchinterval()
+    turns = ShortTurns()
+    with turns:
+        short = sys.getswitchinterval()
+        other = threading.Thread(target=lambda: turns.__enter__())
+        other.start()
+        other.join()
+    assert short < usual and sys.getswitchinterval() == short, "the other thread is still inside"
+    turns.__exit__()
+    assert sys.getswitchinterval() == usual

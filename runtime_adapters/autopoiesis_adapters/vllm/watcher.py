@@ -10,8 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -32,7 +31,7 @@ Load = Callable[[str, str], Any]
 SLOTS = (ORDERING, "admission", "preemption")
 """The slots watched, whether or not this engine has the lever: one without says so."""
 STATUS_EVERY_S = 1.0
-TURN_S = 0.0005
+TURN_S = 0.0002
 IDLE_POLL_S = 0.5
 """Without a channel only dumps of faults are to be written."""
 
@@ -61,6 +60,7 @@ class Watcher:
         """Rounds that failed for a reason of their own: an unreadable channel, a full disk."""
         self.loads: deque[tuple[int, int]] = deque(maxlen=64)
         """Wall and CPU nanoseconds of the last loads: reading, checking, compiling."""
+        self._short_turns = ShortTurns()
         self._seats = seats
         self._governor = seats[ORDERING]
         self._loads = loads
@@ -143,7 +143,7 @@ class Watcher:
     def _checked(self, contract: str, source: str, certificate: str) -> Any:
         if contract not in self._seats:
             raise AutopoiesisError(no_lever(contract, self._seats))
-        with eager():
+        with self._short_turns:
             started, cpu = time.perf_counter_ns(), time.thread_time_ns()
             policy = self._loads[contract](source, certificate)
             self.loads.append((time.perf_counter_ns() - started, time.thread_time_ns() - cpu))
@@ -176,7 +176,8 @@ class Watcher:
                 requested_us = self._clock_us()
                 self._seen[contract] = seen
                 self._status_at = 0.0  # what comes of it is worth telling at once
-                self._guarded(partial(self._read_notice, self._channel, contract, requested_us, starting))
+                with self._short_turns:
+                    self._guarded(partial(self._read_notice, self._channel, contract, requested_us, starting))
 
     def _read_notice(self, channel: Channel, contract: str, requested_us: int, starting: bool) -> None:
         notice = channel.read(contract)
@@ -332,19 +333,31 @@ def texts_of(channel: Channel, digest: str) -> tuple[str, str]:
         ) from None
 
 
-@contextmanager
-def eager() -> Iterator[None]:
-    """While a policy is loaded, threads take turns every half millisecond instead of every five.
+class ShortTurns:
+    """While a policy is loaded, threads take turns every fifth of a millisecond instead of every five.
 
     A load lets go of the interpreter dozens of times (files, signature, each call into LLVM), and each time the engine's
     thread keeps it for a whole turn. Short turns make a load several times faster and take no more from the engine in all.
+    May be entered by several threads at once: the last one out puts back what the first one found.
     """
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(min(usual, TURN_S))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._usual_s = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._usual_s = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._usual_s, TURN_S))
+            self._inside += 1
+
+    def __exit__(self, *_error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                sys.setswitchinterval(self._usual_s)
 
 
 def _dump(fault: Fault) -> dict[str, Any]:
