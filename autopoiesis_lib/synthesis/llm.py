@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -70,7 +71,8 @@ class LLMProposer:
         for model in self.models:
             if urls[model] is not None:
                 keys[model] = keys[model] or os.environ.get("OPENAI_API_KEY")
-        self._scrubber = Scrubber([key for key in keys.values() if key])
+        in_urls = [urlsplit(url).password for url in urls.values() if url is not None]
+        self._scrubber = Scrubber([secret for secret in (*keys.values(), *in_urls) if secret])
         self._per: Per | None = ("tokens" if adapt is True else adapt) or None
         if self._per == "dollars" and (missing := [model for model in self.models if model not in (prices or {})]):
             raise ProposerError(f"adapt='dollars' needs the price of {missing[0]}; give prices={{model: Price(...)}}")

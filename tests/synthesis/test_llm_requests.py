@@ -252,3 +252,11 @@ def test_a_provider_by_name_is_given_up_after_the_timeout(monkeypatch: pytest.Mo
         ours = LLMProposer("openai/gpt-x", attempts=1, timeout_s=0.3, parallel=1)
         ours.propose(context(), slots(1))
     assert "did not answer in time" in ours.note
+
+
+def test_a_password_in_a_base_url_reaches_neither_settings_nor_notes() -> None:
+    with serving(fails(401, error("wrong password hunter2222"))) as server:
+        ours = proposer(server.url.replace("http://", "http://me:hunter2222@"))
+        ours.propose(context(), slots(1))
+    assert "hunter2222" not in json.dumps(ours.describe()) + ours.note
+    assert "***" in str(ours.describe()["base_url"]) and "***" in ours.note
