@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -149,3 +150,28 @@ def test_a_policy_published_under_load_is_active_and_changes_no_answer(server: S
         time.sleep(0.05)
     assert server.status(policy.digest)["refusal"].startswith("not a certificate")
     assert serve(server, clients=10)[1] == {number: before[number] for number in range(10)}
+
+
+def test_every_answer_is_the_same_while_twenty_four_policies_replace_each_other(server: Server) -> None:
+    policies = [Policy.from_source(source, RequestOrdering()) for source in BASELINES.values()]
+    certificates = [verify(policy).model_dump_json() for policy in policies]
+    _, before = serve(server, clients=16)
+    active_us: list[int] = []
+    stop = threading.Event()
+
+    def swap() -> None:
+        for turn in range(24):
+            policy = policies[turn % len(policies)]
+            server.channel.publish(policy.digest, policy.source, certificates[turn % len(policies)])
+            active_us.append(server.status(policy.digest)["request_to_active_us"])
+        stop.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        swapping = pool.submit(swap)
+        while not stop.is_set():
+            assert serve(server, clients=16)[1] == before
+        swapping.result()
+    ordered = sorted(active_us)
+    print(f"request to active over {len(ordered)} swaps: median {ordered[12]} us, longest {ordered[-1]} us")
+    status = server.status(policies[23 % len(policies)].digest)
+    assert status["counters"].get("fallbacks", 0) == 0 and not status["quarantined"]
