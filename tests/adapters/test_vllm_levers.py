@@ -246,6 +246,7 @@ class Scores:
         (lambda _columns, _n: raising(), "exception"),
         (lambda _columns, n: np.zeros(n + 1, np.int64), "out-of-range"),
         (lambda _columns, n: np.full(n, 2**62 + 1), "out-of-range"),
+        (lambda _columns, n: np.full(n, -(2**63)), "out-of-range"),
         (lambda columns, n: columns[6, :n] * 100, "pick-rule"),
     ],
     ids=["raises", "too-many", "too-high", "displaces-the-displaced"],

@@ -167,7 +167,7 @@ class VictimLever(Seat[VerifiedVictims]):
         """Places in the order of their scores, the victim last; and the fault in it, if any."""
         score: Scores = policy.scorer  # type: ignore[assignment]  # a `Scorer` is both
         scores = score(self._columns, self._engine, n=n)
-        if scores.shape != (n,) or int(np.abs(scores).max()) > SCORE_LIMIT:
+        if scores.shape != (n,) or int(scores.max()) > SCORE_LIMIT or int(scores.min()) < -SCORE_LIMIT:
             return [], ("out-of-range", f"{scores.shape[0]} scores for {n} requests, or one beyond the score's range")
         if policy.gap is not None:
             preemptions = self._columns[PREEMPTIONS, :n]
