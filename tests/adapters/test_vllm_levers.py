@@ -249,7 +249,7 @@ class Scores:
         (lambda _columns, n: np.full(n, -(2**63)), "out-of-range"),
         (lambda columns, n: columns[6, :n] * 100, "pick-rule"),
     ],
-    ids=["raises", "too-many", "too-high", "displaces-the-displaced"],
+    ids=["raises", "too-many", "too-high", "least-int64", "displaces-the-displaced"],
 )
 def test_a_bad_preemption_policy_falls_back_in_the_same_step_and_is_quarantined(
     model: Path,  # noqa: F811
