@@ -18,9 +18,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .binding import CertificateError, bound_policy
 from .contract import Contract
 from .errors import AutopoiesisError
-from .gates import GATES, GateReport, GateResult, ObligationResult, Verdict, check
+from .gates import GateReport, GateResult, ObligationResult, Verdict, check
 from .gates.claims import NOT_COVERED
 from .gates.fuzz import DEFAULT_EXAMPLES
 from .gates.samples import SEED
@@ -33,10 +34,6 @@ __all__ = ["FORMAT", "Certificate", "CertificateError", "Rejected", "Signature",
 
 FORMAT = 1
 """The version of this file format; a reader refuses others."""
-
-
-class CertificateError(AutopoiesisError):
-    """A certificate cannot be read, or does not belong to the policy or contract it is used with."""
 
 
 class Rejected(AutopoiesisError):
@@ -150,30 +147,7 @@ class Certificate(_Value):
         Raises:
             CertificateError: a digest differs, an obligation or gate is not green, or the policy does not parse.
         """
-        if contract.contract_name != self.contract or contract.digest != self.contract_digest:
-            raise CertificateError(
-                f"the certificate is for another version of {self.contract} (contract digest {self.contract_digest[:12]}, here "
-                f"{contract.digest[:12]}); verify the policy again"
-            )
-        try:
-            policy = Policy.from_source(self.policy_source if source is None else source, contract)
-        except AutopoiesisError as error:
-            raise CertificateError(f"the certified policy cannot be read: {error}") from None
-        if policy.digest != self.policy_digest:
-            raise CertificateError(
-                f"the policy is not the certified one (digest {policy.digest[:12]}, certified {self.policy_digest[:12]})"
-            )
-        names = {gate.name for gate in self.gates}
-        if not set(GATES) <= names or not all(gate.verdict.green for gate in self.gates):
-            raise CertificateError("the certificate does not show every gate green; verify the policy again")
-        proved = {item.name for item in self.obligations if item.verdict is Verdict.PROVED}
-        expected = {formula.name for formula in contract.invariants}
-        expected |= {f"{name} {claim}" for name in contract.decisions for claim in ("is safe", "is in range")}
-        if expected - proved:
-            raise CertificateError(
-                f"the certificate does not prove `{min(expected - proved)}`; verify the policy again"
-            )
-        return policy
+        return bound_policy(self, contract, self.policy_source if source is None else source)
 
     def recheck(self, rlimit: int = 4 * DEFAULT_RLIMIT) -> tuple[ObligationResult, ...]:
         """Prove every obligation and lemma again from its SMT-LIB text, with Z3 and cvc5; our encoder takes no part.

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+from ..binding import GATES
 from ..contract import Contract
 from ..language import LanguageError
 from ..policy import Policy
@@ -14,9 +15,6 @@ from .solving import DEFAULT_RLIMIT
 from .verdict import GateReport, GateResult, Verdict, worst
 
 __all__ = ["GATES", "check"]
-
-GATES = ("grammar", "types", "ranges", "quick-fuzz", "proof", "fuzz", "replay")
-"""Every gate by name, in the order they run."""
 
 
 def check(

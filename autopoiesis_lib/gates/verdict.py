@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..binding import GREEN
+
 __all__ = ["Counterexample", "GateReport", "GateResult", "LeastBound", "ObligationResult", "Row", "Verdict", "worst"]
 
 Row = dict[str, int]
@@ -32,7 +34,7 @@ class Verdict(StrEnum):
     @property
     def green(self) -> bool:
         """Whether the policy may go on."""
-        return self in (Verdict.PROVED, Verdict.PASSED)
+        return self in GREEN
 
 
 _SEVERITY = [

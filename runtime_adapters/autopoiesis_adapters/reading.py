@@ -1,8 +1,8 @@
 """A certificate as an engine reads it: what it says, who signed it, and whether it is about this policy and contract.
 
 An engine proves nothing, so it needs neither the solvers nor the gates that come with `autopoiesis_lib.certificate`, and
-does not spend a second on importing them when the first policy arrives. `Proof` refuses what `Certificate` refuses; a
-test holds the two against each other.
+does not spend a second on importing them when the first policy arrives. What ties it to its policy is `bound_policy`, as
+for `Certificate`.
 """
 
 import json
@@ -14,17 +14,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
+from autopoiesis_lib.binding import CertificateError, bound_policy
 from autopoiesis_lib.contract import Contract
 from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.policy import Policy
 from autopoiesis_lib.registry import contract_named
 from autopoiesis_lib.signing import check_signature, trusted_keys
 
-__all__ = ["GATES", "PolicyRefusedError", "Proof", "certified"]
-
-GATES = frozenset({"grammar", "types", "ranges", "quick-fuzz", "proof", "fuzz", "replay"})
-"""The gates whose answers a certificate must show."""
-GREEN = frozenset({"PROVED", "PASSED"})
+__all__ = ["PolicyRefusedError", "Proof", "certified"]
 
 
 class PolicyRefusedError(AutopoiesisError):
@@ -92,40 +89,6 @@ class Proof(_Value):
         body = {name: value for name, value in self._body.items() if name != "signature"}
         return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
-    def policy(self, contract: Contract, source: str) -> Policy:
-        """The certified policy, parsed from `source`, once it is sure that the proof is about it and this contract.
-
-        Raises:
-            PolicyRefusedError: a digest differs, an obligation or gate is not green, or the policy does not parse.
-        """
-        name = f"policy {self.policy_digest[:12]}"
-        if contract.contract_name != self.contract or contract.digest != self.contract_digest:
-            raise PolicyRefusedError(
-                f"{name}: the certificate is for another version of {self.contract} (contract digest "
-                f"{self.contract_digest[:12]}, here {contract.digest[:12]}); verify the policy again"
-            )
-        try:
-            policy = Policy.from_source(source, contract)
-        except AutopoiesisError as error:
-            raise PolicyRefusedError(f"{name}: the certified policy cannot be read: {error}") from None
-        if policy.digest != self.policy_digest:
-            raise PolicyRefusedError(
-                f"{name}: the policy is not the certified one (digest {policy.digest[:12]}, certified "
-                f"{self.policy_digest[:12]})"
-            )
-        if not GATES.issubset({gate.name for gate in self.gates}) or any(
-            gate.verdict not in GREEN for gate in self.gates
-        ):
-            raise PolicyRefusedError(f"{name}: the certificate does not show every gate green; verify the policy again")
-        proved = {item.name for item in self.obligations if item.verdict == "PROVED"}
-        expected = {formula.name for formula in contract.invariants}
-        expected |= {f"{decision} {claim}" for decision in contract.decisions for claim in ("is safe", "is in range")}
-        if expected - proved:
-            raise PolicyRefusedError(
-                f"{name}: the certificate does not prove `{min(expected - proved)}`; verify the policy again"
-            )
-        return policy
-
 
 def certified(
     source: str,
@@ -147,9 +110,9 @@ def certified(
         raise PolicyRefusedError(f"policy {name} is for the contract {proof.contract}; this engine runs {contract}")
     try:
         check_signature(proof, trusted_keys(keys) if keys is not None else {}, allow_unsigned=allow_unsigned)
-        policy = proof.policy(contract_of(contract, tuple(sorted(proof.contract_parameters.items()))), source)
-    except PolicyRefusedError:
-        raise
+        policy = bound_policy(proof, contract_of(contract, tuple(sorted(proof.contract_parameters.items()))), source)
+    except CertificateError as error:
+        raise PolicyRefusedError(f"policy {name}: {error}") from None
     except AutopoiesisError as error:
         raise PolicyRefusedError(str(error)) from None
     made_by, here = proof.versions.get("autopoiesis-lib", "unknown"), installed_version()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autopoiesis_adapters import reading
 from autopoiesis_adapters.loading import (
     PolicyRefusedError,
     load_admission,
@@ -21,7 +20,7 @@ from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from autopoiesis_lib import Policy
+from autopoiesis_lib import Policy, binding
 from autopoiesis_lib.certificate import Certificate, Signature, verify
 from autopoiesis_lib.gates import GATES
 from autopoiesis_lib.signing import key_id
@@ -167,7 +166,7 @@ def test_an_engines_reader_and_the_certificate_agree_on_what_is_signed(
     for text in (one.model_dump_json(), one.model_dump_json(indent=2), json.dumps(json.loads(one.model_dump_json()))):
         proof = Proof.from_text(text)
         assert proof.signed_bytes() == one.signed_bytes()
-    assert set(GATES) == reading.GATES
+    assert GATES == binding.GATES
     assert set(Proof.model_fields) <= set(Certificate.model_fields)
 
 

@@ -1,0 +1,91 @@
+"""What ties a certificate to a policy and a contract: the one rule by which anything that runs a policy goes.
+
+It proves nothing and imports no gate, so that an engine can apply it without the solvers.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from .contract import Contract
+from .errors import AutopoiesisError
+from .policy import Policy
+
+__all__ = ["GATES", "GREEN", "CertificateError", "bound_policy"]
+
+GATES = ("grammar", "types", "ranges", "quick-fuzz", "proof", "fuzz", "replay")
+"""Every gate by name, in the order they run; a certificate must show them all."""
+
+GREEN = ("PROVED", "PASSED")
+"""Verdicts with which a gate lets a policy go on."""
+
+
+class CertificateError(AutopoiesisError):
+    """A certificate cannot be read, or does not belong to the policy or contract it is used with."""
+
+
+class Judged(Protocol):
+    """An obligation or a gate, and what came of it."""
+
+    @property
+    def name(self) -> str:
+        """Which one."""
+
+    @property
+    def verdict(self) -> str:
+        """The answer, as in `Verdict`."""
+
+
+class Certified(Protocol):
+    """A certificate, as far as this rule goes."""
+
+    @property
+    def contract(self) -> str:
+        """The contract's name."""
+
+    @property
+    def contract_digest(self) -> str:
+        """Its digest."""
+
+    @property
+    def policy_digest(self) -> str:
+        """The policy it is about."""
+
+    @property
+    def obligations(self) -> Iterable[Judged]:
+        """What had to be proved."""
+
+    @property
+    def gates(self) -> Iterable[Judged]:
+        """What the policy went through."""
+
+
+def bound_policy(certificate: Certified, contract: Contract, source: str) -> Policy:
+    """The certified policy, parsed from `source`, once it is sure that the certificate is about it and this contract.
+
+    Raises:
+        CertificateError: a digest differs, an obligation or gate is not green, or the policy does not parse.
+    """
+    if contract.contract_name != certificate.contract or contract.digest != certificate.contract_digest:
+        raise CertificateError(
+            f"the certificate is for another version of {certificate.contract} (contract digest "
+            f"{certificate.contract_digest[:12]}, here {contract.digest[:12]}); verify the policy again"
+        )
+    try:
+        policy = Policy.from_source(source, contract)
+    except AutopoiesisError as error:
+        raise CertificateError(f"the certified policy cannot be read: {error}") from None
+    if policy.digest != certificate.policy_digest:
+        raise CertificateError(
+            f"the policy is not the certified one (digest {policy.digest[:12]}, certified "
+            f"{certificate.policy_digest[:12]})"
+        )
+    if not set(GATES) <= {gate.name for gate in certificate.gates} or any(
+        gate.verdict not in GREEN for gate in certificate.gates
+    ):
+        raise CertificateError("the certificate does not show every gate green; verify the policy again")
+    proved = {item.name for item in certificate.obligations if item.verdict == "PROVED"}
+    expected = {formula.name for formula in contract.invariants}
+    expected |= {f"{name} {claim}" for name in contract.decisions for claim in ("is safe", "is in range")}
+    if expected - proved:
+        raise CertificateError(f"the certificate does not prove `{min(expected - proved)}`; verify the policy again")
+    return policy
