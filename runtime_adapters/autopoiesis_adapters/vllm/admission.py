@@ -55,13 +55,11 @@ class AdmissionLever(Seat[VerifiedAdmission]):
         late_limit: int = 3,
         disabled: bool = False,
     ) -> None:
-        super().__init__("admission", disabled=disabled)
+        super().__init__("admission", deadline_ns=deadline_ns, late_limit=late_limit, disabled=disabled)
         self._scheduler = scheduler
         self._queue = queue
         self._columns = columns
         self._assumptions = assumptions
-        self.deadline_ns = deadline_ns
-        self.late_limit = late_limit
         self.block_size = int(scheduler.block_size)
         pool = scheduler.kv_cache_manager.block_pool
         self._free_blocks: Callable[[], int] = pool.get_num_free_blocks
@@ -126,16 +124,10 @@ class AdmissionLever(Seat[VerifiedAdmission]):
             self.counters["decision_ns"] += took
             if self.candidate and self.shadow is None:
                 self.tried += 1
-            broken = self._broken(fields, memory, admits, reserve)
+            broken = self._broken(fields, memory, admits, reserve) or self.lateness(took, "an answer")
             if broken is not None:
                 self.drop(*broken, engine=memory)
                 return True
-            if took > self.deadline_ns:
-                self._late += 1
-                self.counters["late"] += 1
-                self.drop("late" if self._late < self.late_limit else "deadline", f"an answer took {took} ns")
-                return True
-            self._late = 0
             self.counters["admitted" if admits else "held_back"] += 1
             if admits:
                 self._answer = request, blocks(fields[1] + fields[3], self.block_size) + reserve

@@ -48,13 +48,11 @@ class Governor(Seat[VerifiedPolicy]):
         late_limit: int = 3,
         disabled: bool = False,
     ) -> None:
-        super().__init__(disabled=disabled)
+        super().__init__(deadline_ns=deadline_ns, late_limit=late_limit, disabled=disabled)
         self.columns = columns
         self.assumptions = assumptions
         self.read_engine = read_engine
         self.builtin_slot = builtin_slot
-        self.deadline_ns = deadline_ns
-        self.late_limit = late_limit
         self._oldest_stamp = 0
         self._shadow_late = 0
         engine_fields = len(read_engine(0))
@@ -108,13 +106,8 @@ class Governor(Seat[VerifiedPolicy]):
         counters["decision_ns"] += ended - called
         if self.candidate:
             self.tried += 1 - (self.shadow is not None)
-        broken = self._broken(policy, slot, oldest_stamp)
-        if broken is not None:
-            return self.give_up(*broken)
-        if ended - started > self.deadline_ns:
-            return self._decided_late(ended - started)
-        self._late = 0
-        return slot
+        broken = self._broken(policy, slot, oldest_stamp) or self.lateness(ended - started, "a decision")
+        return slot if broken is None else self.give_up(*broken)
 
     def _broken(self, policy: VerifiedPolicy, slot: int, oldest_stamp: int) -> tuple[str, str] | None:
         """The fault in a pick: no such slot, or against the rule its proved T implies."""
@@ -163,12 +156,6 @@ class Governor(Seat[VerifiedPolicy]):
             self._snapshot = True
             return None
         return self.assumptions.problem(columns.fields, self._engine, n)
-
-    def _decided_late(self, took_ns: int) -> int:
-        self._late += 1
-        self.counters["late"] += 1
-        kind = "late" if self._late < self.late_limit else "deadline"
-        return self.give_up(kind, f"a decision took {took_ns} ns of {self.deadline_ns}; {self._late} late in a row")
 
     def _seated(self) -> None:
         self._shadow_late = 0

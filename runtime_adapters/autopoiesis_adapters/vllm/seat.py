@@ -86,10 +86,26 @@ class Offer(Generic[P]):
 
 
 class Seat(Generic[P]):
-    """The policies of one type in one engine. Only the engine thread calls it, except `offer` and `status`."""
+    """The policies of one type in one engine. Only the engine thread calls it, except `offer` and `status`.
 
-    def __init__(self, contract: str = ORDERING, *, disabled: bool = False) -> None:
+    Args:
+        contract: the policy type.
+        deadline_ns: a decision that takes longer is late.
+        late_limit: late decisions in a row after which the policy is taken out.
+        disabled: the kill switch.
+    """
+
+    def __init__(
+        self,
+        contract: str = ORDERING,
+        *,
+        deadline_ns: int = 10_000_000,
+        late_limit: int = 3,
+        disabled: bool = False,
+    ) -> None:
         self.contract = contract
+        self.deadline_ns = deadline_ns
+        self.late_limit = late_limit
         self.active: P | None = None
         """What decides; None: the built-in rule."""
         self.shadow: P | None = None
@@ -188,6 +204,16 @@ class Seat(Generic[P]):
         self.counters[f"shadow_fault:{kind}"] += 1
         self.quarantined[shadow.digest] = f"{kind} in shadow: {detail}"
         self._tell(kind, detail, shadow.digest, True, {"shadow": True, **state})
+
+    def lateness(self, took_ns: int, what: str) -> tuple[str, str] | None:
+        """The fault in a decision that took so long, counted; None when it came in time."""
+        if took_ns <= self.deadline_ns:
+            self._late = 0
+            return None
+        self._late += 1
+        self.counters["late"] += 1
+        kind = "late" if self._late < self.late_limit else "deadline"
+        return kind, f"{what} took {took_ns} ns of {self.deadline_ns}; {self._late} late in a row"
 
     @property
     def standing(self) -> P | None:

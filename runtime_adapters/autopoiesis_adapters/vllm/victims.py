@@ -72,13 +72,11 @@ class VictimLever(Seat[VerifiedVictims]):
         late_limit: int = 3,
         disabled: bool = False,
     ) -> None:
-        super().__init__("preemption", disabled=disabled)
+        super().__init__("preemption", deadline_ns=deadline_ns, late_limit=late_limit, disabled=disabled)
         self._scheduler = scheduler
         self._assumptions = assumptions
         self._read_engine = read_engine
         self._oldest_waited_us = oldest_waited_us
-        self.deadline_ns = deadline_ns
-        self.late_limit = late_limit
         self._free_blocks: Callable[[], int] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks
         self._moved = False
         self._columns: Int64s = np.zeros((len(FIELDS), 16), np.int64)
@@ -140,15 +138,10 @@ class VictimLever(Seat[VerifiedVictims]):
             self.counters["decision_ns"] += took
             if self.candidate and self.shadow is None:
                 self.tried += 1
+            broken = broken or self.lateness(took, "an ordering")
             if broken is not None:
                 self._give_up(*broken)
                 return
-            if took > self.deadline_ns:
-                self._late += 1
-                self.counters["late"] += 1
-                self._give_up("late" if self._late < self.late_limit else "deadline", f"an ordering took {took} ns")
-                return
-            self._late = 0
             self._scheduler.running[:] = [running[0], *[offered[place] for place in order]]
             self._moved = True
         shadow = self.shadow
