@@ -24,24 +24,20 @@ from .budget import Budget
 from .compare import curves, improvement, pooled
 from .errors import EvolutionError
 from .evaluator import HIGHER_IS_BETTER, Evaluator, Measurement
-from .executor import Executor, Failure
+from .executor import Executor
 from .generation import Reference, evaluate
 from .result import REJECTIONS, EvolutionResult, Progress
 from .selection import MIGRATION_EVERY, select
 from .starting import evaluator_of, executor_of
-from .work import Certify, Judged, Measure, Setup
+from .winner import answer, certified, surest_first
+from .work import Measure, Setup
 
 __all__ = ["evolve"]
 
 RESERVE = 0.1
 """Share of a time budget kept for held-out evaluation and certification (at least RESERVE_S, at most 60 s)."""
 RESERVE_S = 4.0
-PATIENT_S = 900.0
-"""Time limit of jobs on trusted texts; the first on a fresh machine compiles the simulator."""
 MAX_WARM_START = 16
-NEAR_BEST, TOLERANCE = 64, 0.02
-"""Elites within TOLERANCE of the best fitness, NEAR_BEST at most, are told apart by how sure their gain is."""
-CERTIFY_TRIES = 9
 
 
 def evolve(
@@ -280,12 +276,12 @@ class _Run:
         source = next(iter(self.contract.baselines().values()), None)
         if source is None:
             return Reference(train={})
-        parts = _answer(executor, Measure(source=source, window="train"), "the default baseline cannot be measured")
+        parts = answer(executor, Measure(source=source, window="train"), "the default baseline cannot be measured")
         train = pooled(parts)
         missing = [name for name in self.objectives if name not in train]
         if missing:
             raise EvolutionError(f"objective {missing[0]!r} is not measured; there are {', '.join(sorted(train))}")
-        short = _answer(executor, Measure(source=source, window="short"), "the short window cannot be measured")
+        short = answer(executor, Measure(source=source, window="short"), "the short window cannot be measured")
         return Reference(train=train, short=pooled(short) if short else {})
 
     def _committed(self, row: CandidateRow) -> None:
@@ -319,7 +315,7 @@ class _Run:
         texts = {"": best.source, **self.contract.baselines()}
         measured: dict[str, Sequence[Measurement]] = {}
         for name, text in texts.items():
-            measured[name] = _answer(
+            measured[name] = answer(
                 executor,
                 Measure(source=text, window="held-out", samples=True),
                 f"held-out windows failed for {name or 'the best'}",
@@ -367,34 +363,9 @@ class _Run:
             raise EvolutionError("no candidate passed the gates and was evaluated: give a larger budget")
         if not self.certify:
             return None, self.archive.best
-        for elite in self._steadiest_first(executor):
-            self._tell("certify")
-            executor.submit(("certify", elite.id), Certify(source=elite.source), PATIENT_S)
-            answer = _next(executor, ("certify", elite.id))
-            if isinstance(answer, Certificate):
-                return answer, elite
-            why = answer.detail if isinstance(answer, (Judged, Failure)) else "no answer"
-            self.notes.append(f"candidate {elite.id} could not be certified: {why}")
-        raise EvolutionError(f"none of the best candidates could be certified: {self.notes[-1]}")
-
-    def _steadiest_first(self, executor: Executor) -> list[Elite]:
-        """The best elites; those within TOLERANCE of the best lead, the surest gain over the default (on train windows) first.
-
-        So close together the ranking is noise of the train window, and the very best of many often bought its mean with a few
-        enormous waits: the lower end of the bootstrap interval tells them apart without looking at held-out windows.
-        """
-        ranked = list(self.archive.runners_up(NEAR_BEST))
-        near = [elite for elite in ranked if elite.fitness <= ranked[0].fitness * (1 + TOLERANCE)]
+        self._tell("certify")
         default = next(iter(self.contract.baselines().values()), None)
-        if default is None or len(near) < 2:
-            return ranked[:CERTIFY_TRIES]
-        base = _answer(executor, Measure(source=default, window="train", samples=True), "the default baseline")
-        surest: dict[int, float] = {}
-        for elite in near:
-            ours = _answer(executor, Measure(source=elite.source, window="train", samples=True), f"elite {elite.id}")
-            surest[elite.id] = improvement(self.objective, "default", base, ours).ci95[0]
-        near.sort(key=lambda elite: (-surest[elite.id], *elite.rank))
-        return [*near, *(elite for elite in ranked if elite.id not in surest)][:CERTIFY_TRIES]
+        return certified(executor, surest_first(self.archive, executor, self.objective, default), self.notes)
 
     def _warm_start(self, wanted: bool | Sequence[str]) -> list[str]:
         if wanted is True:
@@ -437,23 +408,6 @@ class _Run:
                 rejected=dict(self.rejected), best=self.archive.best, generation=self.generation, note=str(note),
             )
         )  # fmt: skip
-
-
-def _answer(executor: Executor, job: Measure, what: str) -> Sequence[Measurement]:
-    executor.submit(("measure", 0), job, PATIENT_S)
-    answer = _next(executor, ("measure", 0))
-    if isinstance(answer, Failure):
-        raise EvolutionError(f"{what}: {answer.kind}: {answer.detail}")
-    assert isinstance(answer, Sequence)
-    return answer
-
-
-def _next(executor: Executor, key: tuple[str, int]) -> object:
-    """The answer to one job; answers to jobs that a deadline left behind are dropped."""
-    while True:
-        for done in executor.wait(None):
-            if done.key == key:
-                return done.answer
 
 
 def _regression(example: Mapping[str, Any]) -> dict[str, Any]:
