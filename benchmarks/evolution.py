@@ -9,14 +9,11 @@ Results are printed whichever way they fall.
 """
 
 import argparse
-import json
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -24,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from autopoiesis_contracts.request_ordering import RequestOrdering
+from canned import serving
 
 from autopoiesis_lib import Contract, Policy
 from autopoiesis_lib.evolution import Budget, Measurement, Progress, SimulationEvaluator, evolve
@@ -105,7 +103,7 @@ def openevolve(candidates: int) -> None:
         raise SystemExit(2) from None
     import asyncio
 
-    with _endpoint() as url, tempfile.TemporaryDirectory() as folder:
+    with serving(_program) as url, tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "initial.py").write_text("# EVOLVE-BLOCK-START\n" + CANNED.format(0) + "# EVOLVE-BLOCK-END\n")
         (root / "evaluator.py").write_text(
@@ -127,43 +125,10 @@ def openevolve(candidates: int) -> None:
     print(f"OpenEvolve, {candidates} iterations: {wall / candidates * 1e3:.1f} ms each, start-up included")
 
 
-class _endpoint:  # noqa: N801 - a context manager
-    """A local OpenAI-compatible server that always writes the same program."""
-
-    def __enter__(self) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                text = (
-                    "```python\n# EVOLVE-BLOCK-START\n"
-                    + CANNED.format(time.time_ns() % 10**6)
-                    + "# EVOLVE-BLOCK-END\n```"
-                )
-                message = {"role": "assistant", "content": text}
-                body = json.dumps(
-                    {
-                        "id": "1", "object": "chat.completion", "created": 1, "model": "canned",
-                        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-                        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-                    }
-                ).encode()  # fmt: skip
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
+def _program() -> str:
+    """The same program every time, but for a number."""
+    text = CANNED.format(time.time_ns() % 10**6)
+    return f"```python\n# EVOLVE-BLOCK-START\n{text}# EVOLVE-BLOCK-END\n```"
 
 
 def workload_named(name: str) -> Workload:

@@ -11,12 +11,12 @@ the same every time.
 import argparse
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from random import Random
 
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+from canned import serving
 from rich.console import Console
 from rich.table import Table
 
@@ -32,42 +32,17 @@ SCENARIOS: Mapping[str, Mapping[str, tuple[float, int]]] = {
 """Name -> model -> (share of usable answers, tokens a call)."""
 
 
-@contextmanager
-def canned(quality: float, tokens: int, seed: str, limit: int) -> Iterator[str]:
+def canned(quality: float, tokens: int, seed: str, limit: int) -> AbstractContextManager[str]:
     """A model for as long as the block runs; gives its base URL. `limit` sets its policies apart from other models'."""
     chance, lock, numbers = Random(seed), threading.Lock(), iter(range(10_000, 10_000_000))
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # headers and body are two writes: 40 ms each otherwise
+    def write() -> str:
+        with lock:
+            good, number = chance.random() < quality, next(numbers)
+        text = GOOD.replace("10_000", f"{number}").replace("8_192", f"{limit}") if good else "import os"
+        return json.dumps({"rationale": "-", "expected_effect": "-", "source": text})
 
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            with lock:
-                good, number = chance.random() < quality, next(numbers)
-            text = GOOD.replace("10_000", f"{number}").replace("8_192", f"{limit}") if good else "import os"
-            content = json.dumps({"rationale": "-", "expected_effect": "-", "source": text})
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-            usage = {"prompt_tokens": tokens - 100, "completion_tokens": 100, "total_tokens": tokens}
-            answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-            body = json.dumps({**answer, "usage": usage}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return serving(write, prompt_tokens=tokens - 100, completion_tokens=100)
 
 
 def measure(
