@@ -16,6 +16,7 @@ pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the ext
 
 from autopoiesis_adapters.channel import Channel, ChannelError
 from autopoiesis_adapters.loading import PolicyRefusedError, VerifiedPolicy
+from autopoiesis_adapters.vllm.engine_side import ENGINE_FIELDS
 from autopoiesis_adapters.vllm.metrics import EngineMetrics
 from autopoiesis_adapters.vllm.settings import Settings, SettingsError, read_settings
 from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, Ring
@@ -141,20 +142,11 @@ def test_a_request_outside_the_view_domain_drops_steps_until_it_is_served_and_th
 def break_engine_view(field: str, value: int) -> Callable[[Bench], None]:
     def inject(bench: Bench) -> None:
         side = bench.scheduler.autopoiesis
-        names = [
-            "num_waiting",
-            "num_running",
-            "free_blocks",
-            "total_blocks",
-            "block_size",
-            "max_num_seqs",
-            "oldest_waited_us",
-        ]
         good = side.governor.read_engine
 
         def read(oldest_waited_us: int) -> tuple[int, ...]:
             row = list(good(oldest_waited_us))
-            row[names.index(field)] = value
+            row[ENGINE_FIELDS.index(field)] = value
             return tuple(row)
 
         side.governor.read_engine = read
