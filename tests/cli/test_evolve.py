@@ -106,7 +106,7 @@ def test_every_candidate_meets_the_same_fate_whatever_the_number_of_workers(
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on(process: Command, tmp_path: Path) -> None:
     started = subprocess.Popen(
-        [sys.executable, "-m", "autopoiesis_cli", *EVOLVE, "--candidates", "400", "--seed", "3", "--rate", "1.7"],
+        [sys.executable, "-m", "autopoiesis_cli", *EVOLVE, "--candidates", "100000", "--seed", "3", "--rate", "1.7"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -123,7 +123,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(process: Command, tmp_path: Path) -> N
     assert started.returncode == 130, err
     assert "Traceback" not in err
     run = err.rsplit("--resume ", 1)[1].split()[0]
-    finished = process(*EVOLVE, "--rate", "1.7", "--resume", run, "--json")
+    finished = process(*EVOLVE, "--rate", "1.7", "--resume", run, "--candidates", "1000", "--json")
     assert finished.code == 0, finished.err
     assert finished.document["run"] == run
-    assert finished.document["candidates"]["proposed"] == 400
+    assert finished.document["candidates"]["proposed"] == 1000
