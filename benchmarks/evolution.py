@@ -30,8 +30,8 @@ from autopoiesis_lib.simulation.workload import Workload, default_workload, over
 from autopoiesis_lib.store import Store
 from autopoiesis_lib.synthesis import SearchProposer
 
-NOT_OURS = ("types", "ranges", "fuzz", "proof", "short", "replay")
-"""Stages that are not overhead: gates, and the evaluation of a candidate."""
+NOT_OURS = ("proof", "short", "replay")
+"""Stages of a candidate that are not overhead: the proof and the simulation."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ class Trivial:
 
 
 def overhead(candidates: int, workers: int) -> None:
-    """Own cost a candidate by decade of the run: wall seconds less the gates' and the evaluator's, with process isolation on."""
-    contract, marks = RequestOrdering(), [(0, time.perf_counter())]
+    """Own cost a candidate by stretch of the run, with process isolation on: CPU seconds of the main process (proposals, store,
+    archive, messages) and the workers' seconds in every stage but the proof and the evaluation."""
+    contract = RequestOrdering()
+    marks: list[tuple[float, float]] = []
 
     def tell(item: Progress) -> None:
         if item.phase == "search":
-            marks.append((item.done, time.perf_counter()))
+            marks.append((time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory() as folder:
         budget = Budget(candidates=candidates)
@@ -70,23 +72,20 @@ def overhead(candidates: int, workers: int) -> None:
         store = Store.open(f"{folder}/s.db")
         rows = {row.id: row for row in store.candidates(result.run)}
         store.close()
-    order = marks[1:]
     print(f"{candidates} candidates, {workers} worker process(es), trivial evaluator, search proposer, SQLite store")
-    edges = [edge for edge in (0, 100, 900, 1_000, 4_900, 5_000, 9_900, 10_000) if edge <= candidates]
+    edges = [edge for edge in (4, 100, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000) if edge < candidates] + [candidates]
     for low, high in pairwise(edges):
-        wall = order[high - 1][1] - order[max(low, 4) - 1][1]
-        span = range(max(low, 4), high)
-        theirs = sum(sum(rows[i].seconds.get(stage, 0.0) for stage in NOT_OURS) for i in span if i in rows) / workers
-        compiled = (
-            sum(
-                rows[i].seconds.get("fingerprint", 0.0) + rows[i].seconds.get("grammar", 0.0) for i in span if i in rows
-            )
-            / workers
-        )
-        each = 1e3 / len(span)
+        each = 1e3 / (high - low)
+        wall, main_cpu = (last - first for first, last in zip(marks[low - 1], marks[high - 1], strict=True))
+        stages: dict[str, float] = {}
+        for i in range(low, high):
+            for stage, seconds in rows[i].seconds.items():
+                stages[stage] = stages.get(stage, 0.0) + seconds
+        ours = main_cpu + sum(seconds for stage, seconds in stages.items() if stage not in NOT_OURS)
+        parts = ", ".join(f"{stage} {seconds * each:.2f}" for stage, seconds in stages.items())
         print(
-            f"  candidates {low:>6}-{high:<6} wall {wall * each:6.2f} ms each, gates and evaluator {theirs * each:6.2f}, "
-            f"own {(wall - theirs) * each:6.2f} (of which parsing, compiling and fingerprint {compiled * each:5.2f})"
+            f"  candidates {low:>5}-{high:<5} own {ours * each:5.2f} ms each; wall with everything {wall * each:5.2f}; "
+            f"main process {main_cpu * each:.2f}, {parts}"
         )
 
 
@@ -139,7 +138,7 @@ def workload_named(name: str) -> Workload:
     if name == "azure-code":
         trace = Trace.shipped("azure-code")
     elif name == "mooncake":
-        trace = Trace.shipped("mooncake-synthetic")
+        trace = Trace.shipped("mooncake")
     else:  # the first half of conv, then code: the mix of lengths changes in each half's middle
         conv, code = Trace.shipped("azure-conv").windows(4), Trace.shipped("azure-code").windows(4)
         trace = conv[0].spliced(code[0], conv[1], code[1])
