@@ -38,6 +38,9 @@ RESERVE = 0.1
 """Share of a time budget kept for held-out evaluation and certification (at least RESERVE_S, at most 60 s)."""
 RESERVE_S = 4.0
 MAX_WARM_START = 16
+MAX_REGRESSIONS = 64
+"""Kept counterexamples, newest first, that a candidate is tried on before its proof. Without a limit the cost of a candidate
+grows with the run; the proof catches what they miss."""
 
 
 def evolve(
@@ -304,7 +307,7 @@ class _Run:
     def _regressions(self) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
         names = {formula.name for formula in self.contract.invariants}
-        for example in self.store.counterexamples(self.contract.digest):
+        for example in reversed(self.store.counterexamples(self.contract.digest)[-MAX_REGRESSIONS:]):
             if example["obligation"] in names:
                 found.setdefault(example["obligation"], []).append(example["arguments"])
         return found

@@ -117,7 +117,8 @@ class LocalPool:
             if self._failed_starts > 2 * self.workers:
                 self.close()
                 raise EvolutionError(
-                    f"workers die while starting ({failure.detail}); raise Limits(memory_mib=...) or free memory"
+                    f'workers die while starting ({failure.detail}): call evolve() under `if __name__ == "__main__":` in a '
+                    "script, free memory, or raise Limits(memory_mib=...)"
                 )
         self._staff[self._staff.index(member)] = _Member(self._setup, self._limits)
         return member.finish(failure) if member.key is not None else None
