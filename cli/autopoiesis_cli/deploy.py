@@ -67,7 +67,7 @@ def policy(
     json: Json = False,
 ) -> Answer:
     """Publish a policy with its certificate; every engine on the channel checks both for itself."""
-    from autopoiesis_adapters.channel import Channel
+    from autopoiesis_adapters.channel import ORDERING, Channel
     from autopoiesis_adapters.loading import PolicyRefusedError, load_ordering
     from rich.text import Text
 
@@ -77,6 +77,11 @@ def policy(
     with closing(_open(store)) as opened:
         try:
             source, proof = _certified(what, certificate, contract, opened)
+            if proof.contract in ("admission", "preemption"):
+                raise PolicyRefusedError(
+                    f"deploy publishes {ORDERING} policies only; publish one of {proof.contract} from Python: "
+                    f"Channel(DIR).publish(..., contract={proof.contract!r})"
+                )
             if key is not None:
                 proof = sign(proof, load_key(keys, key))
             if proof.signature is None and not allow_unsigned:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from autopoiesis_adapters.channel import Channel
 from autopoiesis_adapters.loading import load_ordering
+from autopoiesis_contracts.admission import Admission
 
 from .conftest import Command
 
@@ -54,6 +55,14 @@ def test_an_unsigned_policy_needs_leave(command: Command, certified: tuple[Path,
     assert "not signed" in refused.err
     assert Channel(tmp_path / "channel").read() is None
     assert command("deploy", certified[0], "--channel", "channel", "--allow-unsigned").code == 0
+
+
+def test_a_policy_of_another_lever_is_refused_with_the_way_to_publish_it(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "admission.py").write_text(next(iter(Admission().baselines().values())))
+    ran = command("deploy", "admission.py", "--contract", "admission", "--channel", "channel", "--allow-unsigned")
+    assert ran.code == 1
+    assert "contract='admission'" in ran.err
+    assert not (tmp_path / "channel").exists()
 
 
 def test_a_policy_that_was_changed_since_is_not_published(
