@@ -19,7 +19,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from autopoiesis_lib.errors import AutopoiesisError
 
-__all__ = ["ORDERING", "Channel", "ChannelError", "Mode", "Notice"]
+__all__ = ["ORDERING", "Channel", "ChannelError", "Mode", "Notice", "OutOfReachError"]
 
 ORDERING = "request-ordering"
 """The policy type whose notice is `active.json`."""
@@ -39,12 +39,19 @@ Mode = Literal["active", "shadow", "canary"]
 """`active`: it decides. `shadow`: it is asked beside whatever decides, its answers are compared and change nothing.
 `canary`: it decides for a bounded time or number of decisions; then the engine goes back to `base` by itself."""
 
+MAX_NOTICE_BYTES = 65_536
+"""A notice is a few hundred bytes; what is larger is none, and is not read into an engine's memory to find that out."""
+
 KEPT_PIECES = 512
 """Pieces of telemetry an engine keeps: at one in ten seconds, 85 minutes for a control plane to come back in."""
 
 
 class ChannelError(AutopoiesisError):
     """The channel directory cannot be written or holds something unreadable."""
+
+
+class OutOfReachError(ChannelError):
+    """A file of the channel is there and cannot be read just now; another try may succeed."""
 
 
 class Notice(BaseModel):
@@ -109,6 +116,10 @@ class Channel:
         """Where its certificate lies."""
         return self.root / "certificates" / f"{_plain(digest)}.json"
 
+    def engine_path(self, engine: str) -> Path:
+        """What an engine says of itself."""
+        return self.root / "engines" / f"{_plain(engine)}.json"
+
     def publish(
         self,
         digest: str,
@@ -172,15 +183,20 @@ class Channel:
         """The notice that stands in a policy type's slot; None when nothing was published yet.
 
         Raises:
+            OutOfReachError: it cannot be read.
             ChannelError: it is not a notice.
         """
         path = self.slot_path(contract)
         try:
-            notice = Notice.model_validate_json(path.read_bytes())
+            with path.open("rb") as file:
+                text = file.read(MAX_NOTICE_BYTES + 1)
+            if len(text) > MAX_NOTICE_BYTES:
+                raise ChannelError(f"{path} is not a notice (over {MAX_NOTICE_BYTES} bytes); publish the policy again")
+            notice = Notice.model_validate_json(text)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ChannelError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise OutOfReachError(f"{path} cannot be read: {error.strerror or error}") from None
         except ValidationError as error:
             raise ChannelError(
                 f"{path} is not a notice ({error.errors()[0]['msg']}); publish the policy again"
@@ -202,18 +218,20 @@ class Channel:
             return {}
 
     def engines(self) -> dict[str, dict[str, Any]]:
-        """What each engine last said of itself, by engine name; unreadable files are left out."""
+        """What each engine last said of itself, by engine name; files that hold no such thing are left out."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted((self.root / "engines").glob("*.json")):
             try:
-                found[path.stem] = json.loads(path.read_bytes())
-            except (OSError, ValueError):
+                status = json.loads(path.read_bytes())
+            except (OSError, ValueError, RecursionError):
                 continue
+            if isinstance(status, dict):
+                found[path.stem] = status
         return found
 
     def report(self, engine: str, status: dict[str, Any]) -> None:
         """An engine says what it runs; raises `ChannelError` when it cannot be written."""
-        write_atomically(self.root / "engines" / f"{_plain(engine)}.json", json.dumps(status, indent=1, sort_keys=True))
+        write_atomically(self.engine_path(engine), json.dumps(status, indent=1, sort_keys=True))
 
     def dump(self, name: str, content: dict[str, Any]) -> Path:
         """Keep the state in which a policy was taken out; raises `ChannelError` when it cannot be written."""
@@ -235,19 +253,10 @@ class Channel:
         folder = self.root / "telemetry" / _plain(engine)
         path = folder / f"{number:08}.npz"
         write_atomically(path, buffer.getvalue())
-        for old in sorted(folder.glob("*.npz"))[:-keep]:
-            old.unlink(missing_ok=True)
+        numbers = sorted(int(old.stem) for old in folder.glob("*.npz") if old.stem.isdecimal())
+        for old in numbers[:-keep]:  # by number, and nothing that is not a piece
+            (folder / f"{old:08}.npz").unlink(missing_ok=True)
         return path
-
-    def telemetry(self, engine: str, after: int = -1) -> Iterator[tuple[int, dict[str, NDArray[np.int64]]]]:
-        """The pieces an engine has left with a number above `after`, oldest first; pieces removed meanwhile are skipped."""
-        for path in sorted((self.root / "telemetry" / _plain(engine)).glob("*.npz")):
-            if int(path.stem) > after:
-                try:
-                    with np.load(path, allow_pickle=False) as piece:
-                        yield int(path.stem), {name: piece[name] for name in piece.files}
-                except (OSError, ValueError):
-                    continue
 
     def _announce(
         self,

@@ -19,8 +19,10 @@ from autopoiesis_adapters.loading import PolicyRefusedError, VerifiedPolicy
 from autopoiesis_adapters.vllm.engine_side import ENGINE_FIELDS
 from autopoiesis_adapters.vllm.metrics import EngineMetrics
 from autopoiesis_adapters.vllm.settings import Settings, SettingsError, read_settings
+from autopoiesis_adapters.vllm.short_turns import ShortTurns
 from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, Ring
-from autopoiesis_adapters.vllm.watcher import ShortTurns
+
+from autopoiesis_lib.online.spool import read_segments
 
 from .test_vllm_ordering import activate, model, verified  # noqa: F401  # `model` is a fixture
 from .vllm_bench import Bench, policy_bench, request, vllm_config
@@ -226,6 +228,7 @@ def test_an_exception_in_our_own_code_never_reaches_the_engine(bench: Bench, whe
 
     seen = serve_all(bench, inject)
     assert seen["autopoiesis_fallbacks_total"] >= 1
+    assert seen["autopoiesis_faults_total[adapter]"] >= 1 and seen["autopoiesis_quarantined"] == 0
 
 
 def test_a_dead_watcher_thread_is_started_again(bench: Bench) -> None:
@@ -417,14 +420,14 @@ def test_telemetry_reaches_the_channel_and_nothing_is_recorded_twice(model: Path
 
     serve_all(bench, inject)
     bench.scheduler.shutdown()
-    pieces = list(Channel(tmp_path).telemetry("engine-0"))
+    pieces = read_segments(tmp_path / "telemetry" / "engine-0")
     assert len(pieces) == 2
-    requests = {name: np.concatenate([piece[f"requests.{name}"] for _, piece in pieces]) for name in REQUEST_FIELDS}
+    requests = {name: np.concatenate([piece.requests[name] for piece in pieces]) for name in REQUEST_FIELDS}
     assert sorted(requests["num_prompt_tokens"]) == sorted(10 + 3 * (i * 7 % 40) for i in range(40))
     assert (requests["num_output_tokens"] == 4).all() and not requests["aborted"].any()
     times = [requests[name] for name in ("stamp_us", "admitted_us", "first_token_us", "finished_us")]
     assert all((earlier <= later).all() for earlier, later in pairwise(times))
-    assert sum(int(piece["steps.admitted"].sum()) for _, piece in pieces) == 40
+    assert sum(int(piece.steps["admitted"].sum()) for piece in pieces) == 40
 
 
 def test_a_ring_that_went_round_says_what_was_lost() -> None:

@@ -69,8 +69,8 @@ class Governor(Seat[VerifiedPolicy]):
         started = time.perf_counter_ns()
         try:
             slot = self._pick(policy, started)
-        except Exception as error:
-            slot = self.give_up("exception", f"{type(error).__name__}: {error}")
+        except Exception as error:  # ours: the policy's own are caught where it is called
+            slot = self.give_up("adapter", f"{type(error).__name__}: {error}")
         if shadow is not None and self._snapshot and not self._dropped:
             self._compare(shadow, slot)
         self.step_ns += time.perf_counter_ns() - started
@@ -99,7 +99,10 @@ class Governor(Seat[VerifiedPolicy]):
         if policy is None:
             return BUILT_IN
         called = time.perf_counter_ns()
-        slot = policy.scorer.argmax(columns.fields, columns.seqs, self._engine, n=n)
+        try:
+            slot = policy.scorer.argmax(columns.fields, columns.seqs, self._engine, n=n)
+        except Exception as error:
+            return self.give_up("exception", f"{type(error).__name__}: {error}")
         ended = time.perf_counter_ns()
         counters = self.counters
         counters["decisions"] += 1

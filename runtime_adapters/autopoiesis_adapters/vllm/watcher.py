@@ -6,7 +6,6 @@ need this thread: when it is late, stuck or dead, requests are served as before.
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -17,8 +16,9 @@ from typing import Any
 
 from autopoiesis_lib.errors import AutopoiesisError
 
-from ..channel import ORDERING, Channel, Mode, Notice
+from ..channel import ORDERING, Channel, ChannelError, Mode, Notice, OutOfReachError
 from .seat import Fault, Runnable, Seat, digest_of
+from .short_turns import ShortTurns
 from .telemetry import Telemetry
 
 __all__ = ["Load", "Watcher"]
@@ -31,7 +31,8 @@ Load = Callable[[str, str], Any]
 SLOTS = (ORDERING, "admission", "preemption")
 """The slots watched, whether or not this engine has the lever: one without says so."""
 STATUS_EVERY_S = 1.0
-TURN_S = 0.0002
+RETRY_S = 1.0
+"""How long until what could not be read is tried again."""
 IDLE_POLL_S = 0.5
 """Without a channel only dumps of faults are to be written."""
 
@@ -71,6 +72,10 @@ class Watcher:
         self._disabled_path = str(channel.disabled_path) if channel is not None else ""
         self._keep_disabled = keep_disabled
         self._seen: dict[str, tuple[int, int, int]] = {}
+        self._retry_at: dict[str, float] = {}
+        """Slots whose notice, or what it names, could not be read -> when to try again."""
+        self._said: dict[str, str] = {}
+        """What each piece of the work last failed of: a condition that lasts is logged once, not once a round."""
         self._starting = True
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
@@ -98,16 +103,16 @@ class Watcher:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
-        self._guarded(self._write_faults)
-        self._guarded(lambda: self._write_telemetry(force=True))
-        self._guarded(lambda: self._write_status(force=True))
+        self._guarded("faults", self._write_faults)
+        self._guarded("telemetry", lambda: self._write_telemetry(force=True))
+        self._guarded("status", lambda: self._write_status(force=True))
 
     def look(self) -> None:
         """One round: kill switch, notice, dumps, status. Never raises."""
-        self._guarded(self._read_channel)
-        self._guarded(self._write_faults)
-        self._guarded(self._write_telemetry)
-        self._guarded(self._write_status)
+        self._guarded("channel", self._read_channel)
+        self._guarded("faults", self._write_faults)
+        self._guarded("telemetry", self._write_telemetry)
+        self._guarded("status", self._write_status)
 
     def bring_in(
         self,
@@ -166,18 +171,38 @@ class Watcher:
                 seat.disabled = disabled
             self._status_at = 0.0
         starting, self._starting = self._starting, False
+        gone = ""
         for contract, path in self._notice_paths.items():
             try:
                 stat = os.stat(path)  # noqa: PTH116
             except FileNotFoundError:
+                if self._seen.pop(contract, None) is not None:
+                    gone = path
                 continue
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-            if seen != self._seen.get(contract):
+            due = self._retry_at.get(contract)
+            if seen != self._seen.get(contract) or (due is not None and time.monotonic() >= due):
                 requested_us = self._clock_us()
                 self._seen[contract] = seen
+                self._retry_at.pop(contract, None)
                 self._status_at = 0.0  # what comes of it is worth telling at once
                 with self._short_turns:
-                    self._guarded(partial(self._read_notice, self._channel, contract, requested_us, starting))
+                    self._guarded(contract, partial(self._follow, self._channel, contract, requested_us, starting))
+        if gone:
+            self._status_at = 0.0
+            raise ChannelError(f"{gone} is gone; what decided goes on deciding")
+
+    def _follow(self, channel: Channel, contract: str, requested_us: int, starting: bool) -> None:
+        """Do what a slot's notice says; a second later again when it, or what it names, is out of reach just now."""
+        try:
+            self._read_notice(channel, contract, requested_us, starting)
+        except OutOfReachError:
+            self._retry_at[contract] = time.monotonic() + RETRY_S
+            raise
+        except UnreadableError as error:
+            self._retry_at[contract] = time.monotonic() + RETRY_S
+            if str(error) != self.refusal:
+                self._refuse(str(error))
 
     def _read_notice(self, channel: Channel, contract: str, requested_us: int, starting: bool) -> None:
         notice = channel.read(contract)
@@ -209,9 +234,8 @@ class Watcher:
                 seconds=notice.seconds,
                 decisions=notice.decisions,
             )
-        except UnreadableError as error:
-            self._refuse(str(error))
-            return
+        except UnreadableError:
+            raise
         except AutopoiesisError:
             return  # refused, logged and in the status: the policy that ran goes on
         if policy.digest != notice.digest:
@@ -261,20 +285,21 @@ class Watcher:
         taken = self._telemetry.snapshot(*self._next_rows)
         if (taken.next_step, taken.next_request) == self._next_rows:
             return
-        self._next_rows = (taken.next_step, taken.next_request)
-        self._pieces += 1
         columns = {f"steps.{name}": column for name, column in taken.steps.items()}
         columns |= {f"requests.{name}": column for name, column in taken.requests.items()}
-        self._channel.record(self.engine, self._pieces, columns)
+        self._channel.record(self.engine, self._pieces + 1, columns)
+        # Only now: what could not be written is in the next piece, as long as the ring holds it.
+        self._next_rows = (taken.next_step, taken.next_request)
+        self._pieces += 1
 
     def _write_status(self, force: bool = False) -> None:
         if self._channel is None or not (force or time.monotonic() - self._status_at >= STATUS_EVERY_S):
             return
         self._status_at = time.monotonic()
         status = self.status()
-        if force or status != self._status:
-            self._status = status
+        if force or status != self._status or not self._channel.engine_path(self.engine).exists():
             self._channel.report(self.engine, status)
+            self._status = status
 
     def status(self) -> dict[str, Any]:
         """What the engine runs, has refused and has dropped, ready for JSON.
@@ -301,12 +326,17 @@ class Watcher:
         """What the control plane last measured of drift on this channel."""
         return self._channel.drift() if self._channel is not None else {}
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, name: str, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception as error:
             self.errors += 1
-            logger.warning("autopoiesis: %s; serving is not affected", error)
+            said = " ".join(f"{error}".split()) or type(error).__name__
+            if said != self._said.get(name):
+                self._said[name] = said
+                logger.warning("autopoiesis: %s; serving is not affected", said)
+        else:
+            self._said.pop(name, None)
 
 
 def no_lever(contract: str, seats: Mapping[str, Seat[Any]]) -> str:
@@ -331,33 +361,6 @@ def texts_of(channel: Channel, digest: str) -> tuple[str, str]:
         raise UnreadableError(
             f"policy {digest[:12]}: its text or certificate cannot be read ({error}); publish it again"
         ) from None
-
-
-class ShortTurns:
-    """While a policy is loaded, threads take turns every fifth of a millisecond instead of every five.
-
-    A load lets go of the interpreter dozens of times (files, signature, each call into LLVM), and each time the engine's
-    thread keeps it for a whole turn. Short turns make a load several times faster and take no more from the engine in all.
-    May be entered by several threads at once: the last one out puts back what the first one found.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._usual_s = 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._usual_s = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._usual_s, TURN_S))
-            self._inside += 1
-
-    def __exit__(self, *_error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                sys.setswitchinterval(self._usual_s)
 
 
 def _dump(fault: Fault) -> dict[str, Any]:
