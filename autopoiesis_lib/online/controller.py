@@ -30,7 +30,7 @@ from .drift import DriftReport, DriftSettings, describe, detect, profile
 from .evidence import Guards, evidence_on, fallbacks_of, slowdown, tripped
 from .memory import CanaryStart, Evolving, Memory, Reference
 from .observer import Observer
-from .recalibration import recalibrate
+from .recalibration import recalibrate, with_limits
 from .rollout import Evidence, Rollout
 from .state import RolloutState, Stage
 from .window import SlidingWindow, Window, WindowError
@@ -55,6 +55,8 @@ class WatchSettings:
     """Length of a telemetry window."""
     back_to_back: bool = False
     """Evolve on every new window, drift or not."""
+    evolve_first: bool = False
+    """Evolve on the first full window as well, instead of only measuring drift against it."""
     drift: DriftSettings = field(default_factory=DriftSettings)
     budget: Budget = field(default_factory=lambda: Budget(seconds=60.0))
     """Of one evolution."""
@@ -110,7 +112,7 @@ class Controller(AbstractContextManager["Controller"]):
             Observer(rollout.canary_channel.root, self.settings.window_s) if separate else self.observer
         )
         self.last_drift: DriftReport | None = None
-        self.calibration = self.memory.calibration(calibration)
+        self.calibration = self.memory.calibration(with_limits(calibration, rollout.channel.engines()))
         self._wall_s = wall_s
         self._lock: IO[str] | None = None
         self._reference = self.memory.reference()
@@ -188,12 +190,14 @@ class Controller(AbstractContextManager["Controller"]):
         if len(window) < self.settings.drift.min_requests:
             return f"watching: {len(window)} requests in the last window are too few"
         if self._reference is None or self._reference.window.engine != window.engine:
+            first = self.settings.evolve_first and self._runs() == 0
             self._keep_reference(window)
-            if not self.settings.back_to_back:
+            if not (first or self.settings.back_to_back):
                 return "watching: the first full window is the reference from now on"
-        reason = "back to back"
-        if not self.settings.back_to_back:
-            assert self._reference is not None
+            reason = "the first full window" if first else "back to back"
+        elif self.settings.back_to_back:
+            reason = "back to back"
+        else:
             self.last_drift = self._compare(self._reference, window)
             if not self.last_drift.drifted:
                 return "watching: no drift"
@@ -221,6 +225,8 @@ class Controller(AbstractContextManager["Controller"]):
 
     def _evolve(self, task: Evolving) -> str:
         self.memory.keep_task(task)
+        engines = self.rollout.channel.engines()
+        self.calibration = with_limits(self.calibration, engines, task.window.engine)
         found = recalibrate(task.window, self.calibration)
         if task.run is None:
             self.rollout.note("calibrate", detail=str(found), accepted=found.accepted)

@@ -5,17 +5,19 @@ the same whatever was being served. Telemetry says when each step began and what
 step's beginning, unless the engine may have stood idle in between.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ..simulation.calibration import Calibration, EngineConfig, StepTimeModel
 from ..simulation.fitting import StepRecords, fit_steps
 from .window import Window
 
-__all__ = ["MIN_STEPS", "Recalibration", "recalibrate", "step_gaps", "step_residuals"]
+__all__ = ["MIN_STEPS", "Recalibration", "recalibrate", "step_gaps", "step_residuals", "with_limits"]
 
 Floats = NDArray[np.float64]
 
@@ -86,6 +88,25 @@ def step_residuals(window: Window, engine: EngineConfig, model: StepTimeModel) -
     """(beginnings in us, log of measured over predicted length) of the steps whose length is known: 0 when the model is right."""
     at, records = step_gaps(window, engine)
     return at, np.log(records.seconds / _predicted(model, records))
+
+
+def with_limits(
+    calibration: Calibration, engines: Mapping[str, Mapping[str, Any]], engine: str | None = None
+) -> Calibration:
+    """The calibration with the limits an engine says it has (`limits` of its status: KV blocks, sequences, tokens a step).
+
+    `engine` is whose limits are meant; without it they must all say the same. Limits that nobody told, or that make no engine,
+    leave the calibration as it is: an operator's word stands until a better one is heard.
+    """
+    told = [dict(status.get("limits") or {}) for name, status in engines.items() if engine in (None, name)]
+    if not told or any(limits != told[0] for limits in told):
+        return calibration
+    known = {name: value for name, value in told[0].items() if name in EngineConfig.model_fields}
+    try:
+        found = EngineConfig.model_validate({**calibration.engine.model_dump(), **known})
+    except ValidationError:
+        return calibration
+    return calibration if found == calibration.engine else calibration.model_copy(update={"engine": found})
 
 
 def recalibrate(window: Window, current: Calibration) -> Recalibration:

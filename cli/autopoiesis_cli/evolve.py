@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from autopoiesis_cli.answer import DONE, INTERRUPTED, REFUSED, Answer, Json, answering, note, people
-from autopoiesis_cli.options import ContractArgument, SettingsOption, StoreOption, contract_from
+from autopoiesis_cli.options import (
+    ContractArgument,
+    ObjectiveOption,
+    SettingsOption,
+    StoreOption,
+    contract_from,
+    objectives_from,
+)
 from autopoiesis_cli.workloads import OVERLOAD, CalibrationOption, RateOption, TraceOption, evaluator_of, workload_of
 
 if TYPE_CHECKING:
@@ -47,13 +54,7 @@ def evolve(
         Path | None, typer.Option(metavar="DIR", help="Where the winner goes; default: .autopoiesis/runs/RUN.")
     ] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="METRIC=WEIGHT",
-            help="What to improve, such as ttft_mean_us=1 or e2e_p99_us=2; may be repeated.  [default: ttft_mean_us=1]",
-        ),
-    ] = None,
+    objective: ObjectiveOption = None,
     settings: SettingsOption = None,
     json: Json = False,
 ) -> Answer:
@@ -81,7 +82,7 @@ def evolve(
             executor=executor,
             store=store,
             resume=resume,
-            objectives=_objectives(objective),
+            objectives=objectives_from(objective),
             progress=progress,
         )
     result = result.write(out or Path(".autopoiesis") / "runs" / result.run)
@@ -101,19 +102,6 @@ def evolve(
         code=DONE if better else REFUSED,
         error="" if better else "no candidate is better than the default beyond noise on held-out windows",
     )
-
-
-def _objectives(texts: list[str] | None) -> dict[str, float] | None:
-    from autopoiesis_lib.evolution import EvolutionError
-
-    found: dict[str, float] = {}
-    for text in texts or ():
-        name, _, weight = text.partition("=")
-        try:
-            found[name] = float(weight or 1)
-        except ValueError:
-            raise EvolutionError(f"--objective {text}: write METRIC=WEIGHT, such as e2e_p99_us=2") from None
-    return found or None
 
 
 def _proposer(kind: str, models: list[str] | None, base_url: str | None) -> "Proposer":

@@ -8,7 +8,16 @@ import typer
 if TYPE_CHECKING:
     from autopoiesis_lib import Contract
 
-__all__ = ["ContractArgument", "ContractOption", "PolicyPath", "SettingsOption", "StoreOption", "contract_from"]
+__all__ = [
+    "ContractArgument",
+    "ContractOption",
+    "ObjectiveOption",
+    "PolicyPath",
+    "SettingsOption",
+    "StoreOption",
+    "contract_from",
+    "objectives_from",
+]
 
 ContractOption = Annotated[
     str, typer.Option("--contract", metavar="NAME", help="The policy type; see `contracts list`.")
@@ -22,6 +31,13 @@ StoreOption = Annotated[
     str | None,
     typer.Option(
         "--store", metavar="URL", help="Where runs are kept: a file or a SQLAlchemy URL; default .autopoiesis/store.db."
+    ),
+]
+ObjectiveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METRIC=WEIGHT",
+        help="What to improve, such as ttft_mean_us=1 or e2e_p99_us=2; may be repeated.  [default: ttft_mean_us=1]",
     ),
 ]
 PolicyPath = Annotated[Path, typer.Argument(metavar="POLICY.py", help="A policy file.")]
@@ -46,3 +62,21 @@ def contract_from(name: str, settings: list[str] | None = None) -> "Contract":
         if not found or not key.strip():
             raise ContractError(f"--set {setting}: write NAME=INTEGER")
     return contract_named(name, **parameters)
+
+
+def objectives_from(texts: list[str] | None) -> dict[str, float] | None:
+    """Metric -> weight from `METRIC=WEIGHT` texts; None when there are none.
+
+    Raises:
+        EvolutionError: a weight is not a number.
+    """
+    from autopoiesis_lib.evolution import EvolutionError
+
+    found: dict[str, float] = {}
+    for text in texts or ():
+        name, _, weight = text.partition("=")
+        try:
+            found[name] = float(weight or 1)
+        except ValueError:
+            raise EvolutionError(f"--objective {text}: write METRIC=WEIGHT, such as e2e_p99_us=2") from None
+    return found or None

@@ -12,7 +12,7 @@ import typer
 
 from autopoiesis_cli.answer import Answer, Json, answering
 from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption
-from autopoiesis_cli.options import SettingsOption, StoreOption, contract_from
+from autopoiesis_cli.options import ObjectiveOption, SettingsOption, StoreOption, contract_from, objectives_from
 from autopoiesis_cli.workloads import CalibrationOption, read_engine
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ def watch(
     back_to_back: Annotated[
         bool, typer.Option("--back-to-back", help="Evolve on every new window, drift or not.")
     ] = False,
+    evolve_first: Annotated[
+        bool, typer.Option("--evolve-first", help="Evolve on the first full window too, before there was any drift.")
+    ] = False,
+    objective: ObjectiveOption = None,
+    min_requests: Annotated[
+        int, typer.Option(min=2, help="Requests a window needs before anything is concluded from it.")
+    ] = 60,
     false_alarm_rate: Annotated[
         float, typer.Option(min=0.003, max=0.5, help="Greatest probability of a false drift alarm at one check.")
     ] = 0.01,
@@ -80,7 +87,9 @@ def watch(
     how = WatchSettings(
         window_s=window,
         back_to_back=back_to_back,
-        drift=DriftSettings(false_alarm_rate=false_alarm_rate),
+        evolve_first=evolve_first,
+        drift=DriftSettings(false_alarm_rate=false_alarm_rate, min_requests=min_requests),
+        objectives=objectives_from(objective) or WatchSettings().objectives,
         budget=Budget(candidates=candidates, seconds=seconds),
         seed=seed,
         workers=workers,

@@ -56,6 +56,19 @@ def assumptions_of(contract_type: type[Contract], decision: str) -> Assumptions:
     return Assumptions(contract, request_view, engine_view)
 
 
+def limits_of(scheduler: Any, total_blocks: int) -> dict[str, int]:
+    """What a scheduler is bounded by, under the names of the simulator's `EngineConfig`."""
+    config = scheduler.scheduler_config
+    return {
+        "block_size": int(scheduler.block_size),
+        "total_blocks": total_blocks,
+        "max_num_seqs": int(scheduler.max_num_running_reqs),
+        "max_num_batched_tokens": int(scheduler.max_num_scheduled_tokens),
+        "long_prefill_token_threshold": int(getattr(config, "long_prefill_token_threshold", 0)),
+        "enable_prefix_caching": bool(getattr(scheduler.kv_cache_manager, "enable_caching", False)),
+    }
+
+
 class EngineSide:
     """The adapter inside one engine. The mixin calls it at the edges of vLLM's own methods; the engine thread owns it.
 
@@ -134,6 +147,7 @@ class EngineSide:
             self.telemetry,
             settings.snapshot_s,
         )
+        self.watcher.limits = limits_of(scheduler, self._total_blocks)
         for seat in self.seats.values():
             seat.report = self.watcher.faults.put
 

@@ -59,6 +59,8 @@ class Watcher:
         self.refused = 0
         self.errors = 0
         """Rounds that failed for a reason of their own: an unreadable channel, a full disk."""
+        self.limits: Mapping[str, int] = {}
+        """What the engine is bounded by, under the simulator's names: a control plane calibrates with it."""
         self.loads: deque[tuple[int, int]] = deque(maxlen=64)
         """Wall and CPU nanoseconds of the last loads: reading, checking, compiling."""
         self._short_turns = ShortTurns()
@@ -314,6 +316,7 @@ class Watcher:
             "aging_us": getattr(governor.active, "aging_us", None),
             "disabled": governor.disabled,
             "refusal": self.refusal,
+            "limits": dict(self.limits),
             "counters": {**governor.counters, "refused": self.refused, "watcher_errors": self.errors},
             "levers": {
                 name: {**seat.status(), "counters": dict(seat.counters)}
