@@ -1,0 +1,299 @@
+"""The online loop on a live server: a workload that shifts twice, served by one policy for good or by the loop.
+
+    python benchmarks/online.py [--reps 3] [--results DIR]      every arm, interleaved; prints the table
+    python benchmarks/online.py --cells 1 --results DIR         one more cell of the same comparison, and the table so far
+
+Arms: the unmodified engine; static policies, certified and signed, from the first request on; and the loop, which begins with the
+engine's own order while `autopoiesis watch` in a process of its own (niced) reads its telemetry, evolves and publishes. Every arm
+gets a fresh server and the same arrivals. Latency is from a request's planned arrival to its whole answer, at the client. Answers
+are compared token by token with the unmodified engine's. Results are printed whichever way they fall.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from autopoiesis_adapters.channel import Channel
+from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+from online_server import LIMITS, replay, served_by_engine, serving
+from online_workload import Job, digest, workload
+from rich.console import Console
+from rich.table import Table
+
+from autopoiesis_lib import Policy
+from autopoiesis_lib.certificate import verify
+from autopoiesis_lib.evolution import Measurement
+from autopoiesis_lib.evolution.compare import Improvement, improvement
+from autopoiesis_lib.signing import load_key, new_key, sign
+from autopoiesis_lib.store import Store
+
+SEED, PHASE_S = 20_261_124, 60.0
+DIGESTS: Mapping[tuple[int, float], str] = {}
+"""What the published workloads hash to: a generator that drew other numbers would be another comparison."""
+
+OURS = '''"""{title}"""
+
+from autopoiesis_contracts.request_ordering import Engine, Waiting
+
+
+def score(request: Waiting, engine: Engine) -> int:
+    """{title}"""
+    return request.waited_us - min(request.max_tokens, {most}) * {weight}
+'''
+STATIC: Mapping[str, str] = {
+    "fcfs": BASELINES["fcfs"],
+    "shortest-prompt-aging": BASELINES["shortest-prompt-aging"],
+    "shortest-output-aging": OURS.format(title="10 ms a token asked for.", most="8_192", weight="10_000"),
+    "shortest-output": OURS.format(title="Fewest tokens asked for first.", most="512", weight="1_000_000"),
+}
+"""Of the shipped orders, priority-aging is FCFS here (all priorities are equal) and longest-cached-prefix-aging is
+shortest-prompt-aging (nothing is cached). The last two are written by hand for this workload: an operator's best guess."""
+UNMODIFIED, LOOP = "unmodified", "loop"
+ARMS = (UNMODIFIED, *STATIC, LOOP)
+WATCH = (
+    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "6", "--seconds", "4", "--canary", "4",
+    "--min-requests", "40", "--workers", "1",
+)  # fmt: skip
+WARM_UP = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm, once."""
+
+    arm: str
+    rep: int
+    latency_s: Sequence[float]
+    tokens: Sequence[Sequence[int]]
+    lost: int
+    duplicated: int
+    """Requests that the engine finished beyond those sent, and answers under one name."""
+    swaps: int
+    fallbacks: int
+    refusal: str
+    late_s: float
+    """The client's greatest delay in sending."""
+    diary: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    """The loop's log: what it did, and when (seconds since the first arrival)."""
+
+    @property
+    def mean(self) -> float:
+        """Mean latency in seconds."""
+        return float(np.mean(self.latency_s))
+
+    def measurement(self) -> Measurement:
+        """For `evolution.compare`."""
+        micros = np.asarray(self.latency_s) * 1e6
+        metrics = {"e2e_mean_us": float(micros.mean()), "e2e_p99_us": float(np.percentile(micros, 99))}
+        return Measurement(metrics, {"e2e": micros})
+
+
+def run(arm: str, rep: int, jobs: Sequence[Job], logs: Path) -> Cell:
+    """A fresh server, channel, store and key; the whole workload once."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        channel = Channel(root / "channel")
+        new_key(root / "keys", "fleet")
+        extra = {} if arm == UNMODIFIED else _environment(root, channel)
+        if arm in STATIC:
+            policy = Policy.from_source(STATIC[arm], RequestOrdering())
+            certificate = sign(verify(policy), load_key(root / "keys", "fleet"))
+            channel.publish(policy.digest, policy.source, certificate.model_dump_json())
+        with serving(extra, ours=arm != UNMODIFIED, log=logs / f"{rep}-{arm}-server.log") as url:
+            if arm in STATIC:
+                _wait_for(channel, Policy.from_source(STATIC[arm], RequestOrdering()).digest)
+            with _watching(arm, rep, root, channel, logs):
+                begin = time.time()
+                answers = replay(url, jobs)
+                time.sleep(1.5)  # the status file is written now and then
+                status = channel.engines().get("engine-0", {})
+            served = served_by_engine(url)
+        diary = _diary(root, begin) if arm == LOOP else []
+    names = [answer.id for answer in answers if answer.id]
+    return Cell(
+        arm, rep,
+        latency_s=[round(answer.latency_s, 6) for answer in answers],
+        tokens=[answer.tokens for answer in answers],
+        lost=len(jobs) - len(names),
+        duplicated=len(names) - len(set(names)) + max(0, served - len(jobs) - WARM_UP),
+        swaps=int(dict(status.get("counters", {})).get("swaps", 0)),
+        fallbacks=int(dict(status.get("counters", {})).get("fallbacks", 0)),
+        refusal=str(status.get("refusal", "")),
+        late_s=max(answer.late_s for answer in answers),
+        diary=diary,
+    )  # fmt: skip
+
+
+def _environment(root: Path, channel: Channel) -> dict[str, str]:
+    (root / "trusted").mkdir()
+    (root / "trusted" / "fleet.pub").write_bytes((root / "keys" / "fleet.pub").read_bytes())
+    return {
+        "AUTOPOIESIS_CHANNEL": str(channel.root),
+        "AUTOPOIESIS_KEYS": str(root / "trusted"),
+        "AUTOPOIESIS_SNAPSHOT_S": "1",
+    }
+
+
+def _wait_for(channel: Channel, digest: str) -> None:
+    for _ in range(200):
+        status = channel.engines().get("engine-0", {})
+        if status.get("digest") == digest:
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"the engine did not take {digest[:12]}: {status.get('refusal')}")
+
+
+@contextmanager
+def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> Iterator[None]:
+    """The control plane beside the server, for the loop's arm; it is stopped as an operator would, by SIGTERM."""
+    if arm != LOOP:
+        yield
+        return
+    command = ["nice", "-n", "19", sys.executable, "-m", "autopoiesis_cli", "watch", "--channel", str(channel.root)]
+    command += ["--store", str(root / "store.db"), "--key", "fleet", "--keys", str(root / "keys"), "--seed", str(rep)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (logs / f"{rep}-{arm}-watch.log").open("wb") as out:
+        process = subprocess.Popen([*command, *WATCH], env=environment, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            time.sleep(6.0)  # it imports its solvers now, not during the run; the other arms' servers idle as long
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _diary(root: Path, begin: float) -> list[dict[str, Any]]:
+    with closing(Store.open(root / "store.db")) as store:
+        return [
+            {
+                "at_s": round(datetime.fromisoformat(row.at).timestamp() - begin, 1),
+                "action": row.action,
+                "digest": (row.policy_digest or "")[:12],
+                "source": store.policy_source(row.policy_digest)
+                if row.action == "canary" and row.policy_digest
+                else "",
+                "detail": dict(row.detail),
+            }
+            for row in store.deployments()
+        ]
+
+
+def table(cells: Sequence[Cell], jobs: Sequence[Job], console: Console) -> None:
+    """The comparison over the repetitions that every arm has finished."""
+    arms = [arm for arm in ARMS if any(cell.arm == arm for cell in cells)]
+    reps = sorted(set.intersection(*({cell.rep for cell in cells if cell.arm == arm} for arm in arms)))
+    if not reps or UNMODIFIED not in arms:
+        console.print("no repetition has the unmodified engine and all other arms yet")
+        return
+    of = {(cell.arm, cell.rep): cell for cell in cells}
+    phase = np.array([job.phase for job in jobs])
+    shown = Table(
+        "arm", "mean s", "of each rep", "short-heavy", "long-heavy", "bursty", "p99 s", "under FCFS [95%]", "swaps",
+        "lost/dup/changed",
+        title=f"{len(jobs)} requests, {len(reps)} repetitions of each arm",
+    )  # fmt: skip
+    over = [of[UNMODIFIED, rep].measurement() for rep in reps]
+    for arm in arms:
+        mine = [of[arm, rep] for rep in reps]
+        pooled = np.stack([cell.latency_s for cell in mine])
+        found = improvement("e2e_mean_us", UNMODIFIED, over, [cell.measurement() for cell in mine])
+        changed = sum(
+            len(tokens) > 0 and list(tokens) != list(right)
+            for cell in mine
+            for tokens, right in zip(cell.tokens, of[UNMODIFIED, reps[0]].tokens, strict=True)
+        )
+        shown.add_row(
+            arm, f"{pooled.mean():.3f}", " ".join(f"{cell.mean:.3f}" for cell in mine),
+            *(f"{pooled[:, phase == k].mean():.3f}" for k in range(3)), f"{np.percentile(pooled, 99):.2f}",
+            _interval(found) if arm != UNMODIFIED else "", " ".join(str(cell.swaps) for cell in mine),
+            f"{sum(cell.lost for cell in mine)}/{sum(cell.duplicated for cell in mine)}/{changed}",
+        )  # fmt: skip
+    console.print(shown)
+    static = [arm for arm in arms if arm in STATIC]
+    if LOOP in arms and static:
+        best = min(static, key=lambda arm: sum(of[arm, rep].mean for rep in reps))
+        theirs, ours = ([of[arm, rep].measurement() for rep in reps] for arm in (best, LOOP))
+        found = improvement("e2e_mean_us", best, theirs, ours)
+        console.print(f"the loop under the best static policy in hindsight ({best}): {_interval(found)}")
+        for rep in reps:
+            console.print(f"repetition {rep}: " + "; ".join(_entry(row) for row in of[LOOP, rep].diary))
+    console.print(
+        f"client's greatest delay in sending: {max(cell.late_s for cell in cells) * 1e3:.0f} ms; " + _faults(cells)
+    )
+
+
+def _interval(found: Improvement) -> str:
+    return f"{found.reduction:+.1%} [{found.ci95[0]:+.1%}, {found.ci95[1]:+.1%}]"
+
+
+def _faults(cells: Sequence[Cell]) -> str:
+    refused = sum(bool(cell.refusal) for cell in cells)
+    return (
+        f"steps on the built-in order by a fault: {sum(cell.fallbacks for cell in cells)}; policies refused: {refused}"
+    )
+
+
+def _entry(row: Mapping[str, Any]) -> str:
+    detail = row["detail"]
+    more = str(detail.get("reason", "")) if row["action"] in ("evolve", "no-candidate", "rollback", "reject") else ""
+    return f"{row['at_s']:.0f} s {row['action']} {row['digest'][:6]} {more}".strip()
+
+
+def read(path: Path) -> Cell:
+    """A cell that was kept."""
+    return Cell(**json.loads(path.read_text()))
+
+
+def main() -> None:
+    """Run what is missing, then print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reps", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--phase", type=float, default=PHASE_S, help="seconds a phase lasts")
+    parser.add_argument("--cells", type=int, help="run at most this many cells that are missing")
+    parser.add_argument("--results", type=Path, help="where cells are kept; a run goes on with what is there")
+    args = parser.parse_args()
+    console = Console(width=200)
+    jobs = workload(args.seed, args.phase)
+    found = digest(jobs)
+    if DIGESTS.get((args.seed, args.phase), found) != found:
+        raise SystemExit(f"the published workload is not what was drawn here ({found}): another numpy?")
+    limits = ", ".join(f"{name} {value}" for name, value in LIMITS.items())
+    console.print(f"workload {found} (seed {args.seed}, three phases of {args.phase:g} s); engine: {limits}")
+    with tempfile.TemporaryDirectory() as scratch:
+        results: Path = args.results or Path(scratch)
+        results.mkdir(parents=True, exist_ok=True)
+        paths = [(arm, rep, results / f"{rep}-{arm}.json") for rep in range(args.reps) for arm in _turn(args.arms, rep)]
+        missing = [(arm, rep, path) for arm, rep, path in paths if not path.is_file()]
+        for arm, rep, path in missing[: args.cells]:
+            cell = run(arm, rep, jobs, results)
+            path.write_text(json.dumps(asdict(cell)))
+            console.print(f"{rep} {arm}: mean {cell.mean:.3f} s, {cell.lost} lost, {cell.swaps} swaps {cell.refusal}")
+        table([read(path) for _, _, path in paths if path.is_file()], jobs, console)
+
+
+def _turn(arms: Sequence[str], rep: int) -> list[str]:
+    """Each repetition begins with another arm, so that no arm always has the machine in one state."""
+    at = rep % len(arms)
+    return [*arms[at:], *arms[:at]]
+
+
+if __name__ == "__main__":
+    main()

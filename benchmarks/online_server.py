@@ -1,0 +1,138 @@
+"""A vLLM OpenAI server on the CPU for `online.py`, and an open-loop client that replays a workload to it."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+from online_workload import Job
+
+__all__ = ["LIMITS", "Answer", "replay", "served_by_engine", "serving"]
+
+TINY_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "vocab_size": 32_000,
+    "max_position_embeddings": 4_096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "float32",
+}
+LIMITS = {"max-num-seqs": 4, "max-num-batched-tokens": 256, "max-model-len": 1_024}
+FACTORY = "autopoiesis_adapters.vllm.make_scheduler"
+START_S = 240.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got for one request."""
+
+    latency_s: float
+    tokens: tuple[int, ...]
+    id: str
+    """The server's name for it; empty when the request was lost."""
+    late_s: float
+    """How much later than planned the client sent it."""
+
+
+@contextmanager
+def serving(extra: Mapping[str, str], *, ours: bool, log: Path) -> Iterator[str]:
+    """A server of its own on a tiny random Llama; yields its URL. `ours` puts the adapter in; `extra` is environment."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe, log.open("wb") as out:
+        (Path(folder) / "config.json").write_text(json.dumps(TINY_LLAMA))
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+        probe.close()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("AUTOPOIESIS_")}
+        environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "VLLM_CPU_KVCACHE_SPACE": "1", **extra}
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)]
+        command += ["--served-model-name", "tiny", "--load-format", "dummy", "--skip-tokenizer-init", "--seed", "0"]
+        command += ["--dtype", "float32", "--enforce-eager", "--no-enable-prefix-caching"]
+        command += ["--uvicorn-log-level", "warning"]
+        command += [text for name, value in LIMITS.items() for text in (f"--{name}", str(value))]
+        command += ["--scheduler-cls", FACTORY] if ours else []
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait(process, url, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.25)
+    raise SystemExit(f"the server did not start:\n{log.read_text(errors='replace')[-3_000:]}")
+
+
+def replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
+    """Send every job at its own time, whatever became of the others; one answer a job, in the jobs' order."""
+    return asyncio.run(_replay(url, jobs))
+
+
+async def _replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
+    async with httpx.AsyncClient(base_url=url, timeout=300.0, limits=limits) as client:
+        await asyncio.gather(*(_ask(client, job, 0.0) for job in jobs[:8]))  # connections and kernels are warm now
+        begin = time.monotonic() + 0.5
+        return await asyncio.gather(*(_ask(client, job, begin + job.at_s) for job in jobs))
+
+
+async def _ask(client: httpx.AsyncClient, job: Job, at: float) -> Answer:
+    body = {
+        "model": "tiny",
+        "prompt": job.prompt(),
+        "max_tokens": job.max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        "detokenize": False,
+    }
+    await asyncio.sleep(max(0.0, at - time.monotonic()))
+    sent = time.monotonic()
+    try:
+        reply = await client.post("/v1/completions", json=body)
+        found = reply.raise_for_status().json()
+        tokens, name = tuple(found["choices"][0]["token_ids"]), str(found["id"])
+    except (httpx.HTTPError, KeyError, ValueError):
+        tokens, name = (), ""
+    done = time.monotonic()
+    # Latency counts from the planned arrival, so that a slow client cannot hide a queue.
+    return Answer(done - (at or sent), tokens, name, sent - (at or sent))
+
+
+def served_by_engine(url: str) -> int:
+    """Requests that the engine itself says it finished, by whatever reason, since it started."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+        lines = reply.read().decode().splitlines()
+    counts = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total")]
+    return int(np.sum(counts))
