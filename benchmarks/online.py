@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from autopoiesis_adapters.channel import Channel
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
-from online_server import LIMITS, replay, served_by_engine, serving
+from online_server import LIMITS, replay, served_by_engine, serving, warm_up
 from online_workload import Job, digest, workload
 from rich.console import Console
 from rich.table import Table
@@ -63,7 +63,8 @@ shortest-prompt-aging (nothing is cached). The last two are written by hand for 
 UNMODIFIED, LOOP = "unmodified", "loop"
 ARMS = (UNMODIFIED, *STATIC, LOOP)
 WATCH = (
-    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "6", "--seconds", "4", "--canary", "4",
+    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--seconds", "10", "--candidates", "48",
+    "--canary", "4",
     "--min-requests", "40", "--workers", "1",
 )  # fmt: skip
 WARM_UP = 8
@@ -112,6 +113,9 @@ def run(arm: str, rep: int, jobs: Sequence[Job], logs: Path) -> Cell:
             certificate = sign(verify(policy), load_key(root / "keys", "fleet"))
             channel.publish(policy.digest, policy.source, certificate.model_dump_json())
         with serving(extra, ours=arm != UNMODIFIED, log=logs / f"{rep}-{arm}-server.log") as url:
+            warm_up(
+                url, jobs[:WARM_UP]
+            )  # an engine takes a policy at a step, and there are none before the first request
             if arm in STATIC:
                 _wait_for(channel, Policy.from_source(STATIC[arm], RequestOrdering()).digest)
             with _watching(arm, rep, root, channel, logs):

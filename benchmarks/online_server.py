@@ -11,14 +11,14 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 from online_workload import Job
 
-__all__ = ["LIMITS", "Answer", "replay", "served_by_engine", "serving"]
+__all__ = ["LIMITS", "Answer", "replay", "served_by_engine", "serving", "warm_up"]
 
 TINY_LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -94,6 +94,11 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     raise SystemExit(f"the server did not start:\n{log.read_text(errors='replace')[-3_000:]}")
 
 
+def warm_up(url: str, jobs: Sequence[Job]) -> None:
+    """Some jobs, as soon as may be: kernels are warm then, and the engine has taken its first steps."""
+    asyncio.run(_replay(url, [replace(job, at_s=0.0) for job in jobs]))
+
+
 def replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
     """Send every job at its own time, whatever became of the others; one answer a job, in the jobs' order."""
     return asyncio.run(_replay(url, jobs))
@@ -102,7 +107,6 @@ def replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
 async def _replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
     async with httpx.AsyncClient(base_url=url, timeout=300.0, limits=limits) as client:
-        await asyncio.gather(*(_ask(client, job, 0.0) for job in jobs[:8]))  # connections and kernels are warm now
         begin = time.monotonic() + 0.5
         return await asyncio.gather(*(_ask(client, job, begin + job.at_s) for job in jobs))
 

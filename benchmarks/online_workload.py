@@ -55,7 +55,7 @@ class Phase:
 PHASES = (
     Phase(
         name="short-heavy",
-        rate=32.0,
+        rate=30.0,
         kinds=(
             Kind(share=0.88, prompt=(16, 64), output=(4, 16)),
             Kind(share=0.12, prompt=(64, 256), output=(96, 192)),
@@ -63,7 +63,7 @@ PHASES = (
     ),
     Phase(
         name="long-heavy",
-        rate=12.0,
+        rate=11.0,
         kinds=(
             Kind(share=0.45, prompt=(256, 768), output=(4, 16)),
             Kind(share=0.55, prompt=(16, 64), output=(96, 192)),

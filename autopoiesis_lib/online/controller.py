@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -26,7 +26,7 @@ from ..simulation.result import Slo
 from ..simulation.workload import Workload
 from ..store import Store
 from ..synthesis import Proposer
-from .drift import DriftReport, DriftSettings, describe, detect, profile
+from .drift import DriftReport, DriftSettings, Profile, describe, detect, profile
 from .evidence import Guards, evidence_on, fallbacks_of, slowdown, tripped
 from .memory import CanaryStart, Evolving, Memory, Reference
 from .observer import Observer
@@ -116,6 +116,9 @@ class Controller(AbstractContextManager["Controller"]):
         self._wall_s = wall_s
         self._lock: IO[str] | None = None
         self._reference = self.memory.reference()
+        self._busy_until_us = 0
+        """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
+        self._reference_busy = False
         self._said = ""
 
     def __enter__(self) -> Self:
@@ -208,9 +211,14 @@ class Controller(AbstractContextManager["Controller"]):
         return self._evolve(Evolving(window=window, seed=self.settings.seed + self._runs(), reason=reason, run=None))
 
     def _compare(self, reference: Reference, window: Window) -> DriftReport:
-        drift = self.settings.drift
-        before = profile(reference.window, self.calibration, drift, replicas=reference.replicas)
-        return detect(before, profile(window, self.calibration, drift, replicas=self.observer.replicas), drift)
+        before = self._profile(reference.window, reference.replicas, self._reference_busy)
+        now = self._profile(window, self.observer.replicas, window.start_us < self._busy_until_us)
+        return detect(before, now, self.settings.drift)
+
+    def _profile(self, window: Window, replicas: int, busy: bool) -> Profile:
+        """Without the engine's speed where our own evolution may have slowed it: that would raise alarm after alarm."""
+        found = profile(window, self.calibration, self.settings.drift, replicas=replicas)
+        return replace(found, slowness=None) if busy else found
 
     def _fresh_window(self, observer: Observer) -> Window | None:
         busiest = observer.busiest()
@@ -263,12 +271,19 @@ class Controller(AbstractContextManager["Controller"]):
                 progress=progress,
             )
         except AutopoiesisError as error:
+            self._mark_busy()
             self.memory.forget_task()  # the reference stays: the drift is not answered yet, the next window tries again
             self.rollout.note("no-candidate", reason=str(error))
             return f"no candidate: {error}"
         said = self._propose(result, workload)
         self._finish_task(task)
+        self._mark_busy()
         return said
+
+    def _mark_busy(self) -> None:
+        self.observer.look()
+        busiest = self.observer.busiest()
+        self._busy_until_us = busiest.now_us if busiest is not None else 0
 
     def _propose(self, result: EvolutionResult, workload: Workload) -> str:
         candidate, state = result.best, self.rollout.state
@@ -404,6 +419,7 @@ class Controller(AbstractContextManager["Controller"]):
 
     def _keep_reference(self, window: Window) -> None:
         self._reference = Reference(window=window, replicas=max(1, self.observer.replicas))
+        self._reference_busy = window.start_us < self._busy_until_us
         self.memory.keep_reference(self._reference)
 
     def _begin_canary(self) -> CanaryStart:
