@@ -63,7 +63,7 @@ shortest-prompt-aging (nothing is cached). The last two are written by hand for 
 UNMODIFIED, LOOP = "unmodified", "loop"
 ARMS = (UNMODIFIED, *STATIC, LOOP)
 WATCH = (
-    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--seconds", "10", "--candidates", "48",
+    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--seconds", "10", "--candidates", "96",
     "--canary", "4",
     "--min-requests", "40", "--workers", "1",
 )  # fmt: skip
@@ -165,13 +165,13 @@ def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> I
     if arm != LOOP:
         yield
         return
-    command = ["nice", "-n", "19", sys.executable, "-m", "autopoiesis_cli", "watch", "--channel", str(channel.root)]
+    command = ["nice", "-n", "10", sys.executable, "-m", "autopoiesis_cli", "watch", "--channel", str(channel.root)]
     command += ["--store", str(root / "store.db"), "--key", "fleet", "--keys", str(root / "keys"), "--seed", str(rep)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (logs / f"{rep}-{arm}-watch.log").open("wb") as out:
         process = subprocess.Popen([*command, *WATCH], env=environment, stdout=out, stderr=subprocess.STDOUT)
         try:
-            time.sleep(6.0)  # it imports its solvers now, not during the run; the other arms' servers idle as long
+            time.sleep(10.0)  # it imports its solvers now, not during the run; the other arms' servers idle as long
             yield
         finally:
             process.send_signal(signal.SIGTERM)

@@ -64,11 +64,14 @@ def serving(extra: Mapping[str, str], *, ours: bool, log: Path) -> Iterator[str]
         port = int(probe.getsockname()[1])
         probe.close()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AUTOPOIESIS_")}
-        environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "VLLM_CPU_KVCACHE_SPACE": "1", **extra}
+        environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        # One process for scheduler and model: otherwise the scheduler spins on a core while it waits for the model's process,
+        # and on two cores nothing is left for clients and control plane.
+        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **extra}
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)]
         command += ["--served-model-name", "tiny", "--load-format", "dummy", "--skip-tokenizer-init", "--seed", "0"]
         command += ["--dtype", "float32", "--enforce-eager", "--no-enable-prefix-caching"]
-        command += ["--uvicorn-log-level", "warning"]
+        command += ["--uvicorn-log-level", "warning", "--distributed-executor-backend", "uni"]
         command += [text for name, value in LIMITS.items() for text in (f"--{name}", str(value))]
         command += ["--scheduler-cls", FACTORY] if ours else []
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)

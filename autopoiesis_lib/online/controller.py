@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import numpy as np
+
 from ..certificate import Rejected, verify
 from ..contract import Contract
 from ..errors import AutopoiesisError
@@ -23,6 +25,7 @@ from ..policy import Policy
 from ..signing import SigningKey, sign
 from ..simulation.calibration import Calibration
 from ..simulation.result import Slo
+from ..simulation.trace import Trace
 from ..simulation.workload import Workload
 from ..store import Store
 from ..synthesis import Proposer
@@ -151,6 +154,10 @@ class Controller(AbstractContextManager["Controller"]):
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Tick until told to stop. An error of one round is logged and the next round tries again."""
+        try:
+            self._get_ready()
+        except AutopoiesisError as error:
+            logger.info("autopoiesis: not everything could be loaded beforehand: %s", error)
         self.rollout.note("watch", detail="started", window_s=self.settings.window_s)
         while not stop():
             try:
@@ -161,6 +168,22 @@ class Controller(AbstractContextManager["Controller"]):
                 logger.info("autopoiesis: %s", said)
                 self._said = said
             time.sleep(self.settings.poll_s)
+
+    def _get_ready(self) -> None:
+        """Load now what is slow to load (solvers, the type checker, the compiled simulator), not when work has changed."""
+        builtin = self._policy(None)
+        verify(builtin)
+        few = np.arange(4, dtype=np.int64)
+        trace = Trace.from_columns(arrival_us=few, num_prompt_tokens=few + 1, num_output_tokens=few + 1, name="ready")
+        evidence_on(
+            self.contract,
+            trace,
+            self.calibration,
+            builtin,
+            builtin,
+            objective=self.settings.objective,
+            slo=self.settings.slo,
+        )
 
     def tick(self) -> str:
         """One round; returns in a line what it found or did.
