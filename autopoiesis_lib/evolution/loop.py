@@ -25,6 +25,7 @@ from .compare import curves, improvement, pooled
 from .errors import EvolutionError
 from .evaluator import HIGHER_IS_BETTER, Evaluator, Measurement
 from .executor import Executor
+from .fingerprint import typical
 from .generation import Reference, evaluate
 from .result import REJECTIONS, EvolutionResult, Progress
 from .selection import MIGRATION_EVERY, select
@@ -137,6 +138,7 @@ class _Run:
             raise EvolutionError("objectives: give at least one metric with a weight above 0")
         self.objective = max(self.objectives, key=lambda name: self.objectives[name])
         self.setup = Setup(contract=contract, evaluator=evaluator, objectives=self.objectives)
+        self.typical = {name: typical(contract, name, evaluator) for name in contract.decisions}
         self.archive = Archive(self.budget.islands)
         self.rejected = dict.fromkeys(REJECTIONS, 0)
         self.proposed = self.evaluated = self.generation = 0
@@ -244,6 +246,7 @@ class _Run:
             explored=[f"{elite.descriptor} (fitness {elite.fitness:.3f})" for elite in self.archive.runners_up(8)],
             counterexamples=tuple(self.archive.counterexamples),
             workload=self.workload,
+            typical=self.typical,
             objectives=self.objectives,
             reference=reference.train,
             deadline_s=None if self.deadline is None else max(0.0, self.deadline - time.monotonic()),

@@ -27,14 +27,24 @@ from ..language.ir import (
 from .palette import SIGNS, Palette
 from .tree import Site, copy, free_of_locals, rename_views, replace_in, returns, sites, with_function
 
-__all__ = ["MOVES", "Move", "Workbench", "decision_palette", "tuned"]
+__all__ = ["MOVES", "Move", "Typical", "Workbench", "decision_palette", "tuned"]
+
+
+Typical = Mapping[str, Mapping[str, tuple[int, int]]]
+"""Decision -> "parameter.field" -> the least and the greatest value that the workload shows."""
 
 
 class Workbench:
     """What a move works with: the module, the contract, a second parent for crossover, and the run's random numbers."""
 
     def __init__(
-        self, contract: Contract, module: Module, rng: Random, mate: Module | None = None, sigma: float = 0.5
+        self,
+        contract: Contract,
+        module: Module,
+        rng: Random,
+        mate: Module | None = None,
+        sigma: float = 0.5,
+        typical: Typical | None = None,
     ) -> None:
         self.contract = contract
         self.module = module
@@ -43,7 +53,7 @@ class Workbench:
         self.sigma = sigma
         """Step size of constant tuning, in the logarithm of the constant."""
         self.decision = rng.choice(list(contract.decisions))
-        self.palette = decision_palette(contract, module, self.decision)
+        self.palette = decision_palette(contract, module, self.decision, typical)
 
     @property
     def function(self) -> Function:
@@ -68,9 +78,10 @@ class Workbench:
 Move = Callable[[Workbench], Module | None]
 
 
-def decision_palette(contract: Contract, module: Module, decision: str) -> Palette:
+def decision_palette(contract: Contract, module: Module, decision: str, typical: Typical | None = None) -> Palette:
     """The palette with the names that the module's own function gives to the views."""
-    return Palette(contract, decision, tuple(param.name for param in module.functions[decision].params))
+    names = tuple(param.name for param in module.functions[decision].params)
+    return Palette(contract, decision, names, (typical or {}).get(decision))
 
 
 def tune(bench: Workbench) -> Module | None:
@@ -108,6 +119,57 @@ def add_term(bench: Workbench) -> Module | None:
     aging = bench.palette.aging
     currency = aging.limit if aging is not None else max(1, min(bench.palette.signature.result.hi, 1_000_000_000))
     return bench.put(site, Binary(bench.rng.choice(SIGNS), site.node, bench.palette.term(bench.rng, currency)))
+
+
+def trade(bench: Workbench) -> Module | None:
+    """Multiply one constant and divide another by the same factor: a slope against the length it runs.
+
+    A bound that holds a product of the two is kept, so that a policy can move along it; changing one of them alone cannot.
+    """
+    found = [site for site in sites(bench.module) if isinstance(site.node, Const) and not site.node.is_bool]
+    found = [site for site in found if isinstance(site.node, Const) and abs(site.node.value) > 1]
+    if len(found) < 2:
+        return None
+    module, exponent = bench.module, bench.rng.gauss(0.0, bench.sigma)
+    for site, sign in zip(bench.rng.sample(found, 2), (1, -1), strict=True):
+        assert isinstance(site.node, Const)
+        # rounded towards zero, so that the product never grows
+        new = int(site.node.value * math.exp(sign * exponent)) or 1
+        function = module.functions[site.function.name]
+        module = with_function(module, replace_in(function, site.node, Const(max(-(2**53), min(2**53, new)))))
+    return module
+
+
+def bend(bench: Workbench) -> Module | None:
+    """Break the slope of a clamped quantity: `min(q, K)` becomes `min(q, K) + min(max(q - a, 0), b)`, or its square
+    over a constant, so that the middle of the range and its end can count differently."""
+    site = bench.pick(lambda node: isinstance(node, MinMax) and node.op == "min" and _clamps(node))
+    if site is None:
+        return None
+    assert isinstance(site.node, MinMax)
+    quantity, ceiling = site.node.operands
+    assert isinstance(ceiling, Const)
+    reach = max(2, min(ceiling.value, bench.palette.usual(quantity)))
+    if bench.rng.random() < 0.4:
+        scale = max(1, round(reach * math.exp(bench.rng.gauss(0.0, 0.7))))
+        square = Binary("//", Binary("*", site.node, copy(site.node)), Const(scale))
+        return bench.put(site, square)
+    start = max(1, round(reach * bench.rng.random()))
+    beyond = MinMax("max", (Binary("-", copy(quantity), Const(start)), Const(0)))
+    extra: Expr = MinMax("min", (beyond, Const(max(1, reach - start))))
+    factor = bench.rng.choice((1, 2, 4))
+    if factor > 1:
+        extra = Binary("*", extra, Const(factor))
+    return bench.put(site, Binary(bench.rng.choice(SIGNS), site.node, extra))
+
+
+def _clamps(node: MinMax) -> bool:
+    return (
+        len(node.operands) == 2
+        and isinstance(node.operands[1], Const)
+        and node.operands[1].value > 1
+        and not isinstance(node.operands[0], Const)
+    )
 
 
 def drop_term(bench: Workbench) -> Module | None:
@@ -265,6 +327,8 @@ def _ifs(function: Function) -> list[If]:
 MOVES: Mapping[str, tuple[Move, float]] = {
     "tune": (tune, 0.34),
     "add-term": (add_term, 0.16),
+    "trade": (trade, 0.12),
+    "bend": (bend, 0.08),
     "drop-term": (drop_term, 0.08),
     "swap-field": (swap_field, 0.07),
     "swap-operator": (swap_operator, 0.04),

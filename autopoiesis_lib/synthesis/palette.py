@@ -29,11 +29,19 @@ class Feature:
     name: str
     domain: Domain
     shared: bool
+    typical: tuple[int, int] | None = None
+    """The least and the greatest value that the workload shows, if it was asked."""
 
     @property
     def reach(self) -> int:
         """The largest constant usually worth comparing the field with."""
-        return max(1, min(self.domain.hi, TYPICAL.get(self.domain.unit, self.domain.hi)))
+        usual = TYPICAL.get(self.domain.unit, self.domain.hi)
+        return max(1, min(self.domain.hi, usual if self.typical is None else max(self.typical[1], 1)))
+
+    @property
+    def varies(self) -> bool:
+        """Whether reading it can tell two situations of the workload apart, for all that is known."""
+        return self.typical is None or self.typical[0] < self.typical[1]
 
     def read(self) -> Field:
         """A fresh node that reads the field."""
@@ -52,19 +60,33 @@ class Aging:
 class Palette:
     """Random typed expressions over the views of one decision, with the parameter names of a given function."""
 
-    def __init__(self, contract: Contract, decision: str, names: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        decision: str,
+        names: tuple[str, ...] | None = None,
+        typical: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
         self.contract = contract
         self.signature = contract.decisions[decision]
         names = names or tuple(param.name for param in self.signature.params)
         self.views: dict[str, type[View]] = {
             name: contract.views[param.type] for name, param in zip(names, self.signature.params, strict=True)
         }
+        self._typical = {
+            f"{name}.{spec}": bounds
+            for name, param in zip(names, self.signature.params, strict=True)
+            for key, bounds in (typical or {}).items()
+            for owner, _, spec in (key.partition("."),)
+            if owner == param.name
+        }
+        """The least and greatest value that the workload shows, by "parameter.field" in the function's own names."""
 
     @cached_property
     def features(self) -> tuple[Feature, ...]:
         """Every field, those of the first view (the item) first."""
         return tuple(
-            Feature(name, spec.name, spec.domain, shared=index > 0)
+            Feature(name, spec.name, spec.domain, index > 0, self._typical.get(f"{name}.{spec.name}"))
             for index, (name, view) in enumerate(self.views.items())
             for spec in view.fields()
             if spec.domain.size > 1
@@ -85,6 +107,12 @@ class Palette:
                     return Aging(feature, least.least_limit)
         return None
 
+    def usual(self, expression: Expr) -> int:
+        """About how large an expression usually is, judged by the largest field it reads."""
+        reaches = {(feature.view, feature.name): feature.reach for feature in self.features}
+        read = [reaches.get((node.view, node.name), 1) for node in walk(expression) if isinstance(node, Field)]
+        return max(read, default=1)
+
     def constant(self, rng: Random, high: int) -> Const:
         """A constant from 1 to `high`, uniform in its logarithm."""
         return Const(_rounded(math.exp(rng.uniform(0.0, math.log(max(2, high))))))
@@ -97,13 +125,16 @@ class Palette:
             if (unit is None or feature.domain.unit == unit)
             and (item is None or feature.shared != item)
             and feature.domain.kind == "int"
+            and feature.varies
         ]
         return rng.choice(pool) if pool else None
 
     def quantity(self, rng: Random, depth: int = 2) -> tuple[Expr, int]:
         """An integer expression and the size it usually has: mostly a field, sometimes a combination that makes
         sense."""
-        first = self.feature(rng, item=rng.random() < 0.8 or None) or self.feature(rng)
+        # what all items share moves every score alike: alone it orders nothing
+        item = True if self.signature.result.unit == "score" or rng.random() < 0.8 else None
+        first = self.feature(rng, item=item) or self.feature(rng)
         if first is None:
             return self.constant(rng, 1_000), 1_000
         roll = rng.random()

@@ -56,6 +56,8 @@ class Context:
     """Recent counterexamples, newest last."""
     workload: Mapping[str, Any] = field(default_factory=dict)
     """Aggregate statistics of the workload; never request contents."""
+    typical: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+    """Decision -> "parameter.field" in the contract's names -> the least and the greatest value that the workload shows."""
     objectives: Mapping[str, float] = field(default_factory=lambda: {"ttft_mean_us": 1.0})
     reference: Mapping[str, float] = field(default_factory=dict)
     """The default baseline's metrics."""

@@ -11,7 +11,7 @@ from ..contract import Contract
 from ..language import LanguageError, Module, parse
 from ..language.ir import Function, Param, Return
 from ..language.python import to_source
-from .moves import MOVES, Workbench, tuned
+from .moves import MOVES, Typical, Workbench, tuned
 from .palette import Palette
 from .proposer import Context, Draft, Parent, Slot
 from .repair import repair
@@ -58,7 +58,7 @@ class SearchProposer:
         parents = [(parent, modules[parent.id]) for parent in slot.parents]
         readable = [(parent, module) for parent, module in parents if module is not None]
         if self.mode == "random" or not readable:
-            return _printed(fresh_module(contract, rng), contract, "renew", ())
+            return _printed(fresh_module(contract, rng, context.typical), contract, "renew", ())
         parent, module = readable[0]
         mate = readable[1] if len(readable) > 1 else None
         if parent.gate is not None:
@@ -69,22 +69,23 @@ class SearchProposer:
         if self.mode == "tune":
             new = tuned(module, rng, sigma, share=None)
             return _printed(new or module, contract, "tune", (parent.id,), {"sigma": sigma})
-        return self._vary(contract, rng, parent, module, mate, sigma)
+        return self._vary(context, rng, parent, module, mate, sigma)
 
     def _vary(
         self,
-        contract: Contract,
+        context: Context,
         rng: Random,
         parent: Parent,
         module: Module,
         mate: tuple[Parent, Module] | None,
         sigma: float,
     ) -> Draft:
+        contract = context.contract
         names, weights = list(self.moves), list(self.moves.values())
         before = to_source(module, docstrings=False)
         for _ in range(TRIES):
             chosen = rng.choices(names, weights)[0]
-            bench = Workbench(contract, module, rng, mate[1] if mate is not None else None, sigma)
+            bench = Workbench(contract, module, rng, mate[1] if mate is not None else None, sigma, context.typical)
             changed = MOVES[chosen][0](bench)
             if changed is None:
                 continue
@@ -95,15 +96,15 @@ class SearchProposer:
                 continue
             made_from = (parent.id, mate[0].id) if chosen == "crossover" and mate is not None else (parent.id,)
             return _printed(changed, contract, chosen, made_from, {"sigma": sigma})
-        return _printed(fresh_module(contract, rng), contract, "renew", ())
+        return _printed(fresh_module(contract, rng, context.typical), contract, "renew", ())
 
 
-def fresh_module(contract: Contract, rng: Random) -> Module:
-    """A random policy of the contract's grammar."""
+def fresh_module(contract: Contract, rng: Random, typical: Typical | None = None) -> Module:
+    """A random policy of the contract's grammar, of fields that vary in the workload if it is known."""
     functions: dict[str, Function] = {}
     for name, signature in contract.decisions.items():
         params = tuple(Param(param.name, param.type) for param in signature.params)
-        body = (Return(Palette(contract, name).result(rng)),)
+        body = (Return(Palette(contract, name, typical=(typical or {}).get(name)).result(rng)),)
         functions[name] = Function(name, params, body, signature.result.kind == "bool")
     return simplified(Module(functions, dict(contract.views)))
 
