@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +19,11 @@ from ..contract import Contract
 from ..policy import Policy
 from ..view import INT64_MAX, INT64_MIN
 
-__all__ = ["Behaviour", "Probes", "behaviour", "typical"]
+__all__ = ["Behaviour", "Probes", "behaviour"]
 
 Row = Mapping[str, int]
 MOVES_AT = 0.15
 """Rank correlation from which a field counts as moving the result."""
-
-
-class HasProbes(Protocol):
-    """The part of an evaluator that gives probes."""
-
-    def probes(self, contract: Contract, decision: str) -> Sequence[Sequence[Row]]:
-        """Typical arguments of a decision."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,13 @@ class Probes:
             for row in self.columns.T.tolist()
         ]
 
+    @property
+    def typical(self) -> dict[str, tuple[int, int]]:
+        """The least and the greatest value of each "parameter.field"; nothing when there are no probes."""
+        if self.columns.size == 0:
+            return {}
+        return {name: (int(row.min()), int(row.max())) for name, row in zip(self.layout, self.columns, strict=True)}
+
     @cached_property
     def groups(self) -> tuple[slice, ...]:
         """The groups as slices."""
@@ -96,17 +95,6 @@ class Probes:
         items = sum(1 for index, _ in fields if index == 0)
         ends = [i for i in range(1, len(rows)) if list(rows[i][1:]) != list(rows[i - 1][1:])]
         return cls(decision, layout, columns, items, (*ends, len(rows)))
-
-
-def typical(contract: Contract, decision: str, source: "HasProbes") -> dict[str, tuple[int, int]]:
-    """ "parameter.field" -> the least and the greatest value among the probes of a decision."""
-    rows = source.probes(contract, decision)
-    if not rows:
-        return {}
-    probes = Probes.of(contract, decision, rows)
-    return {
-        name: (int(column.min()), int(column.max())) for name, column in zip(probes.layout, probes.columns, strict=True)
-    }
 
 
 def behaviour(policy: Policy, probes: Sequence[Probes]) -> Behaviour:

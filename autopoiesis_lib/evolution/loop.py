@@ -25,7 +25,7 @@ from .compare import curves, improvement, pooled
 from .errors import EvolutionError
 from .evaluator import HIGHER_IS_BETTER, Evaluator, Measurement
 from .executor import Executor
-from .fingerprint import typical
+from .fingerprint import Probes
 from .generation import Reference, evaluate
 from .result import REJECTIONS, EvolutionResult, Progress
 from .selection import MIGRATION_EVERY, select
@@ -138,7 +138,9 @@ class _Run:
             raise EvolutionError("objectives: give at least one metric with a weight above 0")
         self.objective = max(self.objectives, key=lambda name: self.objectives[name])
         self.setup = Setup(contract=contract, evaluator=evaluator, objectives=self.objectives)
-        self.typical = {name: typical(contract, name, evaluator) for name in contract.decisions}
+        self.typical = {
+            name: Probes.of(contract, name, evaluator.probes(contract, name)).typical for name in contract.decisions
+        }
         self.archive = Archive(self.budget.islands)
         self.rejected = dict.fromkeys(REJECTIONS, 0)
         self.proposed = self.evaluated = self.generation = 0

@@ -91,23 +91,15 @@ def tune(bench: Workbench) -> Module | None:
 
 def tuned(module: Module, rng: Random, sigma: float, share: float | None) -> Module | None:
     """A module with some constants multiplied by exp(N(0, sigma)): one to three, or a share of all."""
-    found = [
-        site
-        for site in sites(module)
-        if isinstance(site.node, Const) and not site.node.is_bool and site.node.value != 0
-    ]
+    found = _constants(module, least=1)
     if not found:
         return None
     count = min(len(found), rng.choice((1, 1, 2, 3))) if share is None else max(1, round(share * len(found)))
-    for site in rng.sample(found, count):
-        assert isinstance(site.node, Const)
-        value = site.node.value
+    for site, value in rng.sample(found, count):
         new = round(value * math.exp(rng.gauss(0.0, sigma)))
         if new == value:
             new = value + rng.choice((-1, 1)) * max(1, abs(value) // 50)
-        new = max(-(2**53), min(2**53, new)) or (1 if value > 0 else -1)
-        function = module.functions[site.function.name]
-        module = with_function(module, replace_in(function, site.node, Const(new)))
+        module = _with_constant(module, site, new or (1 if value > 0 else -1))
     return module
 
 
@@ -126,18 +118,29 @@ def trade(bench: Workbench) -> Module | None:
 
     A bound that holds a product of the two is kept, so that a policy can move along it; changing one of them alone cannot.
     """
-    found = [site for site in sites(bench.module) if isinstance(site.node, Const) and not site.node.is_bool]
-    found = [site for site in found if isinstance(site.node, Const) and abs(site.node.value) > 1]
+    found = _constants(bench.module, least=2)
     if len(found) < 2:
         return None
     module, exponent = bench.module, bench.rng.gauss(0.0, bench.sigma)
-    for site, sign in zip(bench.rng.sample(found, 2), (1, -1), strict=True):
-        assert isinstance(site.node, Const)
-        # rounded towards zero, so that the product never grows
-        new = int(site.node.value * math.exp(sign * exponent)) or 1
-        function = module.functions[site.function.name]
-        module = with_function(module, replace_in(function, site.node, Const(max(-(2**53), min(2**53, new)))))
+    for (site, value), sign in zip(bench.rng.sample(found, 2), (1, -1), strict=True):
+        # rounded towards zero, so that the product does not grow, unless a constant would be lost
+        module = _with_constant(module, site, int(value * math.exp(sign * exponent)) or (1 if value > 0 else -1))
     return module
+
+
+def _constants(module: Module, least: int) -> list[tuple[Site, int]]:
+    """The integer constants of at least that magnitude, with their values."""
+    return [
+        (site, site.node.value)
+        for site in sites(module)
+        if isinstance(site.node, Const) and not site.node.is_bool and abs(site.node.value) >= least
+    ]
+
+
+def _with_constant(module: Module, site: Site, value: int) -> Module:
+    """The module with another constant at a site, kept where sums of constants stay in int64."""
+    function = module.functions[site.function.name]
+    return with_function(module, replace_in(function, site.node, Const(max(-(2**53), min(2**53, value)))))
 
 
 def bend(bench: Workbench) -> Module | None:

@@ -1,5 +1,6 @@
 """The search proposer writes well-formed, various candidates, and its repairs make failed proofs go through."""
 
+import re
 from collections import Counter
 from random import Random
 
@@ -11,7 +12,7 @@ from autopoiesis_lib.gates import Verdict, check, proof
 from autopoiesis_lib.language import LanguageError, parse
 from autopoiesis_lib.language.python import to_source
 from autopoiesis_lib.synthesis import Context, Parent, SearchProposer, Slot
-from autopoiesis_lib.synthesis.moves import MOVES
+from autopoiesis_lib.synthesis.moves import MOVES, Workbench, trade
 from autopoiesis_lib.synthesis.palette import Palette
 from autopoiesis_lib.synthesis.repair import repair
 from autopoiesis_lib.synthesis.search import fresh_module, simplified
@@ -140,3 +141,27 @@ def test_the_controls_do_only_what_their_names_say() -> None:
     random = SearchProposer(mode="random").propose(context(), slots(30))
     assert {draft.move for draft in random} == {"renew"}
     assert all(not draft.parents for draft in random)
+
+
+def test_a_fresh_policy_reads_no_field_that_the_workload_never_varies() -> None:
+    constant = ("max_tokens", "priority", "num_output_tokens")
+    typical = {"score": {f"request.{name}": (7, 7) for name in constant}}
+    written = [to_source(fresh_module(CONTRACT, Random(seed), typical)) for seed in range(200)]
+    assert not [text for text in written if any(f"request.{name}" in text for name in constant)]
+    assert [
+        text for seed in range(200) for text in [to_source(fresh_module(CONTRACT, Random(seed)))] if "priority" in text
+    ]
+
+
+def test_a_trade_never_loosens_the_product_of_slope_and_length_and_keeps_signs() -> None:
+    body = "def score(request: Waiting, engine: Engine) -> int:\n"
+    for length, slope in ((8_192, 72_000), (4, -3)):
+        text = HEADER + body + f"    return request.waited_us - min(request.num_prompt_tokens, {length}) * {slope}\n"
+        module = parse(text, CONTRACT.interface)
+        for seed in range(200):
+            changed = trade(Workbench(CONTRACT, module, Random(seed), sigma=0.5))
+            assert changed is not None
+            found = re.search(r"num_prompt_tokens, (\d+)\) \* \(?(-?\d+)", to_source(changed))
+            assert found is not None
+            assert (int(found[2]) > 0) == (slope > 0)
+            assert length < 100 or int(found[1]) * int(found[2]) <= length * slope
