@@ -98,8 +98,8 @@ def with_limits(
     `engine` is whose limits are meant; without it they must all say the same. Limits that nobody told, or that make no engine,
     leave the calibration as it is: an operator's word stands until a better one is heard.
     """
-    told = [dict(status.get("limits") or {}) for name, status in engines.items() if engine in (None, name)]
-    if not told or any(limits != told[0] for limits in told):
+    told = [status.get("limits") for name, status in engines.items() if engine in (None, name)]
+    if not told or not isinstance(told[0], Mapping) or any(limits != told[0] for limits in told):
         return calibration
     known = {name: value for name, value in told[0].items() if name in EngineConfig.model_fields}
     try:
