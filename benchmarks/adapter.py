@@ -41,7 +41,8 @@ from autopoiesis_lib import Policy
 from autopoiesis_lib.certificate import verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.adapters.vllm_bench import Bench, plain_bench, policy_bench, request, vllm_config, write_tiny_llama
+from tests.adapters.tiny_llama import write_tiny_llama
+from tests.adapters.vllm_bench import Bench, plain_bench, policy_bench, request, vllm_config
 
 BARS_US = {1_000: 20.0, 5_000: 40.0}
 BAR_SLOWDOWN = 0.02

@@ -1,7 +1,6 @@
 """A vLLM OpenAI server on the CPU for `online.py`, and an open-loop client that replays a workload to it."""
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -18,26 +17,11 @@ import httpx
 import numpy as np
 from online_workload import Job
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.adapters.tiny_llama import write_tiny_llama
+
 __all__ = ["LIMITS", "Answer", "replay", "served_by_engine", "serving", "warm_up"]
 
-TINY_LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "vocab_size": 32_000,
-    "max_position_embeddings": 4_096,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10_000.0,
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "float32",
-}
 LIMITS = {"max-num-seqs": 4, "max-num-batched-tokens": 256, "max-model-len": 1_024}
 FACTORY = "autopoiesis_adapters.vllm.make_scheduler"
 START_S = 240.0
@@ -59,7 +43,7 @@ class Answer:
 def serving(extra: Mapping[str, str], *, ours: bool, log: Path) -> Iterator[str]:
     """A server of its own on a tiny random Llama; yields its URL. `ours` puts the adapter in; `extra` is environment."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe, log.open("wb") as out:
-        (Path(folder) / "config.json").write_text(json.dumps(TINY_LLAMA))
+        write_tiny_llama(Path(folder))
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
         probe.close()
@@ -134,7 +118,7 @@ async def _ask(client: httpx.AsyncClient, job: Job, at: float) -> Answer:
         tokens, name = (), ""
     done = time.monotonic()
     # Latency counts from the planned arrival, so that a slow client cannot hide a queue.
-    return Answer(done - (at or sent), tokens, name, sent - (at or sent))
+    return Answer(done - at, tokens, name, sent - at)
 
 
 def served_by_engine(url: str) -> int:

@@ -16,7 +16,8 @@ from autopoiesis_adapters.loading import VerifiedPolicy, compile_ordering
 from autopoiesis_adapters.vllm.scheduler import make_scheduler
 from autopoiesis_adapters.vllm.settings import Settings
 
-from .vllm_bench import Bench, new_scheduler, plain_bench, policy_bench, request, vllm_config, write_tiny_llama
+from .tiny_llama import write_tiny_llama
+from .vllm_bench import Bench, new_scheduler, plain_bench, policy_bench, request, vllm_config
 
 SHORTEST = "shortest-prompt-aging"
 

