@@ -63,9 +63,8 @@ shortest-prompt-aging (nothing is cached). The last two are written by hand for 
 UNMODIFIED, LOOP = "unmodified", "loop"
 ARMS = (UNMODIFIED, *STATIC, LOOP)
 WATCH = (
-    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--seconds", "10", "--candidates", "96",
-    "--canary", "4",
-    "--min-requests", "40", "--workers", "1",
+    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "6", "--evolve-window", "24", "--candidates", "96",
+    "--seconds", "30", "--canary", "4", "--min-requests", "40", "--workers", "1", "--idle",
 )  # fmt: skip
 WARM_UP = 8
 
@@ -164,7 +163,10 @@ def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> I
     if arm != LOOP:
         yield
         return
-    command = ["nice", "-n", "10", sys.executable, "-m", "autopoiesis_cli", "watch", "--channel", str(channel.root)]
+    command = [sys.executable, "-m", "autopoiesis_cli", "watch", "--channel", str(channel.root)]
+    for name, source in STATIC.items():
+        (root / f"{name}.py").write_text(source)
+        command += ["--known", str(root / f"{name}.py")]
     command += ["--store", str(root / "store.db"), "--key", "fleet", "--keys", str(root / "keys"), "--seed", str(rep)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (logs / f"{rep}-{arm}-watch.log").open("wb") as out:

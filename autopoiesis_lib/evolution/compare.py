@@ -26,7 +26,8 @@ class Improvement:
     reduction: float
     """1 - 1 / speedup: for a metric that is minimised, 1 - ours / baseline."""
     ci95: tuple[float, float]
-    """95% interval of the reduction; equal ends when the evaluator gives no per-request samples."""
+    """95% interval of the reduction, or a wider one if it was picked out of several comparisons; equal ends when the
+    evaluator gives no per-request samples."""
 
     @property
     def better(self) -> bool:
@@ -40,12 +41,19 @@ def pooled(parts: Sequence[Measurement]) -> dict[str, float]:
 
 
 def improvement(
-    objective: str, over: str, baseline: Sequence[Measurement], ours: Sequence[Measurement], seed: int = 0
+    objective: str,
+    over: str,
+    baseline: Sequence[Measurement],
+    ours: Sequence[Measurement],
+    seed: int = 0,
+    *,
+    comparisons: int = 1,
 ) -> Improvement:
     """Compare two policies measured on the same windows.
 
     The interval is a paired circular block bootstrap (Politis and Romano 1992), percentile method: neighbouring requests share
-    a queue, so blocks of n/24 consecutive arrivals are drawn, the same for both.
+    a queue, so blocks of n/24 consecutive arrivals are drawn, the same for both. `comparisons` is among how many such
+    comparisons this one may be picked out: the interval is widened so that all of them hold together (Bonferroni).
     """
     base, mine = pooled(baseline)[objective], pooled(ours)[objective]
     higher = objective in HIGHER_IS_BETTER
@@ -58,9 +66,9 @@ def improvement(
     ]
     ci95 = (reduction, reduction)
     if pairs and len(pairs) == len(ours):
-        draws = _bootstrap(pairs, statistic, np.random.default_rng(seed))
+        draws = _bootstrap(pairs, statistic, RESAMPLES * comparisons, np.random.default_rng(seed))
         found = [_reduction(a, b, higher) for a, b in draws.tolist()]
-        low, high = np.percentile(found, [2.5, 97.5])
+        low, high = np.percentile(found, [2.5 / comparisons, 100.0 - 2.5 / comparisons])
         ci95 = (float(low), float(high))
     return Improvement(
         objective=objective,
@@ -89,19 +97,20 @@ def _samples_of(objective: str) -> tuple[str, float | None]:
 def _bootstrap(
     pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
     percentile: float | None,
+    resamples: int,
     draw: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """(RESAMPLES, 2) resampled statistics, each the mean over the windows."""
-    total = np.zeros((RESAMPLES, 2))
+    """(resamples, 2) resampled statistics, each the mean over the windows."""
+    total = np.zeros((resamples, 2))
     for a, b in pairs:
         block = max(1, len(a) // BLOCKS)
         count = -(-len(a) // block)
         if percentile is None:
-            begins = draw.integers(0, len(a), size=(RESAMPLES, count))
+            begins = draw.integers(0, len(a), size=(resamples, count))
             total += np.stack([_block_means(values, begins, block) for values in (a, b)], axis=1)
             continue
         offsets = np.arange(block)
-        for row in range(RESAMPLES):
+        for row in range(resamples):
             begins = draw.integers(0, len(a), size=count)
             picks = ((begins[:, None] + offsets) % len(a)).ravel()[: len(a)]
             total[row] += (np.percentile(a[picks], percentile), np.percentile(b[picks], percentile))

@@ -8,7 +8,7 @@ from the audit log, an interrupted evolution from its run, the reference window 
 import fcntl
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..store import Store
 from ..synthesis import Proposer
 from .drift import DriftReport, DriftSettings, Profile, describe, detect, profile
 from .evidence import Guards, evidence_on, fallbacks_of, slowdown, tripped
-from .memory import CanaryStart, Evolving, Memory, Reference
+from .memory import CanaryStart, Due, Evolving, Memory, Reference
 from .observer import Observer
 from .recalibration import recalibrate, with_limits
 from .rollout import Evidence, Rollout
@@ -55,11 +55,15 @@ class WatchSettings:
     """How a channel is watched. Seconds of windows and canaries are the engines' own."""
 
     window_s: float = 300.0
-    """Length of a telemetry window."""
+    """Length of a telemetry window: what drift is looked for in, and what candidates are judged on."""
+    evolve_window_s: float | None = None
+    """Length of the window to evolve on, at least that of a telemetry window and the same unless given."""
     back_to_back: bool = False
     """Evolve on every new window, drift or not."""
     evolve_first: bool = False
     """Evolve on the first full window as well, instead of only measuring drift against it."""
+    known_first: bool = True
+    """Let a known policy answer a change at once if one is better, before anything is evolved."""
     drift: DriftSettings = field(default_factory=DriftSettings)
     budget: Budget = field(default_factory=lambda: Budget(seconds=60.0))
     """Of one evolution."""
@@ -73,6 +77,11 @@ class WatchSettings:
     """Wall seconds after which a canary without enough telemetry is rolled back."""
     guards: Guards = field(default_factory=Guards)
     poll_s: float = 1.0
+
+    @property
+    def longest_window_s(self) -> float:
+        """Length of the window to evolve on."""
+        return max(self.window_s, self.evolve_window_s or 0.0)
 
     @property
     def objective(self) -> str:
@@ -91,6 +100,8 @@ class Controller(AbstractContextManager["Controller"]):
         state_dir: a folder of its own for windows and the evolution in progress.
         key: signs certificates; None leaves them unsigned, and engines refuse them unless told otherwise.
         proposer: writes candidates; None is the built-in search.
+        known: policies to try, besides the contract's baselines and the store's certified ones, as soon as work has changed
+            and before anything is evolved; evolutions start from them too.
     """
 
     def __init__(
@@ -104,12 +115,14 @@ class Controller(AbstractContextManager["Controller"]):
         *,
         key: SigningKey | None = None,
         proposer: Proposer | None = None,
+        known: Sequence[Policy] = (),
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self.contract, self.rollout, self.store, self.key, self.proposer = contract, rollout, store, key, proposer
         self.settings = settings or WatchSettings()
+        self.known = tuple(known)
         self.memory = Memory(state_dir)
-        self.observer = Observer(rollout.channel.root, self.settings.window_s)
+        self.observer = Observer(rollout.channel.root, self.settings.window_s, longest_s=self.settings.longest_window_s)
         separate = rollout.canary_channel is not rollout.channel
         self.canary_observer = (
             Observer(rollout.canary_channel.root, self.settings.window_s) if separate else self.observer
@@ -175,15 +188,9 @@ class Controller(AbstractContextManager["Controller"]):
         verify(builtin)
         few = np.arange(4, dtype=np.int64)
         trace = Trace.from_columns(arrival_us=few, num_prompt_tokens=few + 1, num_output_tokens=few + 1, name="ready")
-        evidence_on(
-            self.contract,
-            trace,
-            self.calibration,
-            builtin,
-            builtin,
-            objective=self.settings.objective,
-            slo=self.settings.slo,
-        )
+        self._evidence(trace, [builtin], builtin)
+        for policy in self.known:
+            policy.native()
 
     def tick(self) -> str:
         """One round; returns in a line what it found or did.
@@ -198,40 +205,60 @@ class Controller(AbstractContextManager["Controller"]):
         harm = self._harm_of_active(state)
         if harm is not None:
             return harm
-        if self.memory.evolving:
-            return self._evolve(self._interrupted())
         if state.stage is Stage.SHADOW:
             return self._shadow(state)
         if state.stage is Stage.CANARY:
             return self._canary(state)
+        if self.memory.evolving:
+            return self._evolve(self._interrupted())
         return self._watch(state)
 
     # watching
 
     def _watch(self, state: RolloutState) -> str:
         window = self._fresh_window(self.observer)
-        if window is None:
-            return "watching: no new full window yet"
-        self.memory.keep_checked(window)
-        if len(window) < self.settings.drift.min_requests:
-            return f"watching: {len(window)} requests in the last window are too few"
+        said = "watching: no new full window yet"
+        if window is not None:
+            self.memory.keep_checked(window)
+            said, reason = self._changed(window)
+            if reason is not None and state.frozen:
+                return f"frozen: {reason}, but nothing is done about it"
+            if reason is not None:
+                self._keep_reference(window)
+                self.memory.keep_due(Due(reason=reason, engine=window.engine, since_us=window.start_us))
+                answered = self._answer_with_known(window, state) if self.settings.known_first else None
+                if answered is not None:
+                    return answered
+        due = self.memory.due()
+        return said if due is None or state.frozen else self._evolve_when_it_may(due)
+
+    def _changed(self, window: Window) -> tuple[str, str | None]:
+        """What to say of a new window, and why something is to be done about it, if anything is."""
+        few = len(window) < self.settings.drift.min_requests
+        if few:
+            return f"watching: {len(window)} requests in the last window are too few", None
         if self._reference is None or self._reference.window.engine != window.engine:
-            first = self.settings.evolve_first and self._runs() == 0
+            if self.settings.back_to_back or (self.settings.evolve_first and self._runs() == 0):
+                return "", "back to back" if self.settings.back_to_back else "the first full window"
             self._keep_reference(window)
-            if not (first or self.settings.back_to_back):
-                return "watching: the first full window is the reference from now on"
-            reason = "the first full window" if first else "back to back"
-        elif self.settings.back_to_back:
-            reason = "back to back"
-        else:
-            self.last_drift = self._compare(self._reference, window)
-            if not self.last_drift.drifted:
-                return "watching: no drift"
-            self.rollout.note("drift", **self.last_drift.to_json())
-            reason = str(self.last_drift)
-        if state.frozen:
-            return f"frozen: {reason}, but nothing is evolved"
-        return self._evolve(Evolving(window=window, seed=self.settings.seed + self._runs(), reason=reason, run=None))
+            return "watching: the first full window is the reference from now on", None
+        if self.settings.back_to_back:
+            return "", "back to back"
+        self.last_drift = self._compare(self._reference, window)
+        if not self.last_drift.drifted:
+            return "watching: no drift", None
+        self.rollout.note("drift", **self.last_drift.to_json())
+        return "", str(self.last_drift)
+
+    def _evolve_when_it_may(self, due: Due) -> str:
+        """Evolve once there is a window of full length since work changed."""
+        seen = self.observer.named(due.engine)
+        window = None if seen is None else seen.window(since_us=due.since_us, length_s=self.settings.longest_window_s)
+        if window is None:
+            return "watching: evolution waits for a full window since the change"
+        return self._evolve(
+            Evolving(window=window, seed=self.settings.seed + self._runs(), reason=due.reason, run=None)
+        )
 
     def _compare(self, reference: Reference, window: Window) -> DriftReport:
         before = self._profile(reference.window, reference.replicas, self._reference_busy)
@@ -252,18 +279,59 @@ class Controller(AbstractContextManager["Controller"]):
             since = checked[1]  # checks never share a request; a clock behind that is a restarted engine's
         return busiest.window(since_us=since)
 
+    # answering with what is known
+
+    def _answer_with_known(self, window: Window, state: RolloutState) -> str | None:
+        """Let the best of the known policies decide at once, if one is better on the window; None if none is.
+
+        Nobody trained them on this window, so it is as good a judge as the one that shadow would wait for; that the best of
+        several is picked is paid for in the width of the intervals.
+        """
+        active = self._policy(state.active)
+        policies = {
+            policy.digest: policy
+            for policy in self._repertoire()
+            if policy.digest != active.digest and policy.digest not in state.quarantined
+        }
+        if not policies:
+            return None
+        self._recalibrate(window)
+        found = self._evidence(window.trace(), list(policies.values()), active)
+        best, evidence = max(zip(policies.values(), found, strict=True), key=lambda pair: pair[1].ci95[0])
+        self.rollout.note("evidence", best.digest, stage="known", among=len(policies), **evidence.to_json())
+        if not evidence.better:
+            return None
+        refusal = self._certify_and_propose(best)
+        if refusal is not None:
+            return refusal
+        if self.rollout.held(self.rollout.state):
+            return f"held: {best.digest[:12]} waits for approval"
+        self._begin_canary()
+        self.rollout.start_canary(evidence)
+        return f"canary: {best.digest[:12]}, known and {evidence.reduction:.0%} better on the new window"
+
+    def _repertoire(self) -> list[Policy]:
+        """The contract's baselines, the active policy, what the control plane was given, and what was certified last."""
+        texts = [*self.contract.baselines().values(), *self._warm_start()]
+        return [Policy.from_source(text, self.contract) for text in dict.fromkeys(texts)]
+
+    def _certify_and_propose(self, candidate: Policy) -> str | None:
+        """Every gate again, here: nobody else's word is enough. Says why not, if it does not pass."""
+        short = candidate.digest[:12]
+        try:
+            certificate = verify(candidate)
+        except Rejected as error:
+            self.rollout.note("refused", candidate.digest, reason=str(error))
+            return f"no candidate: {short} did not pass the gates: {error}"
+        self.rollout.propose(certificate if self.key is None else sign(certificate, self.key))
+        return None
+
     # evolving
 
     def _evolve(self, task: Evolving) -> str:
         self.memory.keep_task(task)
-        engines = self.rollout.channel.engines()
-        self.calibration = with_limits(self.calibration, engines, task.window.engine)
-        found = recalibrate(task.window, self.calibration)
         if task.run is None:
-            self.rollout.note("calibrate", detail=str(found), accepted=found.accepted)
-            if found.accepted:
-                self.calibration = found.calibration
-                self.memory.keep_calibration(self.calibration)
+            self._recalibrate(task.window)
         workload = Workload.of(task.window.trace(), self.calibration, slo=self.settings.slo)
         self.rollout.note("evolve", reason=task.reason, seed=task.seed, resumed=task.run, window=describe(task.window))
 
@@ -295,13 +363,25 @@ class Controller(AbstractContextManager["Controller"]):
             )
         except AutopoiesisError as error:
             self._mark_busy()
-            self.memory.forget_task()  # the reference stays: the drift is not answered yet, the next window tries again
+            self.memory.forget_task()  # the change is not answered yet: a later window tries again
+            due = self.memory.due()
+            if due is not None:
+                self.memory.keep_due(replace(due, since_us=task.window.end_us))
             self.rollout.note("no-candidate", reason=str(error))
             return f"no candidate: {error}"
         said = self._propose(result, workload)
         self._finish_task(task)
         self._mark_busy()
         return said
+
+    def _recalibrate(self, window: Window) -> None:
+        engines = self.rollout.channel.engines()
+        self.calibration = with_limits(self.calibration, engines, window.engine)
+        found = recalibrate(window, self.calibration)
+        self.rollout.note("calibrate", detail=str(found), accepted=found.accepted)
+        if found.accepted:
+            self.calibration = found.calibration
+            self.memory.keep_calibration(self.calibration)
 
     def _mark_busy(self) -> None:
         self.observer.look()
@@ -312,10 +392,7 @@ class Controller(AbstractContextManager["Controller"]):
         candidate, state = result.best, self.rollout.state
         active = self._policy(state.active)
         self.rollout.note("evolved", candidate.digest, run=result.run, seconds=round(result.seconds, 1))
-        evidence = evidence_on(
-            self.contract, workload.held_out, self.calibration, candidate, active,
-            objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed,
-        )  # fmt: skip
+        (evidence,) = self._evidence(workload.held_out, [candidate], active)
         self.rollout.note("evidence", candidate.digest, stage="held-out", **evidence.to_json())
         why = (
             "it is active already" if candidate.digest == active.digest
@@ -325,15 +402,14 @@ class Controller(AbstractContextManager["Controller"]):
         if why:
             self.rollout.note("no-candidate", candidate.digest, reason=why)
             return f"no candidate: {candidate.digest[:12]}: {why}"
-        try:
-            certificate = verify(candidate)  # every gate again, here: the evolution's own word is not enough
-        except Rejected as error:
-            self.rollout.note("refused", candidate.digest, reason=str(error))
-            return f"no candidate: {candidate.digest[:12]} did not pass the gates again: {error}"
-        if self.key is not None:
-            certificate = sign(certificate, self.key)
-        self.rollout.propose(certificate)
-        return f"shadow: {candidate.digest[:12]}, {evidence.reduction:.0%} better on the held-out half"
+        refusal = self._certify_and_propose(candidate)
+        return refusal or f"shadow: {candidate.digest[:12]}, {evidence.reduction:.0%} better on the held-out half"
+
+    def _evidence(self, trace: Trace, candidates: Sequence[Policy], active: Policy) -> list[Evidence]:
+        return evidence_on(
+            self.contract, trace, self.calibration, candidates, active,
+            objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed,
+        )  # fmt: skip
 
     # rolling out
 
@@ -377,13 +453,13 @@ class Controller(AbstractContextManager["Controller"]):
         evidence = self._evidence_on_fresh(state)
         if evidence is None:
             return f"canary: {short} waits for a new window"
-        if not evidence.better:
-            self.rollout.roll_back("not better beyond noise on the canary's window")
-            return f"rolled back: {short} is not better beyond noise on the canary's window"
+        if evidence.worse:
+            self.rollout.roll_back("worse beyond noise on the canary's window")
+            return f"rolled back: {short} is worse beyond noise on the canary's window"
         if state.frozen:
             return f"frozen: {short} waits"
         self.rollout.promote(evidence)
-        return f"promoted: {short}, {evidence.reduction:.0%} better on the canary's window"
+        return f"promoted: {short}, {evidence.reduction:+.0%} on the canary's window"
 
     def _evidence_on_fresh(self, state: RolloutState) -> Evidence | None:
         """Candidate against active on the newest window that nothing has been judged on before."""
@@ -395,10 +471,7 @@ class Controller(AbstractContextManager["Controller"]):
         if window is None or len(window) < self.settings.drift.min_requests:
             return None
         self.memory.keep_checked(window)
-        evidence = evidence_on(
-            self.contract, window.trace(), self.calibration, self._policy(state.candidate), self._policy(state.active),
-            objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed,
-        )  # fmt: skip
+        (evidence,) = self._evidence(window.trace(), [self._policy(state.candidate)], self._policy(state.active))
         self.rollout.note("evidence", state.candidate, stage=str(state.stage), **evidence.to_json())
         return evidence
 
@@ -438,6 +511,7 @@ class Controller(AbstractContextManager["Controller"]):
         """The window that was just evolved on is what drift is measured against from now on."""
         self._keep_reference(task.window)
         self.memory.keep_checked(task.window)
+        self.memory.forget_due()
         self.memory.forget_task()
 
     def _keep_reference(self, window: Window) -> None:
@@ -472,9 +546,10 @@ class Controller(AbstractContextManager["Controller"]):
         return Policy.from_source(self.rollout.source(digest), self.contract)
 
     def _warm_start(self) -> list[str]:
-        """The active policy, then what was certified last, newest first."""
+        """The active policy, what the control plane was given, then what was certified last, newest first."""
         state = self.rollout.state
         texts = [self.rollout.source(state.active)] if state.active is not None else []
+        texts += [policy.source for policy in self.known]
         texts += [source for _, source in reversed(self.store.certified(self.contract.digest))]
         return list(dict.fromkeys(texts))[:MAX_WARM_START]
 

@@ -4,7 +4,7 @@ Shadow has no effect on any engine: the candidate and the active policy both rep
 compared is what each would have done. Guards look at the engines themselves while the candidate decides there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from ..contract import Contract
-from ..evolution import SimulationEvaluator
+from ..evolution import Measurement, SimulationEvaluator
 from ..evolution.compare import improvement
 from ..policy import Policy
 from ..simulation.calibration import Calibration
@@ -50,31 +50,42 @@ def evidence_on(
     contract: Contract,
     trace: Trace,
     calibration: Calibration,
-    candidate: Policy,
+    candidates: Sequence[Policy],
     active: Policy,
     *,
     objective: str,
     slo: Slo,
     seed: int = 0,
-) -> Evidence:
-    """Replay one window under both policies and compare them with a paired block bootstrap (95%, `evolution.compare`)."""
+) -> list[Evidence]:
+    """Replay one window under every candidate and under the active policy, and compare with a paired block bootstrap.
+
+    The intervals hold together with 95% (`evolution.compare`), so that the best candidate may be picked by them.
+    """
     evaluator = SimulationEvaluator(
         train=(trace,), held_out=(trace,), engine=calibration.engine, step_time=calibration.step_time, slo=slo,
         slots=dict(contract.slots), name=trace.name,
     )  # fmt: skip
-    ours, theirs = (evaluator.measure(policy, "held-out", samples=True) for policy in (candidate, active))
-    found = improvement(objective, active.digest[:12], theirs, ours, seed)
-    orders = [
-        np.argsort(evaluator.replay(policy, trace).times.scheduled_ns, kind="stable") for policy in (candidate, active)
-    ]
-    return Evidence(
-        objective=objective,
-        reduction=found.reduction,
-        ci95=found.ci95,
-        requests=len(trace),
-        window=trace.name,
-        agreement=float(np.mean(orders[0] == orders[1])),
-    )
+
+    def measured(policy: Policy) -> tuple[Sequence[Measurement], NDArray[np.int64]]:
+        admitted = evaluator.replay(policy, trace).times.scheduled_ns
+        return evaluator.measure(policy, "held-out", samples=True), np.argsort(admitted, kind="stable")
+
+    theirs, their_order = measured(active)
+    evidence: list[Evidence] = []
+    for candidate in candidates:
+        ours, our_order = measured(candidate)
+        found = improvement(objective, active.digest[:12], theirs, ours, seed, comparisons=len(candidates))
+        evidence.append(
+            Evidence(
+                objective=objective,
+                reduction=found.reduction,
+                ci95=found.ci95,
+                requests=len(trace),
+                window=trace.name,
+                agreement=float(np.mean(our_order == their_order)),
+            )
+        )
+    return evidence
 
 
 def slowdown(before: Window, after: Window, guards: Guards, seed: int = 0) -> Slowdown | None:

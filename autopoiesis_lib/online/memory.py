@@ -14,7 +14,7 @@ from ..errors import AutopoiesisError
 from ..simulation.calibration import Calibration
 from .window import Window, WindowError
 
-__all__ = ["CanaryStart", "Evolving", "Memory", "Reference"]
+__all__ = ["CanaryStart", "Due", "Evolving", "Memory", "Reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,16 @@ class Reference:
 
     window: Window
     replicas: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """Work has changed, and an evolution has not answered it yet."""
+
+    reason: str
+    engine: str
+    since_us: int
+    """By that engine's clock: where the window to evolve on may begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +120,21 @@ class Memory:
     def forget_task(self) -> None:
         """The evolution is over."""
         (self.folder / "evolving.json").unlink(missing_ok=True)
+
+    def due(self) -> Due | None:
+        """What waits for an evolution."""
+        try:
+            return Due(**self._read("due"))
+        except TypeError:
+            return None
+
+    def keep_due(self, due: Due) -> None:
+        """An evolution is due."""
+        self._write("due", asdict(due))
+
+    def forget_due(self) -> None:
+        """It was evolved."""
+        (self.folder / "due.json").unlink(missing_ok=True)
 
     def canary(self) -> CanaryStart | None:
         """When the canary began."""

@@ -18,9 +18,17 @@ SILENT_S = 60.0
 class Observer:
     """Reads the spools below `CHANNEL/telemetry/ENGINE`; nothing it meets there can make it fail."""
 
-    def __init__(self, channel: Path, window_s: float, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        channel: Path,
+        window_s: float,
+        clock_s: Callable[[], float] = time.monotonic,
+        *,
+        longest_s: float | None = None,
+    ) -> None:
         self.root = channel / TELEMETRY
         self._window_s = window_s
+        self._longest_s = longest_s
         self._clock_s = clock_s
         self._windows: dict[str, SlidingWindow] = {}
         self._heard: dict[str, float] = {}
@@ -28,7 +36,7 @@ class Observer:
     def look(self) -> None:
         """Take in what is new."""
         for folder in sorted(path for path in self.root.glob("*") if path.is_dir()):
-            window = self._windows.setdefault(folder.name, SlidingWindow(folder.name, self._window_s))
+            window = self._windows.setdefault(folder.name, SlidingWindow(folder.name, self._window_s, self._longest_s))
             segments = read_segments(folder, window.position)
             if segments:
                 window.add(segments)

@@ -69,6 +69,11 @@ class Evidence:
         """Beyond noise: the whole interval is above 0."""
         return self.ci95[0] > 0
 
+    @property
+    def worse(self) -> bool:
+        """Beyond noise: the whole interval is below 0."""
+        return self.ci95[1] < 0
+
     def to_json(self) -> dict[str, Any]:
         """For the audit log."""
         return {
@@ -153,12 +158,12 @@ class Rollout:
         """Make the candidate the active policy of the whole channel.
 
         Raises:
-            RolloutError: it is not in canary, or the evidence is not better beyond noise.
+            RolloutError: it is not in canary, or the evidence is worse beyond noise.
             AutopoiesisError: the channel cannot be written; the next `reconcile` tries again.
         """
         state = self.state
-        if not evidence.better:
-            raise RolloutError(f"policy {(state.candidate or '')[:12]} is not better beyond noise; roll it back")
+        if evidence.worse:
+            raise RolloutError(f"policy {(state.candidate or '')[:12]} is worse beyond noise; roll it back")
         state = self._change("promote", state.candidate, {"rollout": True, **evidence.to_json()})
         self._publish(state, f"promoted by {self.actor}")
         return self.state

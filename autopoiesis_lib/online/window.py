@@ -170,11 +170,12 @@ class SlidingWindow:
     before is dropped, because a window with a hole would show a lower rate than there was.
     """
 
-    def __init__(self, engine: str, length_s: float) -> None:
+    def __init__(self, engine: str, length_s: float, longest_s: float | None = None) -> None:
         if not length_s > 0:
             raise WindowError(f"a window of {length_s:g} s holds nothing; give a length above 0")
         self.engine = engine
         self.length_us = round(length_s * 1e6)
+        self._kept_us = 4 * round(max(length_s, longest_s or 0.0) * 1e6)
         self.position = -1
         """Number of the last segment taken in."""
         self._requests: dict[str, Ints] = {name: np.zeros(0, np.int64) for name in REQUEST_COLUMNS}
@@ -202,16 +203,18 @@ class SlidingWindow:
         newest = [self._steps["at_us"].max(initial=0), self._requests["finished_us"].max(initial=0)]
         return int(max(newest))
 
-    def window(self, *, since_us: int = 0) -> Window | None:
-        """The window of full length that has settled last, no part of it before `since_us`; None until there is one."""
+    def window(self, *, since_us: int = 0, length_s: float | None = None) -> Window | None:
+        """The window of full length (or of `length_s`) that has settled last, no part of it before `since_us`; None until
+        there is one."""
+        length_us = self.length_us if length_s is None else round(length_s * 1e6)
         stamps, finished = self._requests["stamp_us"], self._requests["finished_us"]
         if len(stamps) == 0:
             return None
-        recent = stamps >= self.now_us - 3 * self.length_us
+        recent = stamps >= self.now_us - 3 * length_us
         took = (finished - stamps)[recent]
         settle = int(np.percentile(took, SETTLED)) if len(took) else 0
         end = self.now_us - settle
-        start = end - self.length_us
+        start = end - length_us
         first = int(min(stamps.min(), self._steps["at_us"].min(initial=stamps.min())))
         if start < max(since_us, first):
             return None
@@ -232,7 +235,7 @@ class SlidingWindow:
         )
 
     def _trim(self) -> None:
-        oldest = self.now_us - 4 * self.length_us
+        oldest = self.now_us - self._kept_us
         keep, steps = self._requests["finished_us"] >= oldest, self._steps["at_us"] >= oldest
         if not keep.all():
             self._requests = {name: column[keep] for name, column in self._requests.items()}

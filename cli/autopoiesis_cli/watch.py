@@ -2,6 +2,7 @@
 
 import getpass
 import logging
+import os
 import signal
 import sys
 from contextlib import closing
@@ -32,6 +33,27 @@ def watch(
     store: StoreOption = None,
     calibration: CalibrationOption = None,
     window: Annotated[float, typer.Option(min=1, help="Seconds of telemetry in a window.")] = 300.0,
+    evolve_window: Annotated[
+        float | None, typer.Option(min=1, help="Seconds of telemetry to evolve on; default: a window.")
+    ] = None,
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--known",
+            metavar="FILE",
+            help="A policy to try as soon as work has changed, before evolving; may be repeated.",
+        ),
+    ] = None,
+    known_first: Annotated[
+        bool,
+        typer.Option(
+            "--known-first/--no-known-first",
+            help="Let a known policy (given, certified, or a baseline) answer a change at once if one is better.",
+        ),
+    ] = True,
+    idle: Annotated[
+        bool, typer.Option("--idle", help="Take only CPU time that nobody else on this machine wants (Linux).")
+    ] = False,
     back_to_back: Annotated[
         bool, typer.Option("--back-to-back", help="Evolve on every new window, drift or not.")
     ] = False,
@@ -74,6 +96,7 @@ def watch(
     from autopoiesis_lib.evolution import Budget
     from autopoiesis_lib.online.controller import Controller, WatchSettings
     from autopoiesis_lib.online.drift import DriftSettings
+    from autopoiesis_lib.policy import Policy
     from autopoiesis_lib.signing import load_key
     from autopoiesis_lib.store import Store
 
@@ -81,11 +104,15 @@ def watch(
         raise AutopoiesisError(
             "give --key NAME to sign with (`autopoiesis keys new NAME` makes one), or --allow-unsigned"
         )
+    if idle:
+        _give_way()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     chosen = contract_from(contract, settings)
     model, engine = read_engine(calibration)
     how = WatchSettings(
         window_s=window,
+        evolve_window_s=evolve_window,
+        known_first=known_first,
         back_to_back=back_to_back,
         evolve_first=evolve_first,
         drift=DriftSettings(false_alarm_rate=false_alarm_rate, min_requests=min_requests),
@@ -105,6 +132,7 @@ def watch(
             state or channel / "controller",
             how,
             key=None if key is None else load_key(keys, key),
+            known=[Policy.from_file(path, chosen) for path in known or ()],
         ) as controller:
             controller.run(_stop_after(rounds))
             standing = rollout.state
@@ -179,6 +207,18 @@ def _rollout(
         canary_channel=Channel(canary) if canary is not None else None,
         require_approval=require_approval,
     )
+
+
+def _give_way() -> None:
+    """Run this process and its workers in the kernel's idle class."""
+    from autopoiesis_lib.errors import AutopoiesisError
+
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError) as error:
+        raise AutopoiesisError(
+            f"--idle: this system has no idle scheduling class for us ({error}); leave it out"
+        ) from None
 
 
 def _stop_after(rounds: int | None) -> Any:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autopoiesis_adapters.channel import Channel
-from autopoiesis_contracts.request_ordering import RequestOrdering
+from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
+from autopoiesis_lib import Policy
 from autopoiesis_lib.evolution import Budget, Limits
 from autopoiesis_lib.online.controller import Controller, ControllerError, WatchSettings
 from autopoiesis_lib.online.drift import DriftSettings
@@ -34,7 +35,9 @@ SETTINGS = WatchSettings(
     workers=1,
     canary_s=60.0,
     poll_s=0.05,
+    known_first=False,
 )
+"""Nothing is answered with a known policy, unless a test asks for it: most are about evolution."""
 
 
 def quiet(seed: int) -> Trace:
@@ -49,7 +52,11 @@ def crowded(seed: int) -> Trace:
 
 @contextmanager
 def controlling(
-    folder: Path, settings: WatchSettings = SETTINGS, *, require_approval: bool = False
+    folder: Path,
+    settings: WatchSettings = SETTINGS,
+    *,
+    require_approval: bool = False,
+    known: Sequence[Policy] = (),
 ) -> Iterator[Controller]:
     if not (folder / "keys").exists():
         new_key(folder / "keys", "fleet")
@@ -58,7 +65,9 @@ def controlling(
         store, Channel(folder / "channel"), contract="request-ordering", actor="test", require_approval=require_approval
     )
     key = load_key(folder / "keys", "fleet")
-    with Controller(RequestOrdering(), rollout, store, CALIBRATION, folder / "state", settings, key=key) as controller:
+    with Controller(
+        RequestOrdering(), rollout, store, CALIBRATION, folder / "state", settings, key=key, known=known
+    ) as controller:
         yield controller
     store.close()
 
@@ -107,6 +116,76 @@ def test_a_shift_is_noticed_answered_by_evolution_and_rolled_out_and_serving_get
     actions = log(tmp_path)
     order = ["drift", "calibrate", "evolve", "evolved", "propose", "canary", "promote"]
     assert [actions.index(name) for name in order] == sorted(actions.index(name) for name in order)
+
+
+@pytest.mark.slow
+def test_a_shift_is_answered_at_once_by_the_best_known_policy_and_evolution_follows_once_it_is_promoted(
+    tmp_path: Path,
+) -> None:
+    with controlling(tmp_path, replace(SETTINGS, known_first=True)) as controller:
+        live = engine(tmp_path)
+        for trace in (quiet(1), quiet(2)):
+            live.serve(trace)
+            assert controller.tick().startswith("watching")
+        before = live.serve(crowded(3))
+        said = ticks(controller, live, [crowded(4)], "canary")
+        assert "known" in said and "evolve" not in log(tmp_path)
+        shortest = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
+        assert Channel(tmp_path / "channel").read().digest == shortest.digest  # type: ignore[union-attr]
+        ticks(controller, live, [crowded(seed) for seed in (5, 6, 7)], "promoted")
+        assert controller.rollout.state.active == shortest.digest
+        assert live.serve(crowded(3)) < 0.7 * before
+        for seed in range(8, 11):
+            live.serve(crowded(seed))
+            controller.tick()
+        assert not (tmp_path / "state" / "due.json").exists()
+    actions = log(tmp_path)
+    order = ["drift", "calibrate", "evidence", "propose", "canary", "promote", "evolve", "evolved"]
+    assert [actions.index(name) for name in order] == sorted(actions.index(name) for name in order)
+
+
+def test_a_known_policy_that_was_quarantined_or_would_not_help_is_not_tried(tmp_path: Path) -> None:
+    shortest = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
+    starved = Budget(candidates=4, limits=Limits(memory_mib=1))
+    settings = replace(SETTINGS, budget=starved, back_to_back=True, known_first=True)
+    with controlling(tmp_path, settings) as controller:
+        live = engine(tmp_path)
+        live.serve(quiet(1))
+        assert controller.tick().startswith("no candidate"), "nobody waits, so no order is better than another"
+        for name, source in BASELINES.items():
+            if name != "fcfs":
+                digest = Policy.from_source(source, RequestOrdering()).digest
+                controller.rollout.quarantine(digest, "seen to do harm")
+        live.serve(crowded(2))
+        assert controller.tick().startswith("no candidate")
+        controller.rollout.release(shortest.digest)
+        live.serve(crowded(3))
+        assert controller.tick().startswith(f"canary: {shortest.digest[:12]}, known")
+
+
+def test_a_policy_given_to_the_control_plane_is_among_the_known(tmp_path: Path) -> None:
+    given = Policy.from_source(BASELINES["shortest-prompt-aging"].replace("10_000", "9_000"), RequestOrdering())
+    assert given.digest not in {Policy.from_source(text, RequestOrdering()).digest for text in BASELINES.values()}
+    settings = replace(SETTINGS, evolve_first=True, known_first=True)
+    with controlling(tmp_path, settings, known=[given]) as controller:
+        live = engine(tmp_path)
+        live.serve(crowded(1))
+        controller.tick()
+        (row,) = [row for row in controller.store.deployments() if row.action == "evidence"]
+        assert row.detail["among"] == len(BASELINES) - 1 + 1
+
+
+@pytest.mark.slow
+def test_evolution_waits_for_a_window_of_its_own_length_since_the_change(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, evolve_window_s=180.0, evolve_first=True)
+    with controlling(tmp_path, settings) as controller:
+        live = engine(tmp_path)
+        live.serve(crowded(1))
+        assert "waits for a full window" in controller.tick()
+        live.serve(crowded(2))
+        controller.tick()
+        (run,) = controller.store.runs()
+        assert sum(run.config["workload"]["train_requests"]) > 1.5 * 60 * 15 / 2
 
 
 @pytest.mark.slow
@@ -161,7 +240,7 @@ def test_an_evolution_that_failed_is_tried_again_on_the_next_window(tmp_path: Pa
             said.append(controller.tick())
     assert [line.partition(":")[0] for line in said[1:]] == ["no candidate", "no candidate"]
     assert "die" in said[1]
-    assert log(tmp_path).count("drift") == 2
+    assert log(tmp_path).count("evolve") == 2
 
 
 WATCH = """

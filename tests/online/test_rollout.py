@@ -1,5 +1,6 @@
 """Claims about rollouts: what may be published when, what survives a crash, and who has the last word."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,8 @@ def test_what_is_within_noise_is_never_published(tmp_path: Path, first: Certific
         ours.start_canary(NOISE)
     assert wanted(tmp_path / "channel") == "nothing"
     ours.start_canary(GOOD)
-    with pytest.raises(RolloutError, match="beyond noise"):
-        ours.promote(NOISE)
+    with pytest.raises(RolloutError, match="worse beyond noise"):
+        ours.promote(replace(NOISE, reduction=-0.05, ci95=(-0.1, -0.01)))
     assert ours.state.active is None
     assert ours.roll_back("not better after all").stage is Stage.IDLE
     assert wanted(tmp_path / "channel") is None
