@@ -508,8 +508,7 @@ class Controller(AbstractContextManager["Controller"]):
         return None
 
     def _finish_task(self, task: Evolving) -> None:
-        """The window that was just evolved on is what drift is measured against from now on."""
-        self._keep_reference(task.window)
+        """The change is answered; drift goes on being measured against the window that showed it."""
         self.memory.keep_checked(task.window)
         self.memory.forget_due()
         self.memory.forget_task()

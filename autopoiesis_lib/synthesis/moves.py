@@ -143,6 +143,34 @@ def _with_constant(module: Module, site: Site, value: int) -> Module:
     return with_function(module, replace_in(function, site.node, Const(max(-(2**53), min(2**53, value)))))
 
 
+def stretch(bench: Workbench) -> Module | None:
+    """Let a weighted clamp reach as far as the workload does, at the same product: `min(q, K) * w` becomes
+    `min(q, K') * w'` with K' the greatest q usually is, or twice that, and K' w' = K w.
+
+    Beyond its ceiling a clamp tells no two requests apart; whatever the train window made of that, a heavier one will ask.
+    """
+    site = bench.pick(
+        lambda node: (
+            isinstance(node, Binary)
+            and node.op == "*"
+            and isinstance(node.left, MinMax)
+            and node.left.op == "min"
+            and _clamps(node.left)
+            and isinstance(node.right, Const)
+        )
+    )
+    if site is None:
+        return None
+    assert isinstance(site.node, Binary) and isinstance(site.node.left, MinMax) and isinstance(site.node.right, Const)
+    quantity, ceiling = site.node.left.operands
+    assert isinstance(ceiling, Const)
+    reach = bench.palette.usual(quantity) * bench.rng.choice((1, 2))
+    weight = int(site.node.right.value * ceiling.value / max(1, reach))
+    if reach <= ceiling.value or weight == 0:
+        return None
+    return bench.put(site, Binary("*", MinMax("min", (quantity, Const(reach))), Const(weight)))
+
+
 def bend(bench: Workbench) -> Module | None:
     """Break the slope of a clamped quantity: `min(q, K)` becomes `min(q, K) + min(max(q - a, 0), b)`, or its square
     over a constant, so that the middle of the range and its end can count differently."""
@@ -332,6 +360,7 @@ MOVES: Mapping[str, tuple[Move, float]] = {
     "add-term": (add_term, 0.16),
     "trade": (trade, 0.12),
     "bend": (bend, 0.08),
+    "stretch": (stretch, 0.05),
     "drop-term": (drop_term, 0.08),
     "swap-field": (swap_field, 0.07),
     "swap-operator": (swap_operator, 0.04),

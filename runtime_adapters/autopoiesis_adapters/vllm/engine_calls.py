@@ -64,7 +64,7 @@ def autopoiesis_swap(
     """Verify and compile a policy beside the engine; it is active from the next step. Answers with the engine's
     status."""
     side = _side(core)
-    requested_us = side.clock_ns() // 1_000
+    requested_us = side.now_us()
 
     def swap() -> dict[str, Any]:
         seat = side.seats.get(contract)
@@ -86,7 +86,7 @@ def autopoiesis_swap(
 def autopoiesis_builtin(core: Any, contract: str = ORDERING) -> dict[str, Any]:
     """Back to the engine's built-in rule from the next step on."""
     side = _side(core)
-    side.seats[contract].offer(None, side.clock_ns() // 1_000)
+    side.seats[contract].offer(None, side.now_us())
     return side.watcher.status()
 
 

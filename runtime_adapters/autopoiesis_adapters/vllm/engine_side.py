@@ -89,6 +89,8 @@ class EngineSide:
         self.telemetry = Telemetry(settings.telemetry_rows)
         self._scheduler = scheduler
         self._now_us = 0
+        self._clock_behind_us = 0
+        """By how much the clock has jumped back so far."""
         self._next_seq = 0
         self._steps = 0
         self._step_ns = 0
@@ -140,7 +142,7 @@ class EngineSide:
             f"engine-{getattr(parallel, 'data_parallel_index', 0)}",
             self.seats,
             loads,
-            lambda: self.clock_ns() // 1_000,
+            self.now_us,
             Channel(settings.channel) if settings.channel is not None else None,
             settings.poll_ms / 1_000,
             settings.disable,
@@ -256,9 +258,16 @@ class EngineSide:
             clock.finished_us = now_us = self._read_clock()
             if not clock.first_token_us and request.num_output_tokens:
                 clock.first_token_us = now_us
-            self.telemetry.finished(request, clock, request.status is ABORTED)
+            aborted = request.status is ABORTED
+            if aborted:
+                self.governor.counters["aborted"] += 1
+            self.telemetry.finished(request, clock, aborted)
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
+
+    def now_us(self) -> int:
+        """The engine's clock as requests are stamped with it. Safe from any thread."""
+        return self.clock_ns() // 1_000 + self._clock_behind_us
 
     def close(self) -> None:
         """Stop the watcher thread and the metrics server."""
@@ -278,8 +287,10 @@ class EngineSide:
             logger.warning("autopoiesis: no metrics on port %d (%s)", port, error.strerror or error)
 
     def _read_clock(self) -> int:
-        now_us = self.clock_ns() // 1_000
+        now_us = self.now_us()
         if now_us < self._now_us:
+            # Goes on from where it was: if it stood still until the clock catches up, nobody would age meanwhile.
+            self._clock_behind_us += self._now_us - now_us
             self.governor.counters["clock_backwards"] += 1
         else:
             self._now_us = now_us
@@ -313,24 +324,17 @@ class EngineSide:
 def levers_loads(scheduler: Any, settings: Settings) -> dict[str, Load]:
     """How policies of the other levers are loaded, with the operator's rules."""
 
+    rules: dict[str, Any] = {
+        "allow_unsigned": settings.allow_unsigned,
+        "allow_single_solver": settings.allow_single_solver,
+        "keys": settings.keys,
+    }
+
     def admission(source: str, certificate: str) -> VerifiedAdmission:
-        return load_admission(
-            source,
-            certificate,
-            block_size=int(scheduler.block_size),
-            allow_unsigned=settings.allow_unsigned,
-            allow_single_solver=settings.allow_single_solver,
-            keys=settings.keys,
-        )
+        return load_admission(source, certificate, block_size=int(scheduler.block_size), **rules)
 
     def victims(source: str, certificate: str) -> VerifiedVictims:
-        return load_victims(
-            source,
-            certificate,
-            allow_unsigned=settings.allow_unsigned,
-            allow_single_solver=settings.allow_single_solver,
-            keys=settings.keys,
-        )
+        return load_victims(source, certificate, **rules)
 
     return {"admission": admission, "preemption": victims}
 

@@ -19,6 +19,7 @@ COUNTERS = {
     "refused": ("autopoiesis_refused", "Policies refused"),
     "overdue": ("autopoiesis_overdue", "Picks from the overdue lane: waits longer than the view can hold"),
     "late": ("autopoiesis_late_decisions", "Decisions over their deadline"),
+    "aborted": ("autopoiesis_aborted", "Requests that left before they were done: their client went away"),
     "clock_backwards": ("autopoiesis_clock_backwards", "Clock reads that went backwards"),
     "watcher_errors": ("autopoiesis_watcher_errors", "Rounds of the watcher that failed"),
     "watcher_restarts": ("autopoiesis_watcher_restarts", "Times the watcher thread was found dead and started again"),
