@@ -3,15 +3,18 @@
     python benchmarks/online.py [--reps 3] [--results DIR]      every arm, interleaved; prints the table
     python benchmarks/online.py --cells 1 --results DIR         one more cell of the same comparison, and the table so far
 
-Arms: the unmodified engine; static policies, certified and signed, from the first request on; and the loop, which begins with the
-engine's own order while `autopoiesis watch` in a process of its own (niced) reads its telemetry, evolves and publishes. Every arm
-gets a fresh server and the same arrivals. Latency is from a request's planned arrival to its whole answer, at the client. Answers
-are compared token by token with the unmodified engine's. Results are printed whichever way they fall.
+Arms: the unmodified engine; static policies, certified and signed, from the first request on; and the loop, which begins with
+the engine's own order while `autopoiesis watch` in a process of its own (`--idle`) reads its telemetry, evolves and publishes.
+The loop's store holds what it evolved on the day before, which is the same kind of traffic drawn from another seed and is
+served once, beforehand; `loop-cold` begins with an empty store. No loop is given a policy. Every arm gets a fresh server and
+the same arrivals. Latency is from a request's planned arrival to its whole answer, at the client. Answers are compared token by
+token with the unmodified engine's. Results are printed whichever way they fall.
 """
 
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from typing import Any
 import numpy as np
 from autopoiesis_adapters.channel import Channel
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+from online_prepare import prepare, stretched
 from online_server import LIMITS, replay, served_by_engine, serving, warm_up
 from online_workload import Job, digest, workload
 from rich.console import Console
@@ -39,32 +43,33 @@ from autopoiesis_lib.evolution.compare import Improvement, improvement
 from autopoiesis_lib.signing import load_key, new_key, sign
 from autopoiesis_lib.store import Store
 
-SEED, PHASE_S = 20_261_124, 60.0
-DIGESTS: Mapping[tuple[int, float], str] = {(SEED, PHASE_S): "6281d10b2c723dd5"}
+SEED, PHASE_S = 20_261_125, 100.0
+DIGESTS: Mapping[tuple[int, float], str] = {}
 """What the published workloads hash to: a generator that drew other numbers would be another comparison."""
 
-OURS = '''"""{title}"""
+TYPICAL = '''"""Prompts of about a hundred tokens first."""
 
 from autopoiesis_contracts.request_ordering import Engine, Waiting
 
 
 def score(request: Waiting, engine: Engine) -> int:
-    """{title}"""
-    return request.waited_us - min(request.max_tokens, {most}) * {weight}
+    """Each token that a prompt is away from a hundred weighs as much as 300 ms of waiting."""
+    return request.waited_us - min(max(request.num_prompt_tokens - 100, 100 - request.num_prompt_tokens), 1_000) * 300_000
 '''
+HINDSIGHT = "hindsight"
 STATIC: Mapping[str, str] = {
-    "fcfs": BASELINES["fcfs"],
     "shortest-prompt-aging": BASELINES["shortest-prompt-aging"],
-    "shortest-output-aging": OURS.format(title="10 ms a token asked for.", most="8_192", weight="10_000"),
-    "shortest-output": OURS.format(title="Fewest tokens asked for first.", most="512", weight="1_000_000"),
+    "typical-prompt": TYPICAL,
+    HINDSIGHT: "",
 }
-"""Of the shipped orders, priority-aging is FCFS here (all priorities are equal) and longest-cached-prefix-aging is
-shortest-prompt-aging (nothing is cached). The last two are written by hand for this workload: an operator's best guess."""
-UNMODIFIED, LOOP = "unmodified", "loop"
-ARMS = (UNMODIFIED, *STATIC, LOOP)
+"""Of the shipped orders, the others are FCFS here: all priorities are equal, and nothing is cached. The second is written by
+hand for the third phase; the last is found by a search with the whole workload in view (`online_prepare`)."""
+UNMODIFIED, COLD, LOOP = "unmodified", "loop-cold", "loop"
+LOOPS = (COLD, LOOP)
+ARMS = (UNMODIFIED, *STATIC, *LOOPS)
 WATCH = (
-    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "6", "--evolve-window", "24", "--candidates", "96",
-    "--seconds", "30", "--canary", "4", "--min-requests", "40", "--workers", "1", "--idle",
+    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--evolve-window", "20", "--candidates", "128",
+    "--seconds", "20", "--canary", "10", "--min-requests", "30", "--workers", "1", "--idle",
 )  # fmt: skip
 WARM_UP = 8
 
@@ -100,29 +105,38 @@ class Cell:
         return Measurement(metrics, {"e2e": micros})
 
 
-def run(arm: str, rep: int, jobs: Sequence[Job], logs: Path) -> Cell:
-    """A fresh server, channel, store and key; the whole workload once."""
+def run(
+    arm: str, rep: int, jobs: Sequence[Job], static: Mapping[str, str], logs: Path, *, before: Path, keep: bool = False
+) -> Cell:
+    """A fresh server, channel, key and store (a copy of `before` for the loop); the whole workload once.
+
+    With `keep` the store is left in `before`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         channel = Channel(root / "channel")
         new_key(root / "keys", "fleet")
+        if arm == LOOP:
+            shutil.copy(before, root / "store.db")
         extra = {} if arm == UNMODIFIED else _environment(root, channel)
-        if arm in STATIC:
-            policy = Policy.from_source(STATIC[arm], RequestOrdering())
+        policy = Policy.from_source(static[arm], RequestOrdering()) if arm in static else None
+        if policy is not None:
             certificate = sign(verify(policy), load_key(root / "keys", "fleet"))
             channel.publish(policy.digest, policy.source, certificate.model_dump_json())
         with serving(extra, ours=arm != UNMODIFIED, log=logs / f"{rep}-{arm}-server.log") as url:
             # an engine takes a policy at a step, and there are none before the first request
             warm_up(url, jobs[:WARM_UP])
-            if arm in STATIC:
-                _wait_for(channel, Policy.from_source(STATIC[arm], RequestOrdering()).digest)
+            if policy is not None:
+                _wait_for(channel, policy.digest)
             with _watching(arm, rep, root, channel, logs):
                 begin = time.time()
                 answers = replay(url, jobs)
                 time.sleep(1.5)  # the status file is written now and then
                 status = channel.engines().get("engine-0", {})
             served = served_by_engine(url)
-        diary = _diary(root, begin) if arm == LOOP else []
+        diary = _diary(root, channel, begin) if arm in LOOPS else []
+        if keep:
+            shutil.copy(root / "store.db", before)
     names = [answer.id for answer in answers if answer.id]
     return Cell(
         arm, rep,
@@ -160,13 +174,10 @@ def _wait_for(channel: Channel, digest: str) -> None:
 @contextmanager
 def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> Iterator[None]:
     """The control plane beside the server, for the loop's arm; it is stopped as an operator would, by SIGTERM."""
-    if arm != LOOP:
+    if arm not in LOOPS:
         yield
         return
     command = [sys.executable, "-m", "autopoiesis_cli", "watch", "--channel", str(channel.root)]
-    for name, source in STATIC.items():
-        (root / f"{name}.py").write_text(source)
-        command += ["--known", str(root / f"{name}.py")]
     command += ["--store", str(root / "store.db"), "--key", "fleet", "--keys", str(root / "keys"), "--seed", str(rep)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (logs / f"{rep}-{arm}-watch.log").open("wb") as out:
@@ -183,7 +194,7 @@ def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> I
                 process.wait()
 
 
-def _diary(root: Path, begin: float) -> list[dict[str, Any]]:
+def _diary(root: Path, channel: Channel, begin: float) -> list[dict[str, Any]]:
     with closing(Store.open(root / "store.db")) as store:
         return [
             {
@@ -195,7 +206,7 @@ def _diary(root: Path, begin: float) -> list[dict[str, Any]]:
                 else "",
                 "detail": dict(row.detail),
             }
-            for row in store.deployments()
+            for row in store.deployments(str(channel.root.absolute()))
         ]
 
 
@@ -231,13 +242,13 @@ def table(cells: Sequence[Cell], jobs: Sequence[Job], console: Console) -> None:
         )  # fmt: skip
     console.print(shown)
     static = [arm for arm in arms if arm in STATIC]
-    if LOOP in arms and static:
+    for loop in (arm for arm in arms if arm in LOOPS and static):
         best = min(static, key=lambda arm: sum(of[arm, rep].mean for rep in reps))
-        theirs, ours = ([of[arm, rep].measurement() for rep in reps] for arm in (best, LOOP))
+        theirs, ours = ([of[arm, rep].measurement() for rep in reps] for arm in (best, loop))
         found = improvement("e2e_mean_us", best, theirs, ours)
-        console.print(f"the loop under the best static policy in hindsight ({best}): {_interval(found)}")
+        console.print(f"{loop} under the best static policy in hindsight ({best}): {_interval(found)}")
         for rep in reps:
-            console.print(f"repetition {rep}: " + "; ".join(_entry(row) for row in of[LOOP, rep].diary))
+            console.print(f"{loop}, repetition {rep}: " + "; ".join(_entry(row) for row in of[loop, rep].diary))
     console.print(
         f"client's greatest delay in sending: {max(cell.late_s for cell in cells) * 1e3:.0f} ms; " + _faults(cells)
     )
@@ -276,8 +287,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="where cells are kept; a run goes on with what is there")
     args = parser.parse_args()
     console = Console(width=200)
-    jobs = workload(args.seed, args.phase)
-    found = digest(jobs)
+    drawn = workload(args.seed, args.phase)
+    found = digest(drawn)
     if DIGESTS.get((args.seed, args.phase), found) != found:
         raise SystemExit(f"the published workload is not what was drawn here ({found}): another numpy?")
     limits = ", ".join(f"{name} {value}" for name, value in LIMITS.items())
@@ -285,10 +296,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         results: Path = args.results or Path(scratch)
         results.mkdir(parents=True, exist_ok=True)
+        prepared = prepare(drawn, results)
+        jobs = stretched(drawn, prepared.stretch)
+        static = {**STATIC, HINDSIGHT: prepared.hindsight}
+        console.print(f"arrivals stretched by {prepared.stretch:g} for this machine's speed")
+        before = results / "day-before.db"
+        if LOOP in args.arms and not before.is_file():
+            other = stretched(workload(args.seed - 1, args.phase), prepared.stretch)
+            cell = run(COLD, -1, other, static, results, before=before, keep=True)
+            console.print(f"the day before: mean {cell.mean:.3f} s, {cell.swaps} swaps")
         paths = [(arm, rep, results / f"{rep}-{arm}.json") for rep in range(args.reps) for arm in _turn(args.arms, rep)]
         missing = [(arm, rep, path) for arm, rep, path in paths if not path.is_file()]
         for arm, rep, path in missing[: args.cells]:
-            cell = run(arm, rep, jobs, results)
+            cell = run(arm, rep, jobs, static, results, before=before)
             path.write_text(json.dumps(asdict(cell)))
             console.print(f"{rep} {arm}: mean {cell.mean:.3f} s, {cell.lost} lost, {cell.swaps} swaps {cell.refusal}")
         table([read(path) for _, _, path in paths if path.is_file()], jobs, console)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from online_workload import Job
+from online_workload import MAX_TOKENS, Job
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.adapters.tiny_llama import write_tiny_llama
@@ -25,6 +25,8 @@ __all__ = ["LIMITS", "Answer", "replay", "served_by_engine", "serving", "warm_up
 LIMITS = {"max-num-seqs": 4, "max-num-batched-tokens": 256, "max-model-len": 1_024}
 FACTORY = "autopoiesis_adapters.vllm.make_scheduler"
 START_S = 240.0
+END_TOKEN = 2
+"""Ends an answer: random weights would go on to the limit, so the clients' own parameters say when it is due."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ async def _ask(client: httpx.AsyncClient, job: Job, at: float) -> Answer:
     body = {
         "model": "tiny",
         "prompt": job.prompt(),
-        "max_tokens": job.max_tokens,
+        "max_tokens": MAX_TOKENS,
+        "min_tokens": job.num_output_tokens - 1,
+        "stop_token_ids": [END_TOKEN],
+        "logit_bias": {str(END_TOKEN): 100.0},
         "temperature": 0,
         "ignore_eos": True,
         "return_token_ids": True,

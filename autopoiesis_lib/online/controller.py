@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 import numpy as np
 
@@ -30,11 +30,12 @@ from ..simulation.workload import Workload
 from ..store import Store
 from ..synthesis import Proposer
 from .drift import DriftReport, DriftSettings, Profile, describe, detect, profile
-from .evidence import Guards, evidence_on, fallbacks_of, slowdown, tripped
-from .memory import CanaryStart, Due, Evolving, Memory, Reference
+from .evidence import evidence_on, replayer
+from .guard import Guards, LiveTimes, Slowdown, ended_by_engine, fallbacks_of, live_times, slowdown, tripped
+from .memory import CanaryStart, Due, Evolving, Memory, Reference, ShadowStart
 from .observer import Observer
 from .recalibration import recalibrate, with_limits
-from .rollout import Evidence, Rollout
+from .rollout import CANARY_BOUND_S, Evidence, Rollout
 from .state import RolloutState, Stage
 from .window import SlidingWindow, Window, WindowError
 
@@ -44,6 +45,10 @@ logger = logging.getLogger("autopoiesis.online")
 
 MAX_WARM_START = 12
 """Policies that an evolution starts from besides the contract's baselines."""
+TRAIN = 0.75
+"""Share of a window's requests to evolve on. What came later judges, and goes on coming while the evolution runs."""
+LOOKS = 2
+"""How often a policy is compared with the active one on a growing stretch of telemetry before it is given up."""
 
 
 class ControllerError(AutopoiesisError):
@@ -57,7 +62,8 @@ class WatchSettings:
     window_s: float = 300.0
     """Length of a telemetry window: what drift is looked for in, and what candidates are judged on."""
     evolve_window_s: float | None = None
-    """Length of the window to evolve on, at least that of a telemetry window and the same unless given."""
+    """Longest window to evolve on. A change is answered by an evolution on the first telemetry window since, then on twice as
+    much, and so on up to this; without it, by the first alone."""
     back_to_back: bool = False
     """Evolve on every new window, drift or not."""
     evolve_first: bool = False
@@ -73,14 +79,14 @@ class WatchSettings:
     workers: int | None = None
     canary_s: float = 120.0
     """How long a canary decides before it is judged."""
-    canary_timeout_s: float = 1_800.0
+    canary_timeout_s: float = CANARY_BOUND_S
     """Wall seconds after which a canary without enough telemetry is rolled back."""
     guards: Guards = field(default_factory=Guards)
     poll_s: float = 1.0
 
     @property
     def longest_window_s(self) -> float:
-        """Length of the window to evolve on."""
+        """Length of the longest window to evolve on."""
         return max(self.window_s, self.evolve_window_s or 0.0)
 
     @property
@@ -226,11 +232,14 @@ class Controller(AbstractContextManager["Controller"]):
             if reason is not None:
                 self._keep_reference(window)
                 self.memory.keep_due(Due(reason=reason, engine=window.engine, since_us=window.start_us))
-                answered = self._answer_with_known(window, state) if self.settings.known_first else None
-                if answered is not None:
-                    return answered
         due = self.memory.due()
-        return said if due is None or state.frozen else self._evolve_when_it_may(due)
+        if due is None or state.frozen:
+            return said
+        if window is not None and self.settings.known_first and due.looks < LOOKS and due.engine == window.engine:
+            answered = self._answer_with_known(due, window, state)
+            if answered is not None:
+                return answered
+        return self._evolve_when_it_may(due)
 
     def _changed(self, window: Window) -> tuple[str, str | None]:
         """What to say of a new window, and why something is to be done about it, if anything is."""
@@ -251,14 +260,19 @@ class Controller(AbstractContextManager["Controller"]):
         return "", str(self.last_drift)
 
     def _evolve_when_it_may(self, due: Due) -> str:
-        """Evolve once there is a window of full length since work changed."""
+        """Evolve once there is enough that came since work changed."""
         seen = self.observer.named(due.engine)
-        window = None if seen is None else seen.window(since_us=due.since_us, length_s=self.settings.longest_window_s)
+        length_s = self._round_s(due)
+        window = None if seen is None else seen.window(since_us=due.since_us, length_s=length_s)
         if window is None:
-            return "watching: evolution waits for a full window since the change"
+            return f"watching: evolution waits for {length_s:g} s since the change"
         return self._evolve(
             Evolving(window=window, seed=self.settings.seed + self._runs(), reason=due.reason, run=None)
         )
+
+    def _round_s(self, due: Due) -> float:
+        """How long a window the next evolution of a change wants."""
+        return min(self.settings.window_s * 2.0**due.rounds, self.settings.longest_window_s)
 
     def _compare(self, reference: Reference, window: Window) -> DriftReport:
         before = self._profile(reference.window, reference.replicas, self._reference_busy)
@@ -281,12 +295,13 @@ class Controller(AbstractContextManager["Controller"]):
 
     # answering with what is known
 
-    def _answer_with_known(self, window: Window, state: RolloutState) -> str | None:
-        """Let the best of the known policies decide at once, if one is better on the window; None if none is.
+    def _answer_with_known(self, due: Due, window: Window, state: RolloutState) -> str | None:
+        """Let the best of the known policies decide at once, if one is better on what came since the change; None if none is.
 
-        Nobody trained them on this window, so it is as good a judge as the one that shadow would wait for; that the best of
-        several is picked is paid for in the width of the intervals.
+        Nobody trained them on that, so it is as good a judge as what shadow would wait for; that the best of several is picked
+        after several looks is paid for in the width of the intervals.
         """
+        self.memory.keep_due(replace(due, looks=due.looks + 1))
         active = self._policy(state.active)
         policies = {
             policy.digest: policy
@@ -296,7 +311,9 @@ class Controller(AbstractContextManager["Controller"]):
         if not policies:
             return None
         self._recalibrate(window)
-        found = self._evidence(window.trace(), list(policies.values()), active)
+        seen = self.observer.named(window.engine)
+        since = window if seen is None else seen.between(due.since_us, window.end_us)
+        found = self._evidence(since.trace(), list(policies.values()), active, looks=LOOKS)
         best, evidence = max(zip(policies.values(), found, strict=True), key=lambda pair: pair[1].ci95[0])
         self.rollout.note("evidence", best.digest, stage="known", among=len(policies), **evidence.to_json())
         if not evidence.better:
@@ -305,10 +322,11 @@ class Controller(AbstractContextManager["Controller"]):
         if refusal is not None:
             return refusal
         if self.rollout.held(self.rollout.state):
+            self.memory.keep_shadow(ShadowStart(candidate=best.digest, engine=window.engine, since_us=due.since_us))
             return f"held: {best.digest[:12]} waits for approval"
         self._begin_canary()
         self.rollout.start_canary(evidence)
-        return f"canary: {best.digest[:12]}, known and {evidence.reduction:.0%} better on the new window"
+        return f"canary: {best.digest[:12]}, known and {evidence.reduction:.0%} better since the change"
 
     def _repertoire(self) -> list[Policy]:
         """The contract's baselines, the active policy, what the control plane was given, and what was certified last."""
@@ -332,7 +350,7 @@ class Controller(AbstractContextManager["Controller"]):
         self.memory.keep_task(task)
         if task.run is None:
             self._recalibrate(task.window)
-        workload = Workload.of(task.window.trace(), self.calibration, slo=self.settings.slo)
+        workload = Workload.of(task.window.trace(), self.calibration, slo=self.settings.slo, train_fraction=TRAIN)
         self.rollout.note("evolve", reason=task.reason, seed=task.seed, resumed=task.run, window=describe(task.window))
 
         looked = time.monotonic()
@@ -369,7 +387,7 @@ class Controller(AbstractContextManager["Controller"]):
                 self.memory.keep_due(replace(due, since_us=task.window.end_us))
             self.rollout.note("no-candidate", reason=str(error))
             return f"no candidate: {error}"
-        said = self._propose(result, workload)
+        said = self._propose(result, workload, task.window)
         self._finish_task(task)
         self._mark_busy()
         return said
@@ -388,7 +406,7 @@ class Controller(AbstractContextManager["Controller"]):
         busiest = self.observer.busiest()
         self._busy_until_us = busiest.now_us if busiest is not None else 0
 
-    def _propose(self, result: EvolutionResult, workload: Workload) -> str:
+    def _propose(self, result: EvolutionResult, workload: Workload, window: Window) -> str:
         candidate, state = result.best, self.rollout.state
         active = self._policy(state.active)
         self.rollout.note("evolved", candidate.digest, run=result.run, seconds=round(result.seconds, 1))
@@ -397,18 +415,24 @@ class Controller(AbstractContextManager["Controller"]):
         why = (
             "it is active already" if candidate.digest == active.digest
             else f"it is in quarantine ({state.quarantined[candidate.digest]})" if candidate.digest in state.quarantined
-            else "" if evidence.better else "it is not better beyond noise on the held-out half"
+            else "it is worse beyond noise on what was held out" if evidence.worse else ""
         )  # fmt: skip
         if why:
             self.rollout.note("no-candidate", candidate.digest, reason=why)
             return f"no candidate: {candidate.digest[:12]}: {why}"
         refusal = self._certify_and_propose(candidate)
-        return refusal or f"shadow: {candidate.digest[:12]}, {evidence.reduction:.0%} better on the held-out half"
+        if refusal is not None:
+            return refusal
+        unseen = window.requests["stamp_us"][window.usable][-len(workload.held_out) :]
+        self.memory.keep_shadow(ShadowStart(candidate=candidate.digest, engine=window.engine, since_us=int(unseen[0])))
+        return f"shadow: {candidate.digest[:12]}, {evidence.reduction:+.0%} on what was held out"
 
-    def _evidence(self, trace: Trace, candidates: Sequence[Policy], active: Policy) -> list[Evidence]:
+    def _evidence(
+        self, trace: Trace, candidates: Sequence[Policy], active: Policy, *, looks: int = 1
+    ) -> list[Evidence]:
         return evidence_on(
             self.contract, trace, self.calibration, candidates, active,
-            objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed,
+            objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed, looks=looks,
         )  # fmt: skip
 
     # rolling out
@@ -416,19 +440,48 @@ class Controller(AbstractContextManager["Controller"]):
     def _shadow(self, state: RolloutState) -> str:
         assert state.candidate is not None
         short = state.candidate[:12]
-        evidence = self._evidence_on_fresh(state)
-        if evidence is None:
-            return f"shadow: {short} waits for a new window"
-        if not evidence.better:
-            self.rollout.reject("not better beyond noise on a new window")
-            return f"rejected: {short} is not better beyond noise on a new window"
+        found = self._kept_evidence(state) or self._look_at_shadow(state)
+        if isinstance(found, str):
+            return found
         if self.rollout.held(state):
             return f"held: {short} waits for approval"
         if state.frozen:
             return f"frozen: {short} waits"
         self._begin_canary()
-        self.rollout.start_canary(evidence)
-        return f"canary: {short}, {evidence.reduction:.0%} better on a new window"
+        self.rollout.start_canary(found)
+        return f"canary: {short}, {found.reduction:.0%} better on what it was not evolved on"
+
+    def _look_at_shadow(self, state: RolloutState) -> Evidence | str:
+        """Candidate against active on all that came since the half it was evolved on; or why there is nothing to do yet.
+
+        What came while it evolved counts at once. When that is too little to tell, it looks again after another window, and
+        after one more; the intervals are widened so that all looks hold together.
+        """
+        assert state.candidate is not None
+        short = state.candidate[:12]
+        start = self.memory.shadow(state.candidate)
+        seen = self.observer.busiest() if start is None else self.observer.named(start.engine)
+        if seen is None:
+            return f"shadow: {short} waits for telemetry"
+        if start is None:  # lost: it is judged on what comes from now on
+            start = ShadowStart(candidate=state.candidate, engine=seen.engine, since_us=seen.now_us)
+            self.memory.keep_shadow(start)
+        since = seen.between(start.since_us, seen.settled_us)
+        if seen.settled_us < start.next_us or len(since) < self.settings.drift.min_requests:
+            return f"shadow: {short} waits for a new window"
+        (evidence,) = self._evidence(
+            since.trace(), [self._policy(state.candidate)], self._policy(state.active), looks=LOOKS
+        )
+        start = replace(start, looks=start.looks + 1, next_us=since.end_us + round(self.settings.window_s * 1e6))
+        self.memory.keep_shadow(start)
+        self.memory.keep_checked(since)
+        self.rollout.note("evidence", state.candidate, stage=str(state.stage), look=start.looks, **evidence.to_json())
+        if evidence.better:
+            return evidence
+        if start.looks < LOOKS and not evidence.worse:
+            return f"shadow: {short}, {evidence.reduction:+.0%}, is looked at again after another window"
+        self.rollout.reject("not better beyond noise on what it was not evolved on")
+        return f"rejected: {short} is not better beyond noise on what it was not evolved on"
 
     def _canary(self, state: RolloutState) -> str:
         assert state.candidate is not None and state.since is not None
@@ -439,11 +492,15 @@ class Controller(AbstractContextManager["Controller"]):
         served_us = canary.now_us - start.at_us if canary is not None else 0
         reason = tripped(
             engines, state.candidate, self.settings.guards, fallbacks_before=start.fallbacks,
-            slower=self._slowdown(canary, start.at_us),
+            slower=self._slowdown(canary, start.at_us, state),
         )  # fmt: skip
         if reason is not None:
             self.rollout.roll_back(f"a guard tripped: {reason}", quarantine=True)
             return f"rolled back: {short}: {reason}"
+        ended = ended_by_engine(engines, state.candidate)
+        if ended is not None:
+            self.rollout.roll_back(ended)
+            return f"rolled back: {short}: {ended}"
         if served_us < self.settings.canary_s * 1e6:
             waited = self._wall_s() - start.wall_s
             if waited > self.settings.canary_timeout_s:
@@ -464,9 +521,6 @@ class Controller(AbstractContextManager["Controller"]):
     def _evidence_on_fresh(self, state: RolloutState) -> Evidence | None:
         """Candidate against active on the newest window that nothing has been judged on before."""
         assert state.candidate is not None
-        kept = self._kept_evidence(state)
-        if kept is not None:
-            return kept
         window = self._fresh_window(self.observer)
         if window is None or len(window) < self.settings.drift.min_requests:
             return None
@@ -485,13 +539,25 @@ class Controller(AbstractContextManager["Controller"]):
                 return Evidence(**{**fields, "ci95": (fields["ci95"][0], fields["ci95"][1])})
         return None
 
-    def _slowdown(self, canary: SlidingWindow | None, at_us: int) -> Any:
-        if canary is None or canary.now_us <= at_us:
+    def _slowdown(self, seen: SlidingWindow | None, at_us: int, state: RolloutState) -> Slowdown | None:
+        """What the candidate did to live times since `at_us`; None while too little is known."""
+        # Bursts are told from harm only over a stretch that an operator calls long enough.
+        shortest, longest = (round(1e6 * pick(self.settings.window_s, self.settings.canary_s)) for pick in (min, max))
+        length = 0 if seen is None else min(seen.settled_us - at_us, longest)
+        if seen is None or length < shortest:
             return None
-        length = min(round(self.settings.window_s * 1e6), canary.now_us - at_us)
-        return slowdown(
-            canary.between(at_us - length, at_us), canary.between(at_us, at_us + length), self.settings.guards
+        before, after = (
+            self._live_times(seen, start, length, digest)
+            for start, digest in ((at_us - length, state.active), (at_us, state.candidate))
         )
+        return None if before is None or after is None else slowdown(before, after, self.settings.seed)
+
+    def _live_times(self, seen: SlidingWindow, start_us: int, length_us: int, digest: str | None) -> LiveTimes | None:
+        window = seen.between(start_us - length_us, start_us + length_us)  # the first half only fills the queue
+        if len(window) < self.settings.drift.min_requests:
+            return None
+        replays = replayer(self.contract, window.trace(), self.calibration, self.settings.slo)
+        return live_times(window, start_us, self._policy(digest), replays, self.settings.guards.bins)
 
     def _harm_of_active(self, state: RolloutState) -> str | None:
         """An engine that quarantined the active policy speaks for all of them."""
@@ -508,9 +574,14 @@ class Controller(AbstractContextManager["Controller"]):
         return None
 
     def _finish_task(self, task: Evolving) -> None:
-        """The change is answered; drift goes on being measured against the window that showed it."""
-        self.memory.keep_checked(task.window)
-        self.memory.forget_due()
+        """The change is answered, unless more of it is to be seen; drift goes on being measured against what showed it."""
+        checked, due = self.memory.checked(), self.memory.due()
+        if checked is None or checked[0] != task.window.engine or checked[1] < task.window.end_us:
+            self.memory.keep_checked(task.window)
+        if due is None or self._round_s(due) >= self.settings.longest_window_s:
+            self.memory.forget_due()
+        else:
+            self.memory.keep_due(replace(due, rounds=due.rounds + 1))
         self.memory.forget_task()
 
     def _keep_reference(self, window: Window) -> None:

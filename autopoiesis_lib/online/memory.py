@@ -14,7 +14,7 @@ from ..errors import AutopoiesisError
 from ..simulation.calibration import Calibration
 from .window import Window, WindowError
 
-__all__ = ["CanaryStart", "Due", "Evolving", "Memory", "Reference"]
+__all__ = ["CanaryStart", "Due", "Evolving", "Memory", "Reference", "ShadowStart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,10 @@ class Due:
     engine: str
     since_us: int
     """By that engine's clock: where the window to evolve on may begin."""
+    looks: int = 0
+    """How often known policies were compared on what came since."""
+    rounds: int = 0
+    """Evolutions that answered it so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,20 @@ class Evolving:
     reason: str
     run: str | None
     """None until the run has its id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowStart:
+    """What a candidate in shadow is judged on."""
+
+    candidate: str
+    engine: str
+    since_us: int
+    """By that engine's clock: arrivals from here on, none of which it was evolved on."""
+    looks: int = 0
+    """How often it was judged."""
+    next_us: int = 0
+    """By that engine's clock: when there is enough that is new to judge it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +153,18 @@ class Memory:
     def forget_due(self) -> None:
         """It was evolved."""
         (self.folder / "due.json").unlink(missing_ok=True)
+
+    def shadow(self, candidate: str) -> ShadowStart | None:
+        """What a candidate in shadow is judged on; None when that is not known."""
+        try:
+            kept = ShadowStart(**self._read("shadow"))
+        except TypeError:
+            return None
+        return kept if kept.candidate == candidate else None
+
+    def keep_shadow(self, start: ShadowStart) -> None:
+        """A candidate goes into shadow, or was judged once more."""
+        self._write("shadow", asdict(start))
 
     def canary(self) -> CanaryStart | None:
         """When the canary began."""

@@ -9,13 +9,19 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ..certificate import Certificate
 from ..store import Store
 from .state import RolloutError, RolloutState, Stage, state_of, step
 
-__all__ = ["Channel", "Evidence", "Notice", "Rollout"]
+__all__ = ["CANARY_BOUND_S", "Channel", "Evidence", "Notice", "Rollout"]
+
+
+Mode = Literal["active", "shadow", "canary"]
+
+CANARY_BOUND_S = 1_800.0
+"""How long an engine lets a canary decide when nobody promotes or ends it: a control plane that died leaves none behind."""
 
 
 class Notice(Protocol):
@@ -29,6 +35,10 @@ class Notice(Protocol):
     def digest(self) -> str | None:
         """The policy wanted; None: the engine's built-in order."""
 
+    @property
+    def mode(self) -> str:
+        """`active`, or `canary`: it decides for a bounded time, after which the engine goes back by itself."""
+
 
 class Channel(Protocol):
     """The channel directory of `autopoiesis_adapters.channel`, or anything that reaches engines."""
@@ -37,8 +47,18 @@ class Channel(Protocol):
     def root(self) -> Path:
         """The directory."""
 
-    def publish(self, digest: str, source: str, certificate: str, *, contract: str, note: str) -> Notice:
-        """Want a policy."""
+    def publish(
+        self,
+        digest: str,
+        source: str,
+        certificate: str,
+        *,
+        contract: str,
+        note: str,
+        mode: Mode = "active",
+        seconds: float | None = None,
+    ) -> Notice:
+        """Want a policy; as a canary for so many seconds at most."""
 
     def publish_builtin(self, *, note: str) -> Notice:
         """Want the built-in order."""
@@ -91,7 +111,7 @@ class Rollout:
     """The rollout on one channel. All state is in the store; this value may be thrown away at any time.
 
     With `canary_channel`, the canary decides only on engines that watch that directory (a share of the replicas); without it,
-    on all engines of the channel for a bounded time.
+    on all engines of the channel. Either way for `canary_bound_s` at most in each engine: then it goes back by itself.
     """
 
     def __init__(
@@ -103,6 +123,7 @@ class Rollout:
         actor: str,
         canary_channel: Channel | None = None,
         require_approval: bool = False,
+        canary_bound_s: float = CANARY_BOUND_S,
     ) -> None:
         self._store = store
         self.channel = channel
@@ -110,6 +131,7 @@ class Rollout:
         self.contract = contract
         self.actor = actor
         self.require_approval = require_approval
+        self.canary_bound_s = canary_bound_s
         self.name = str(channel.root.absolute())
         """What the channel is called in the log."""
 
@@ -277,24 +299,26 @@ class Rollout:
         main: int | None = None
         for channel in targets.values():
             standing = channel.read()
-            if standing is not None and standing.digest == state.wanted:
+            mode: Mode = "canary" if state.stage is Stage.CANARY else "active"
+            if standing is not None and (standing.digest, standing.mode) == (state.wanted, mode):
                 notice: Notice = standing
             elif state.wanted is None:
                 notice = channel.publish_builtin(note=note)
             else:
-                notice = self._offer(channel, state.wanted, note)
+                notice = self._offer(channel, state.wanted, note, mode)
             if channel is self.channel:
                 main = notice.sequence
         self._change("published", state.wanted, {} if main is None else {"sequence": main})
 
-    def _offer(self, channel: Channel, digest: str, note: str) -> Notice:
+    def _offer(self, channel: Channel, digest: str, note: str, mode: Mode) -> Notice:
         try:
-            certificate = self.certificate(digest)
+            text = self.certificate(digest).model_dump_json()
         except RolloutError:  # published by somebody else before: the channel has both files
             text = (self.channel.root / "certificates" / f"{digest}.json").read_text(encoding="utf-8")
-            return channel.publish(digest, self.source(digest), text, contract=self.contract, note=note)
-        text = certificate.model_dump_json()
-        return channel.publish(digest, certificate.policy_source, text, contract=self.contract, note=note)
+        seconds = self.canary_bound_s if mode == "canary" else None
+        return channel.publish(
+            digest, self.source(digest), text, contract=self.contract, note=note, mode=mode, seconds=seconds
+        )
 
     def _change(
         self, action: str, digest: str | None, detail: Mapping[str, Any], *, certificate: str | None = None

@@ -207,18 +207,20 @@ class SlidingWindow:
         """The window of full length (or of `length_s`) that has settled last, no part of it before `since_us`; None until
         there is one."""
         length_us = self.length_us if length_s is None else round(length_s * 1e6)
-        stamps, finished = self._requests["stamp_us"], self._requests["finished_us"]
+        stamps = self._requests["stamp_us"]
         if len(stamps) == 0:
             return None
-        recent = stamps >= self.now_us - 3 * length_us
-        took = (finished - stamps)[recent]
-        settle = int(np.percentile(took, SETTLED)) if len(took) else 0
-        end = self.now_us - settle
+        end = self._settled_us(length_us)
         start = end - length_us
         first = int(min(stamps.min(), self._steps["at_us"].min(initial=stamps.min())))
         if start < max(since_us, first):
             return None
         return self.between(start, end)
+
+    @property
+    def settled_us(self) -> int:
+        """Up to where arrivals are known, the slow ones as well; 0 when nothing is."""
+        return self._settled_us(self.length_us)
 
     def between(self, start_us: int, end_us: int) -> Window:
         """What is known of a stretch of the engine's time."""
@@ -233,6 +235,11 @@ class SlidingWindow:
             requests={name: column[rows] for name, column in self._requests.items()},
             steps={name: column[steps] for name, column in self._steps.items()},
         )
+
+    def _settled_us(self, length_us: int) -> int:
+        stamps, finished = self._requests["stamp_us"], self._requests["finished_us"]
+        took = (finished - stamps)[stamps >= self.now_us - 3 * length_us]
+        return self.now_us - (int(np.percentile(took, SETTLED)) if len(took) else 0)
 
     def _trim(self) -> None:
         oldest = self.now_us - self._kept_us

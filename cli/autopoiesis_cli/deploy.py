@@ -37,6 +37,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+ORDERING_SLOT = "request-ordering"
+"""What a row of the log speaks of when it names no policy type."""
+
 ChannelOption = Annotated[Path, typer.Option("--channel", metavar="DIR", help="The directory that the engines watch.")]
 
 
@@ -67,8 +70,8 @@ def policy(
     json: Json = False,
 ) -> Answer:
     """Publish a policy with its certificate; every engine on the channel checks both for itself."""
-    from autopoiesis_adapters.channel import ORDERING, Channel
-    from autopoiesis_adapters.loading import PolicyRefusedError, load_ordering
+    from autopoiesis_adapters.channel import Channel
+    from autopoiesis_adapters.loading import PolicyRefusedError, check_loadable
     from rich.text import Text
 
     from autopoiesis_lib.certificate import Rejected
@@ -77,11 +80,6 @@ def policy(
     with closing(_open(store)) as opened:
         try:
             source, proof = _certified(what, certificate, contract, opened)
-            if proof.contract in ("admission", "preemption"):
-                raise PolicyRefusedError(
-                    f"deploy publishes {ORDERING} policies only; publish one of {proof.contract} from Python: "
-                    f"Channel(DIR).publish(..., contract={proof.contract!r})"
-                )
             if key is not None:
                 proof = sign(proof, load_key(keys, key))
             if proof.signature is None and not allow_unsigned:
@@ -89,13 +87,13 @@ def policy(
                     f"policy {proof.policy_digest[:12]} is not signed; sign it with --key NAME (`autopoiesis keys new NAME` "
                     "makes one), or give --allow-unsigned"
                 )
-            load_ordering(
+            check_loadable(
                 source,
                 proof.model_dump_json(),
+                proof.contract,
                 allow_unsigned=allow_unsigned,
                 allow_single_solver=allow_single_solver,
                 keys=keys if keys.is_dir() else None,
-                contract=proof.contract,
             )
         except (PolicyRefusedError, Rejected) as error:
             return Answer(
@@ -106,12 +104,13 @@ def policy(
         )
         opened.put_policy(proof.policy_digest, proof.contract, proof.contract_digest, source)
         opened.put_certificate(proof.digest, proof.policy_digest, proof.contract_digest, proof.model_dump_json())
-        _log(opened, channel, "promote", proof.policy_digest, proof.digest, note)
+        _log(opened, channel, "promote", proof.contract, proof.policy_digest, proof.digest, note)
     signed = proof.signature.key_id[:12] if proof.signature is not None else "nobody"
     return Answer(
         document={
             "published": True,
             "channel": str(channel),
+            "contract": proof.contract,
             "sequence": notice.sequence,
             "digest": proof.policy_digest,
             "certificate": proof.digest,
@@ -121,7 +120,8 @@ def policy(
         },
         shown=[
             Text(
-                f"published {proof.policy_digest[:12]} on {channel} (publication {notice.sequence}, signed by {signed})"
+                f"published {proof.policy_digest[:12]} for {proof.contract} on {channel} "
+                f"(publication {notice.sequence}, signed by {signed})"
             ),
             Text(f"see what the engines make of it: autopoiesis deploy status --channel {channel}"),
         ],
@@ -132,7 +132,7 @@ def policy(
 @answering
 def status(channel: ChannelOption, store: StoreOption = None, json: Json = False) -> Answer:
     """What the channel wants, what each engine runs, what was done lately."""
-    from autopoiesis_adapters.channel import Channel
+    from autopoiesis_adapters.channel import LEVERS, Channel
 
     from autopoiesis_cli.rendering.runs import render_status
 
@@ -143,6 +143,11 @@ def status(channel: ChannelOption, store: StoreOption = None, json: Json = False
     document = {
         "channel": str(channel),
         "active": None if notice is None else notice.model_dump(mode="json"),
+        "levers": {
+            contract: None if standing is None else standing.model_dump(mode="json")
+            for contract in LEVERS
+            for standing in (there.read(contract),)
+        },
         "disabled": there.disabled_path.exists(),
         "engines": there.engines(),
         "log": [
@@ -166,22 +171,25 @@ def rollback(
     to: Annotated[
         str | None, typer.Option(metavar="DIGEST", help="The policy to go back to; default: the one before.")
     ] = None,
-    builtin: Annotated[bool, typer.Option("--builtin", help="Go back to the engine's built-in order.")] = False,
+    builtin: Annotated[bool, typer.Option("--builtin", help="Go back to the engine's built-in rule.")] = False,
+    contract: Annotated[
+        str, typer.Option(metavar="NAME", help="The policy type; each has a slot of its own.")
+    ] = "request-ordering",
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
     store: StoreOption = None,
     json: Json = False,
 ) -> Answer:
-    """Publish the policy before the one that stands, or the built-in order when there was none."""
+    """Publish the policy before the one that stands, or the built-in rule when there was none."""
     from autopoiesis_adapters.channel import Channel, ChannelError
     from rich.text import Text
 
     there = Channel(channel)
-    standing = there.read()
+    standing = there.read(contract)
     if standing is None:
-        raise ChannelError(f"{channel}: nothing was published here, so there is nothing to roll back")
+        raise ChannelError(f"{channel}: nothing was published here for {contract}, so there is nothing to roll back")
     if standing.digest is None and to is None:
         raise ChannelError(
-            f"{channel}: the built-in order stands, and there is nothing before it; deploy a policy instead"
+            f"{channel}: the built-in rule stands, and there is nothing before it; deploy a policy instead"
         )
     with closing(_open(store)) as opened:
         digest = (
@@ -189,15 +197,15 @@ def rollback(
             if builtin
             else _full_digest(there, to)
             if to is not None
-            else _previous(opened, channel, standing.digest)
+            else _previous(opened, channel, contract, standing.digest)
         )
-        why = note or f"rollback of {(standing.digest or 'the built-in order')[:12]}"
+        why = note or f"rollback of {(standing.digest or 'the built-in rule')[:12]}"
         if digest is None:
-            notice = there.publish_builtin(note=why)
+            notice = there.publish_builtin(contract=contract, note=why)
         else:
-            notice = there.publish_again(digest, contract=standing.contract, note=why)
-        _log(opened, channel, "rollback", digest, None, why)
-    name = "the built-in order" if digest is None else digest[:12]
+            notice = there.publish_again(digest, contract=contract, note=why)
+        _log(opened, channel, "rollback", contract, digest, None, why)
+    name = "the built-in rule" if digest is None else digest[:12]
     return Answer(
         document={"channel": str(channel), "sequence": notice.sequence, "digest": digest, "was": standing.digest},
         shown=[Text(f"rolled back to {name} (publication {notice.sequence})")],
@@ -299,13 +307,15 @@ def _certified(what: str, certificate: Path | None, contract: str, store: "Store
     return source, Certificate.model_validate_json(kept[-1])
 
 
-def _previous(store: "Store", channel: Path, standing: str | None) -> str | None:
-    """The last policy that was wanted on a channel before the one that stands; None is the built-in order.
+def _previous(store: "Store", channel: Path, contract: str, standing: str | None) -> str | None:
+    """The last policy that was wanted in a slot before the one that stands; None is the built-in rule.
 
     Undoing twice goes back two policies, so publications that were undone do not count.
     """
     history: list[str | None] = [None]
     for row in store.deployments(_name(channel)):
+        if row.detail.get("contract", ORDERING_SLOT) != contract:
+            continue
         if row.action == "promote" and row.policy_digest != history[-1]:
             history.append(row.policy_digest)
         elif row.action == "rollback" and row.policy_digest in history:
@@ -340,12 +350,20 @@ def _name(channel: Path) -> str:
     return str(channel.absolute())
 
 
-def _log(store: "Store", channel: Path, action: str, digest: str | None, certificate: str | None, note: str) -> None:
+def _log(
+    store: "Store",
+    channel: Path,
+    action: str,
+    contract: str,
+    digest: str | None,
+    certificate: str | None,
+    note: str,
+) -> None:
     store.log_deployment(
         _name(channel),
         action,
         actor=f"{getpass.getuser()} (command line)",
         policy_digest=digest,
         certificate_digest=certificate,
-        detail={"note": note} if note else {},
+        detail={"contract": contract, **({"note": note} if note else {})},
     )

@@ -30,10 +30,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from autopoiesis_lib.errors import AutopoiesisError
 
-__all__ = ["ORDERING", "Channel", "ChannelError", "Mode", "Notice", "OutOfReachError"]
+__all__ = ["LEVERS", "ORDERING", "Channel", "ChannelError", "Mode", "Notice", "OutOfReachError"]
 
 ORDERING = "request-ordering"
 """The policy type whose notice is `active.json`."""
+
+LEVERS = ("admission", "preemption")
+"""The other policy types, whose notices are `active-CONTRACT.json`."""
 
 Mode = Literal["active", "shadow", "canary"]
 """`active`: it decides. `shadow`: it is asked beside whatever decides, its answers are compared and change nothing.

@@ -24,6 +24,7 @@ __all__ = [
     "VerifiedAdmission",
     "VerifiedPolicy",
     "VerifiedVictims",
+    "check_loadable",
     "compile_admission",
     "compile_ordering",
     "compile_victims",
@@ -202,6 +203,23 @@ def load_victims(
         keys=keys,
     )
     return compile_victims(policy, proof.bounds.get("spares_the_preempted"))
+
+
+def check_loadable(source: str, certificate: str, contract: str, **rules: Any) -> None:
+    """Do once what every engine will do with a policy of any lever; `rules` as `load_ordering` takes them.
+
+    Which block size an admission policy meets is only known in an engine, so it is taken at its word here.
+
+    Raises:
+        PolicyRefusedError: engines would refuse it.
+    """
+    if contract == "admission":
+        policy, proof = certified(source, certificate, contract, **rules)
+        compile_admission(policy, int(proof.contract_parameters.get("block_size", 0)))
+    elif contract == "preemption":
+        load_victims(source, certificate, **rules)
+    else:
+        load_ordering(source, certificate, contract=contract, **rules)
 
 
 def compile_ordering(policy: Policy, aging_us: int | None) -> VerifiedPolicy:

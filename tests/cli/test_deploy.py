@@ -6,6 +6,9 @@ import pytest
 from autopoiesis_adapters.channel import Channel
 from autopoiesis_adapters.loading import load_ordering
 from autopoiesis_contracts.admission import Admission
+from autopoiesis_contracts.preemption import Preemption
+
+from autopoiesis_lib import Contract
 
 from .conftest import Command
 
@@ -57,12 +60,25 @@ def test_an_unsigned_policy_needs_leave(command: Command, certified: tuple[Path,
     assert command("deploy", certified[0], "--channel", "channel", "--allow-unsigned").code == 0
 
 
-def test_a_policy_of_another_lever_is_refused_with_the_way_to_publish_it(command: Command, tmp_path: Path) -> None:
-    (tmp_path / "admission.py").write_text(next(iter(Admission().baselines().values())))
-    ran = command("deploy", "admission.py", "--contract", "admission", "--channel", "channel", "--allow-unsigned")
-    assert ran.code == 1
-    assert "contract='admission'" in ran.err
-    assert not (tmp_path / "channel").exists()
+@pytest.mark.parametrize(("name", "contract"), [("admission", Admission()), ("preemption", Preemption())])
+def test_every_lever_has_a_slot_of_its_own_to_publish_in_and_to_roll_back(
+    command: Command, certified: tuple[Path, Path], name: str, contract: Contract, tmp_path: Path
+) -> None:
+    ordering = command("deploy", certified[0], "--channel", "channel", "--allow-unsigned", "--json").document["digest"]
+    (tmp_path / "lever.py").write_text(next(iter(contract.baselines().values())))
+    ran = command("deploy", "lever.py", "--contract", name, "--channel", "channel", "--allow-unsigned", "--json")
+    assert ran.code == 0, ran.err
+    channel = Channel(tmp_path / "channel")
+    there = channel.read(name)
+    assert there is not None and there.digest == ran.document["digest"]
+    status = command("deploy", "status", "--channel", "channel", "--json").document
+    assert status["levers"][name]["digest"] == there.digest
+    assert status["active"]["digest"] == ordering
+    assert command("deploy", "rollback", "--channel", "channel", "--contract", name).code == 0
+    undone, untouched = channel.read(name), channel.read()
+    assert undone is not None and undone.digest is None
+    assert untouched is not None and untouched.digest == ordering
+    assert command("deploy", "rollback", "--channel", "channel", "--json").document["digest"] is None
 
 
 def test_a_policy_that_was_changed_since_is_not_published(

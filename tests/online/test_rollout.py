@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -63,6 +64,23 @@ def test_a_better_candidate_goes_through_shadow_and_canary_to_promotion(tmp_path
     assert (state.stage, state.active, state.history, state.owed) == (Stage.IDLE, first.policy_digest, (None,), False)
     assert wanted(channel) == first.policy_digest
     assert actions(tmp_path) == ["propose", "canary", "published", "promote", "published"]
+
+
+def test_a_canary_is_bounded_in_the_engine_itself_and_promotion_lifts_the_bound(
+    tmp_path: Path, first: Certificate, second: Certificate
+) -> None:
+    ours, channel = rollout(tmp_path), Channel(tmp_path / "channel")
+    ours.canary_bound_s = 90.0
+    for certificate, base in ((first, None), (second, first.policy_digest)):
+        ours.propose(certificate)
+        ours.start_canary(GOOD)
+        notice = channel.read()
+        assert notice is not None
+        assert (notice.mode, notice.seconds, notice.base) == ("canary", 90.0, base)
+        ours.promote(GOOD)
+        notice = channel.read()
+        assert notice is not None
+        assert (notice.mode, notice.seconds, notice.digest) == ("active", None, certificate.policy_digest)
 
 
 def test_what_is_within_noise_is_never_published(tmp_path: Path, first: Certificate) -> None:
@@ -149,7 +167,7 @@ def test_one_rollout_at_a_time(tmp_path: Path, first: Certificate, second: Certi
 class Unwritable(Channel):
     """A channel whose disk is full."""
 
-    def publish(self, digest: str, source: str, certificate: str, *, contract: str = "", note: str = "") -> Notice:
+    def publish(self, digest: str, source: str, certificate: str, **_how: Any) -> Notice:
         raise ChannelError(f"{self.root} cannot be written: No space left on device")
 
 
@@ -164,7 +182,9 @@ def test_a_decision_whose_publication_was_cut_off_is_completed_after_a_restart(
         ours.start_canary(GOOD)
     if not publishing_died:
         text = first.model_dump_json()
-        Channel(tmp_path / "channel").publish(first.policy_digest, first.policy_source, text, note="died right after")
+        Channel(tmp_path / "channel").publish(
+            first.policy_digest, first.policy_source, text, note="died right after", mode="canary", seconds=60.0
+        )
     again = rollout(tmp_path)
     assert again.state.owed
     state = again.reconcile()

@@ -32,8 +32,11 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
     else:
         line = f"wanted: {_digest(wanted['digest'])} (publication {wanted['sequence']}) {wanted['note']}".rstrip()
     shown: list[RenderableType] = [Text(f"channel {document['channel']}: {line}")]
+    for contract, notice in document["levers"].items():
+        if notice is not None:
+            shown.append(Text(f"{contract}: {_digest(notice['digest'])} (publication {notice['sequence']})"))
     if document["disabled"]:
-        shown.append(Text("DISABLED: every engine serves its built-in order", style="bold yellow"))
+        shown.append(Text("DISABLED: every engine serves its built-in rules", style="bold yellow"))
     engines = document["engines"]
     if engines:
         table = _table("engine", "runs", "T", "refused", "quarantined")
@@ -58,7 +61,7 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
 
 
 def _digest(digest: str | None) -> str:
-    return "built-in order" if digest is None else digest[:12]
+    return "built-in rule" if digest is None else digest[:12]
 
 
 def _table(*headings: str) -> Table:
