@@ -178,7 +178,7 @@ def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> I
         yield
         return
     command = [sys.executable, "-m", "autopoiesis_cli", "watch", "--channel", str(channel.root)]
-    command += ["--store", str(root / "store.db"), "--key", "fleet", "--keys", str(root / "keys"), "--seed", str(rep)]
+    command += ["--store", str(root / "store.db"), "--key", "fleet", "--keys", str(root / "keys"), "--seed", str(rep + 1)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (logs / f"{rep}-{arm}-watch.log").open("wb") as out:
         process = subprocess.Popen([*command, *WATCH], env=environment, stdout=out, stderr=subprocess.STDOUT)

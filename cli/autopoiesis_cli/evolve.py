@@ -44,7 +44,7 @@ def evolve(
     seconds: Annotated[
         float | None, typer.Option(min=1, help="Stop after this long; default 60, or none with --candidates.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed and --candidates: same winner.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed and --candidates: same winner.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a CPU.")] = None,
     executor: Annotated[Literal["local", "ray"], typer.Option(help="Where candidates are evaluated.")] = "local",
     calibration: CalibrationOption = None,

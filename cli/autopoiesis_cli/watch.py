@@ -85,7 +85,7 @@ def watch(
     state: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where windows are kept; default: CHANNEL/controller.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first evolution; each has its own.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first evolution; each has its own.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a CPU.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Stop after this many looks at the channel.")] = None,
     settings: SettingsOption = None,

@@ -32,6 +32,8 @@ class LiveEngine:
     digest: str | None = None
     refusal: str = ""
     quarantined: dict[str, str] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    """Canaries that this engine no longer lets decide, and why."""
     fallbacks: int = 0
     completed: int = 0
     decided_by: list[str | None] = field(default_factory=list)
@@ -83,6 +85,7 @@ class LiveEngine:
             "digest": self.digest,
             "refusal": self.refusal,
             "quarantined": self.quarantined,
+            "trial": {"digest": self.digest, "ended": self.ended.get(self.digest or "", "")},
             "counters": {"fallbacks": self.fallbacks},
         }
         Channel(self.channel).report(self.name, status)

@@ -176,16 +176,20 @@ def test_a_policy_given_to_the_control_plane_is_among_the_known(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_evolution_waits_for_a_window_of_its_own_length_since_the_change(tmp_path: Path) -> None:
+def test_a_change_is_answered_by_evolutions_on_ever_longer_windows(tmp_path: Path) -> None:
     settings = replace(SETTINGS, evolve_window_s=180.0, evolve_first=True)
     with controlling(tmp_path, settings) as controller:
         live = engine(tmp_path)
-        live.serve(crowded(1))
-        assert "waits for a full window" in controller.tick()
-        live.serve(crowded(2))
-        controller.tick()
-        (run,) = controller.store.runs()
-        assert sum(run.config["workload"]["train_requests"]) > 1.5 * 60 * 15 / 2
+        for seed in range(1, 12):
+            live.serve(crowded(seed))
+            for _ in range(3):
+                controller.tick()
+        assert not (tmp_path / "state" / "due.json").exists()
+        runs = sorted(controller.store.runs(), key=lambda run: run.started_at)
+        trained = [sum(run.config["workload"]["train_requests"]) for run in runs]
+    assert len(trained) >= 3, "one on 60 s, one on 120 s and one on 180 s"
+    assert sorted(trained[:3]) == trained[:3]
+    assert trained[2] > 2.2 * trained[0]
 
 
 @pytest.mark.slow
@@ -227,6 +231,23 @@ def test_approval_freeze_and_an_engines_quarantine_each_hold_a_policy_back(tmp_p
         live.serve(crowded(5))
         assert live.decided_by[-1] is None
         assert "pick-rule" in controller.rollout.state.quarantined[candidate]
+
+
+@pytest.mark.slow
+def test_a_canary_that_its_engine_ended_is_rolled_back_and_may_come_again(tmp_path: Path) -> None:
+    with controlling(tmp_path, replace(SETTINGS, back_to_back=True)) as controller:
+        live = engine(tmp_path)
+        ticks(controller, live, [crowded(1), crowded(2), crowded(3)], "canary")
+        candidate = controller.rollout.state.candidate
+        assert candidate is not None
+        notice = Channel(tmp_path / "channel").read()
+        assert notice is not None and (notice.mode, notice.base) == ("canary", None)
+        live.ended[candidate] = "its time is over"
+        live.serve(crowded(4))
+        assert controller.tick() == f"rolled back: {candidate[:12]}: engine-0 ended the canary: its time is over"
+        assert candidate not in controller.rollout.state.quarantined
+        live.serve(crowded(5))
+        assert live.decided_by[-1] is None
 
 
 @pytest.mark.slow
