@@ -6,7 +6,6 @@ every waiting request. Both are machine code, compiled from the contract's own f
 Only when something is wrong does Python look for what it was.
 """
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from autopoiesis_lib.contract import Contract, Formula, formula_module
 from autopoiesis_lib.errors import AutopoiesisError
+from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.ir import (
     Call,
     Compare,
@@ -127,13 +127,13 @@ class _Check:
     """A compiled check; it owns its machine code."""
 
     code: MachineCode
-    call: Callable[[int, int, int, int], int]
+    call: Callable[..., int]
+    """(columns, stride, n, engine) -> 1 or 0."""
 
 
 def _compile(module: Module) -> _Check:
-    code = MachineCode(_loop(module))
-    prototype = ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)  # keeps the GIL: it is over in a microsecond
-    return _Check(code, prototype(code.address("all_hold")))
+    code = MachineCode("\n".join((_loop(module), entry("all_hold", "piip"))))
+    return _Check(code, builtin(code, "all_hold"))
 
 
 def _module(formulas: list[Formula], request: type[View], engine: type[View], bounded: type[View]) -> Module:

@@ -4,12 +4,12 @@ As machine code because a step has touched so much memory since the last one tha
 here. All three take a block of words that says where the columns are; it is filled again when they grow.
 """
 
-import ctypes
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.llvm import DECLARATIONS
 from autopoiesis_lib.language.native import MachineCode
 
@@ -91,12 +91,9 @@ class Moves:
         assembly += words["check"] + "\n".join(place) + "\n" + call
         assembly += "define void @move(ptr %words, i64 %slot, i64 %last) nounwind {\n" + arrays
         assembly += "\n".join(move) + "\n  ret void\n}\n"
-        self._code = MachineCode(assembly)
-        # PYFUNCTYPE keeps the GIL: a microsecond's work is not worth giving it up for.
-        word = ctypes.c_int64
-        self.waits = ctypes.PYFUNCTYPE(word, word, word, word)(self._code.address("waits"))
-        self.place = ctypes.PYFUNCTYPE(word, word, word)(self._code.address("place"))
-        self.move = ctypes.PYFUNCTYPE(None, word, word, word)(self._code.address("move"))
+        assembly += entry("waits", "pii") + entry("place", "pi") + entry("move", "pii", returns=False)
+        code = MachineCode(assembly)
+        self.waits, self.place, self.move = builtin(code, "waits"), builtin(code, "place"), builtin(code, "move")
 
 
 @cache
