@@ -7,7 +7,6 @@ Only when something is wrong does Python look for what it was.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from types import SimpleNamespace
 
@@ -89,22 +88,21 @@ class Assumptions:
         self._request_names = tuple(spec.name for spec in request.fields())
         self._engine_names = tuple(spec.name for spec in engine.fields())
         self._engine_domains = tuple((spec.name, spec.domain.lo, spec.domain.hi) for spec in engine.fields())
-        self._of_one = _compile(_module(self._of_request, request, engine, bounded=request))
-        self.request_check = self._of_one.code.address("all_hold")
+        of_one = _compile(_module(self._of_request, request, engine, bounded=request))
+        self._requests_hold = builtin(of_one, "all_hold")
+        self.request_check = of_one.address("all_hold")
         """Address of the check of requests alone, (columns, stride, n, columns) -> 1 when the n requests whose first fields
         start at `columns` lie in their domains and every assumption about a request alone holds of them."""
-        self._of_all = _compile(_module(self._of_pass, request, engine, bounded=engine))
+        self.hold: Callable[[int, int, int, int], int] = builtin(
+            _compile(_module(self._of_pass, request, engine, bounded=engine)), "all_hold"
+        )
+        """(columns, stride, n, engine) -> 1 when the engine row lies in its domains and every assumption holds of it and of
+        each of n >= 1 requests. `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of
+        the engine's row."""
 
     def requests_hold(self, columns: int, stride: int, n: int = 1) -> bool:
         """Whether n requests lie in their domains and every assumption about a request alone holds of each."""
-        return bool(self._of_one.call(columns, stride, n, columns))  # no formula in it reads an engine
-
-    def hold(self, columns: int, stride: int, n: int, engine: int) -> bool:
-        """Whether the engine row lies in its domains and every assumption holds of it and of each of n >= 1 requests.
-
-        `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of the engine's row.
-        """
-        return bool(self._of_all.call(columns, stride, n, engine))
+        return bool(self._requests_hold(columns, stride, n, columns))  # no formula in it reads an engine
 
     def problem(self, fields: Int64s, engine: Int64s, n: int) -> str:
         """What is wrong when `hold` says no, in words; starts with `assumption` when an assumption is broken."""
@@ -122,18 +120,8 @@ class Assumptions:
         return "the machine code of the assumptions disagrees with their Python"
 
 
-@dataclass(frozen=True)
-class _Check:
-    """A compiled check; it owns its machine code."""
-
-    code: MachineCode
-    call: Callable[..., int]
-    """(columns, stride, n, engine) -> 1 or 0."""
-
-
-def _compile(module: Module) -> _Check:
-    code = MachineCode("\n".join((_loop(module), entry("all_hold", "piip"))))
-    return _Check(code, builtin(code, "all_hold"))
+def _compile(module: Module) -> MachineCode:
+    return MachineCode("\n".join((_loop(module), entry("all_hold", "piip"))))
 
 
 def _module(formulas: list[Formula], request: type[View], engine: type[View], bounded: type[View]) -> Module:

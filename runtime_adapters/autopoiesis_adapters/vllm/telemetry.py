@@ -43,11 +43,14 @@ REQUEST_FIELDS = (
     "num_preemptions",
     "aborted",
 )
-"""Times in microseconds of the engine's monotonic clock, 0 when it never happened; `priority` as vLLM was given it."""
+"""Times in microseconds of the engine's monotonic clock, 0 when it never happened; a first token is noted when vLLM has
+taken it in, at the beginning of the next step. `priority` as vLLM was given it."""
 
 
 class Ring:
     """The last `capacity` rows of int64 values. One writer; any number of readers in other threads."""
+
+    __slots__ = ("_bytes", "_capacity", "_pack", "_row_bytes", "_rows", "fields", "written")
 
     def __init__(self, fields: Sequence[str], capacity: int) -> None:
         self.fields = tuple(fields)
