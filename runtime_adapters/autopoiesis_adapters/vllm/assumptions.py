@@ -57,6 +57,13 @@ done:
 }}
 """
 
+_HOLD_WITH = """\
+define i64 @all_hold_with(ptr %columns, i64 %stride, i64 %n, ptr %engine{values}) nounwind {{
+{stores}
+  %all = call i64 @all_hold(ptr %columns, i64 %stride, i64 %n, ptr %engine)
+  ret i64 %all
+}}
+"""
 
 _ROLE = ("request", "engine")
 
@@ -93,12 +100,13 @@ class Assumptions:
         self.request_check = of_one.address("all_hold")
         """Address of the check of requests alone, (columns, stride, n, columns) -> 1 when the n requests whose first fields
         start at `columns` lie in their domains and every assumption about a request alone holds of them."""
-        self.hold: Callable[[int, int, int, int], int] = builtin(
-            _compile(_module(self._of_pass, request, engine, bounded=engine)), "all_hold"
-        )
+        of_pass = _compile(_module(self._of_pass, request, engine, bounded=engine))
+        self.hold: Callable[[int, int, int, int], int] = builtin(of_pass, "all_hold")
         """(columns, stride, n, engine) -> 1 when the engine row lies in its domains and every assumption holds of it and of
         each of n >= 1 requests. `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of
         the engine's row."""
+        self.hold_with: Callable[..., int] = builtin(of_pass, "all_hold_with")
+        """(columns, stride, n, engine, *values) -> the same once the values stand in the engine's row."""
 
     def requests_hold(self, columns: int, stride: int, n: int = 1) -> bool:
         """Whether n requests lie in their domains and every assumption about a request alone holds of each."""
@@ -121,7 +129,14 @@ class Assumptions:
 
 
 def _compile(module: Module) -> MachineCode:
-    return MachineCode("\n".join((_loop(module), entry("all_hold", "piip"))))
+    engine = module.functions["holds"].params[1]
+    fields = range(len(module.views[engine.type].fields()))
+    stores = "\n".join(
+        f"  %at.{i} = getelementptr i64, ptr %engine, i64 {i}\n  store i64 %value.{i}, ptr %at.{i}" for i in fields
+    )
+    with_values = _HOLD_WITH.format(values="".join(f", i64 %value.{i}" for i in fields), stores=stores)
+    entries = entry("all_hold", "piip") + entry("all_hold_with", "piip" + "i" * len(fields))
+    return MachineCode("\n".join((_loop(module), with_values, entries)))
 
 
 def _module(formulas: list[Formula], request: type[View], engine: type[View], bounded: type[View]) -> Module:
