@@ -108,7 +108,7 @@ class OwnTime:
         self._inside = False
         side = bench.scheduler.autopoiesis
         for owner, names in (
-            (side, ("stamp", "begin_step", "end_step", "tokens_arrived", "finished")),
+            (side, ("stamp", "begin_step", "end_step", "finished")),
             (side.queue, ("peek_request", "pop_request", "add_request", "prepend_request", "remove_requests")),
         ):
             for name in names:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .builtin import builtin, entry
 from .ir import Module, Signature
 from .llvm import DECLARATIONS, arguments_of, emit_functions
 from .native import MachineCode, NativeError
@@ -184,10 +185,8 @@ class Scorer:
         self.signature = signature
         self.fields = fields
         """How many fields each view has, the scored one first."""
-        # PYFUNCTYPE keeps the GIL: handing it over for a microsecond's work may cost milliseconds to get back.
-        words, n = ctypes.c_int64, ctypes.c_int64
-        self._score = ctypes.PYFUNCTYPE(None, words, n)(code.address("score"))
-        self._argmax = ctypes.PYFUNCTYPE(ctypes.c_int64, words, n)(code.address("argmax"))
+        self._score = builtin(code, "score")
+        self._argmax = builtin(code, "argmax")
         self._scored: _Bound | None = None
         self._picked: _Bound | None = None
 
@@ -225,8 +224,9 @@ class Scorer:
         bound = self._picked
         if bound is None or not _same(bound, columns, tiebreak, context):
             self._picked = bound = self._bind(columns, tiebreak, "tiebreak", context)
-        best: int = self._argmax(bound.address, _count(bound, n, "tiebreak"))
-        return best
+        if type(n) is not int or not 0 <= n <= bound.capacity:
+            n = _count(bound, n, "tiebreak")
+        return self._argmax(bound.address, n)
 
     def _bind(self, columns: Int64s, third: Int64s, name: str, context: tuple[Int64s, ...]) -> _Bound:
         self._check_columns(columns)
@@ -293,7 +293,14 @@ def compile_scorer(module: Module, signature: Signature) -> Scorer:
         "reduce": _reduce().address("reduce"),
     }
     assembly = "\n".join(
-        [DECLARATIONS, emit_functions(module, signature.name), _ROWS.format(**values), _ENTRIES.format(**values)]
+        [
+            DECLARATIONS,
+            emit_functions(module, signature.name),
+            _ROWS.format(**values),
+            _ENTRIES.format(**values),
+            entry("score", "pi", returns=False),
+            entry("argmax", "pi"),
+        ]
     )
     return Scorer(MachineCode(assembly), signature, tuple(len(module.views[param.type].fields()) for param in params))
 

@@ -439,6 +439,44 @@ def test_a_ring_that_went_round_says_what_was_lost() -> None:
     assert ring.since(48)[1].tolist() == [[48, -48], [49, -49]]
 
 
+@pytest.mark.parametrize("capacity", [16, 100, 1_000])
+def test_a_ring_read_while_it_is_written_shows_whole_rows_in_order(capacity: int) -> None:
+    ring = Ring(("a", "b"), capacity)
+    seen = 0
+
+    def write() -> None:
+        for i in range(30_000):
+            ring.append(i, -i)
+
+    writer = threading.Thread(target=write)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        writer.start()
+        while writer.is_alive():
+            first, rows = ring.since(seen)
+            assert first >= seen and len(rows) <= capacity
+            assert rows[:, 0].tolist() == list(range(first, first + len(rows))), "no row is torn, stale or out of place"
+            assert (rows[:, 1] == -rows[:, 0]).all()
+            seen = first + len(rows)
+    finally:
+        sys.setswitchinterval(usual)
+        writer.join()
+    first, rows = ring.since(seen)
+    assert first + len(rows) == 30_000
+    first, rows = ring.since()
+    assert (first, len(rows)) == (30_000 - capacity, capacity), "what was promised is kept"
+
+
+def test_a_value_that_fits_no_int64_is_recorded_as_the_nearest_that_does() -> None:
+    ring = Ring(("a", "b"), 200)
+    for i in range(100):
+        ring.append(i, 2**70 if i % 2 else -(2**70))
+    rows = ring.since()[1]
+    assert rows[:, 0].tolist() == list(range(100))
+    assert set(rows[:, 1].tolist()) == {2**63 - 1, -(2**63)}
+
+
 def test_however_loads_overlap_threads_take_their_usual_turns_afterwards() -> None:
     usual = sys.getswitchinterval()
     turns = ShortTurns()

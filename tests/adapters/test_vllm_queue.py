@@ -78,7 +78,7 @@ class QueueAgainstList(RuleBasedStateMachine):
     @rule(ticks=st.integers(0, 3_000_000))
     def step(self, ticks: int) -> None:
         self.now_us += ticks
-        self.queue.new_step()
+        self.queue.peeked = None
         self.governor.begin_pass(self.now_us)
 
     @rule(policy=st.sampled_from(POLICIES))

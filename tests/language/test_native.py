@@ -10,7 +10,8 @@ import pytest
 from numba import types
 
 from autopoiesis_lib import Policy
-from autopoiesis_lib.language.native import NativeError, NativeFunction
+from autopoiesis_lib.language.builtin import builtin, entry
+from autopoiesis_lib.language.native import MachineCode, NativeError, NativeFunction
 from autopoiesis_lib.language.scorer import BLOCK, Scorer
 from tests.language.programs import Kind, Wide, program
 
@@ -229,3 +230,30 @@ def test_wrong_arrays_are_refused_before_machine_code_sees_them() -> None:
     with pytest.raises(ValueError, match="read-only"):
         scorer(columns, place, out=frozen)
     assert scorer.argmax(columns, tiebreak, place, n=np.int64(6)) >= 0  # type: ignore[arg-type]
+
+
+SUM = """\
+define i64 @total(ptr %words, i64 %n) nounwind {
+entry:
+  %first = load i64, ptr %words
+  %sum = add i64 %first, %n
+  ret i64 %sum
+}
+"""
+
+
+def test_machine_code_is_a_builtin_function_that_takes_only_ints_that_fit() -> None:
+    code = MachineCode(SUM + entry("total", "pi"))
+    total = builtin(code, "total")
+    del code
+    gc.collect()
+    words = np.array([40], np.int64)
+    at = words.ctypes.data
+    assert total(at, 2) == 42 and total(at, -1) == 39 and total(at, LOWEST) == LOWEST + 40
+    for wrong in ((at,), (at, 1, 2), ("x", 1), (at, 1.0), (None, None)):
+        with pytest.raises(TypeError):
+            total(*wrong)
+    with pytest.raises(OverflowError):
+        total(at, HIGHEST + 1)
+    with pytest.raises(OverflowError):
+        total(-(2**70), 1)

@@ -6,9 +6,7 @@ every waiting request. Both are machine code, compiled from the contract's own f
 Only when something is wrong does Python look for what it was.
 """
 
-import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from types import SimpleNamespace
 
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from autopoiesis_lib.contract import Contract, Formula, formula_module
 from autopoiesis_lib.errors import AutopoiesisError
+from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.ir import (
     Call,
     Compare,
@@ -58,6 +57,13 @@ done:
 }}
 """
 
+_HOLD_WITH = """\
+define i64 @all_hold_with(ptr %columns, i64 %stride, i64 %n, ptr %engine{values}) nounwind {{
+{stores}
+  %all = call i64 @all_hold(ptr %columns, i64 %stride, i64 %n, ptr %engine)
+  ret i64 %all
+}}
+"""
 
 _ROLE = ("request", "engine")
 
@@ -89,22 +95,22 @@ class Assumptions:
         self._request_names = tuple(spec.name for spec in request.fields())
         self._engine_names = tuple(spec.name for spec in engine.fields())
         self._engine_domains = tuple((spec.name, spec.domain.lo, spec.domain.hi) for spec in engine.fields())
-        self._of_one = _compile(_module(self._of_request, request, engine, bounded=request))
-        self.request_check = self._of_one.code.address("all_hold")
+        of_one = _compile(_module(self._of_request, request, engine, bounded=request))
+        self._requests_hold = builtin(of_one, "all_hold")
+        self.request_check = of_one.address("all_hold")
         """Address of the check of requests alone, (columns, stride, n, columns) -> 1 when the n requests whose first fields
         start at `columns` lie in their domains and every assumption about a request alone holds of them."""
-        self._of_all = _compile(_module(self._of_pass, request, engine, bounded=engine))
+        of_pass = _compile(_module(self._of_pass, request, engine, bounded=engine))
+        self.hold: Callable[[int, int, int, int], int] = builtin(of_pass, "all_hold")
+        """(columns, stride, n, engine) -> 1 when the engine row lies in its domains and every assumption holds of it and of
+        each of n >= 1 requests. `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of
+        the engine's row."""
+        self.hold_with: Callable[..., int] = builtin(of_pass, "all_hold_with")
+        """(columns, stride, n, engine, *values) -> the same once the values stand in the engine's row."""
 
     def requests_hold(self, columns: int, stride: int, n: int = 1) -> bool:
         """Whether n requests lie in their domains and every assumption about a request alone holds of each."""
-        return bool(self._of_one.call(columns, stride, n, columns))  # no formula in it reads an engine
-
-    def hold(self, columns: int, stride: int, n: int, engine: int) -> bool:
-        """Whether the engine row lies in its domains and every assumption holds of it and of each of n >= 1 requests.
-
-        `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of the engine's row.
-        """
-        return bool(self._of_all.call(columns, stride, n, engine))
+        return bool(self._requests_hold(columns, stride, n, columns))  # no formula in it reads an engine
 
     def problem(self, fields: Int64s, engine: Int64s, n: int) -> str:
         """What is wrong when `hold` says no, in words; starts with `assumption` when an assumption is broken."""
@@ -122,18 +128,15 @@ class Assumptions:
         return "the machine code of the assumptions disagrees with their Python"
 
 
-@dataclass(frozen=True)
-class _Check:
-    """A compiled check; it owns its machine code."""
-
-    code: MachineCode
-    call: Callable[[int, int, int, int], int]
-
-
-def _compile(module: Module) -> _Check:
-    code = MachineCode(_loop(module))
-    prototype = ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)  # keeps the GIL: it is over in a microsecond
-    return _Check(code, prototype(code.address("all_hold")))
+def _compile(module: Module) -> MachineCode:
+    engine = module.functions["holds"].params[1]
+    fields = range(len(module.views[engine.type].fields()))
+    stores = "\n".join(
+        f"  %at.{i} = getelementptr i64, ptr %engine, i64 {i}\n  store i64 %value.{i}, ptr %at.{i}" for i in fields
+    )
+    with_values = _HOLD_WITH.format(values="".join(f", i64 %value.{i}" for i in fields), stores=stores)
+    entries = entry("all_hold", "piip") + entry("all_hold_with", "piip" + "i" * len(fields))
+    return MachineCode("\n".join((_loop(module), with_values, entries)))
 
 
 def _module(formulas: list[Formula], request: type[View], engine: type[View], bounded: type[View]) -> Module:

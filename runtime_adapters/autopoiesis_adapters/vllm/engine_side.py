@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import cache
+from time import perf_counter_ns
 from typing import Any
 
 from autopoiesis_contracts.admission import Admission
@@ -84,22 +85,26 @@ class EngineSide:
     ) -> None:
         contract = RequestOrdering()
         request_view, engine_view = (contract.views[param.type] for param in contract.decisions["score"].params)
-        self.settings = settings
-        self.clock_ns = clock_ns
+        pool = scheduler.kv_cache_manager.block_pool
         self.telemetry = Telemetry(settings.telemetry_rows)
-        self._scheduler = scheduler
-        self._now_us = 0
+        # What every step reads comes first and lies together: between two steps vLLM has emptied the caches.
+        self.clock_ns = clock_ns
         self._clock_behind_us = 0
         """By how much the clock has jumped back so far."""
-        self._next_seq = 0
+        self._now_us = 0
         self._steps = 0
         self._step_ns = 0
-        self._admissions = 0
+        self._levers_awake = False
+        """Whether a lever other than the ordering may have something to do."""
+        self._lever_fallbacks = 0
         self._awaiting_first_token: list[Any] = []
-        self._metrics_server: Any = None
         self._record = self.telemetry.steps.append
-        pool = scheduler.kv_cache_manager.block_pool
+        self._scheduler = scheduler
         self._free_blocks = pool.get_num_free_blocks
+        self.settings = settings
+        self._next_seq = 0
+        self._admissions = 0
+        self._metrics_server: Any = None
         self._total_blocks = max(int(pool.num_gpu_blocks) - 1, 1)  # one block is the null block, which nobody can hold
         assumptions = assumptions_of(RequestOrdering, "score")
         self.columns = WaitingColumns(request_view, self._cached_tokens, self.stamp, assumptions)
@@ -136,6 +141,8 @@ class EngineSide:
                 scheduler, checks, read, self.oldest_waited_us, deadline_ns, disabled=settings.disable
             )
             self._levers.append(self.victims)
+        for lever in self._levers:
+            lever.wake = self._wake
         self.seats |= {lever.contract: lever for lever in self._levers}
         parallel = getattr(scheduler, "parallel_config", None)
         self.watcher = Watcher(
@@ -169,49 +176,40 @@ class EngineSide:
 
     def begin_step(self) -> None:
         """One clock read, the swap if one is due, a fresh view. Never raises."""
-        started = time.perf_counter_ns()
-        governor = self.governor
+        started = perf_counter_ns()
         try:
             now_us = self._read_clock()
-            self.queue.new_step()
-            governor.begin_pass(now_us)
-            for lever in self._levers:
-                if not lever.idle:
-                    lever.begin_pass(now_us)
-            self._steps += 1
-            if self._steps % WATCHER_CHECK_STEPS == 0 and not self.watcher.alive:
-                governor.counters["watcher_restarts"] += 1
+            queue = self.queue
+            queue.peeked = None  # what was on top may not be any more
+            self.governor.begin_pass(now_us)
+            if self._levers_awake:
+                for lever in self._levers:
+                    if not lever.idle:
+                        lever.begin_pass(now_us)
+            if self._awaiting_first_token:
+                self._note_first_tokens(now_us)
+            if queue.unsettled:
+                queue.settle()
+            self._steps = steps = self._steps + 1
+            if not steps % WATCHER_CHECK_STEPS and not self.watcher.alive:
+                self.governor.counters["watcher_restarts"] += 1
                 self.watcher.start()
         except Exception as error:
-            governor.drop("adapter", f"{type(error).__name__}: {error}")
-        self._step_ns = time.perf_counter_ns() - started
+            self.governor.drop("adapter", f"{type(error).__name__}: {error}")
+        self._step_ns = perf_counter_ns() - started
 
     def end_step(self, output: Any) -> None:
         """Record the step. Never raises."""
-        started = time.perf_counter_ns()
+        started = perf_counter_ns()
         try:
-            admitted = 0
             popped = self.queue.popped
-            if popped:
-                for request in popped:
-                    clock = request.autopoiesis_clock
-                    if request.status is RUNNING:  # the others were skipped and wait again
-                        admitted += 1
-                        self._admissions += 1
-                        clock.admission = self._admissions
-                        if not clock.admitted_us:
-                            clock.admitted_us = self._now_us
-                            self._awaiting_first_token.append(request)
-            preempted = output.preempted_req_ids
+            admitted = self._note_admissions(popped) if popped else 0
+            preempted = len(output.preempted_req_ids) if output.preempted_req_ids else 0
             governor = self.governor
             spent_ns = self._step_ns + governor.step_ns
-            fallbacks = governor.counters["fallbacks"]
             governor.step_ns = 0
-            for lever in self._levers:
-                fallbacks += lever.fallbacks
-                if not lever.idle:
-                    spent_ns += lever.step_ns
-                    lever.end_pass(len(preempted) if preempted else 0)
+            if self._levers_awake:
+                spent_ns += self._end_passes(preempted)
             self._record(
                 self._now_us,
                 self.columns.n,
@@ -219,42 +217,17 @@ class EngineSide:
                 self._free_blocks(),
                 output.total_num_scheduled_tokens,
                 admitted,
-                len(preempted) if preempted else 0,
-                spent_ns + time.perf_counter_ns() - started,
-                fallbacks,
+                preempted,
+                spent_ns + perf_counter_ns() - started,
+                governor.fallbacks + self._lever_fallbacks,
             )
-        except Exception as error:
-            self.governor.drop("adapter", f"{type(error).__name__}: {error}")
-
-    def tokens_arrived(self) -> None:
-        """The model's output is in: note first tokens, and read preempted requests again whose late tokens came. Never
-        raises."""
-        try:
-            if self._awaiting_first_token:
-                now_us = self._read_clock()
-                still: list[Any] = []
-                for request in self._awaiting_first_token:
-                    if request.num_output_tokens:
-                        request.autopoiesis_clock.first_token_us = now_us
-                    elif not request.is_finished():
-                        still.append(request)
-                self._awaiting_first_token = still
-            if self.queue.unsettled:
-                for request in self.queue.unsettled:
-                    if request in self.columns:
-                        self.columns.reread(request)
-                self.queue.unsettled = [
-                    request
-                    for request in self.queue.unsettled
-                    if request in self.columns and request.num_stale_output_tokens
-                ]
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
 
     def finished(self, request: Any) -> None:
         """A request leaves the engine. Never raises."""
         try:
-            clock = self.stamp(request)
+            clock = getattr(request, "autopoiesis_clock", None) or self.stamp(request)
             clock.finished_us = now_us = self._read_clock()
             if not clock.first_token_us and request.num_output_tokens:
                 clock.first_token_us = now_us
@@ -264,6 +237,50 @@ class EngineSide:
             self.telemetry.finished(request, clock, aborted)
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
+
+    def _note_admissions(self, popped: list[Any]) -> int:
+        """How many of the requests handed out in this step were admitted; the others were skipped and wait again."""
+        handed_out = popped.copy()
+        popped.clear()
+        admitted = 0
+        for request in handed_out:
+            if request.status is RUNNING:
+                admitted += 1
+                self._admissions += 1
+                clock = request.autopoiesis_clock
+                clock.admission = self._admissions
+                if not clock.admitted_us:
+                    clock.admitted_us = self._now_us
+                    self._awaiting_first_token.append(request)
+        return admitted
+
+    def _note_first_tokens(self, now_us: int) -> None:
+        """vLLM has taken in the output of the step before: its first tokens came at the beginning of this one."""
+        still: list[Any] = []
+        for request in self._awaiting_first_token:
+            if request.num_output_tokens:
+                request.autopoiesis_clock.first_token_us = request.autopoiesis_clock.first_token_us or now_us
+            elif not request.is_finished():
+                still.append(request)
+        self._awaiting_first_token = still
+
+    def _end_passes(self, preempted: int) -> int:
+        """The step is over for the levers; returns the nanoseconds they took."""
+        # An offer from another thread wakes after this line or is seen in `idle` below: it is not slept through.
+        self._levers_awake = False
+        spent_ns = fallbacks = 0
+        for lever in self._levers:
+            fallbacks += lever.fallbacks
+            if not lever.idle:
+                spent_ns += lever.step_ns
+                lever.end_pass(preempted)
+            if not lever.idle:
+                self._levers_awake = True
+        self._lever_fallbacks = fallbacks
+        return spent_ns
+
+    def _wake(self) -> None:
+        self._levers_awake = True
 
     def now_us(self) -> int:
         """The engine's clock as requests are stamped with it. Safe from any thread."""
@@ -287,14 +304,14 @@ class EngineSide:
             logger.warning("autopoiesis: no metrics on port %d (%s)", port, error.strerror or error)
 
     def _read_clock(self) -> int:
-        now_us = self.now_us()
+        now_us = self.clock_ns() // 1_000 + self._clock_behind_us
         if now_us < self._now_us:
             # Goes on from where it was: if it stood still until the clock catches up, nobody would age meanwhile.
             self._clock_behind_us += self._now_us - now_us
             self.governor.counters["clock_backwards"] += 1
-        else:
-            self._now_us = now_us
-        return self._now_us
+            return self._now_us
+        self._now_us = now_us
+        return now_us
 
     def oldest_waited_us(self) -> int:
         """The longest wait among the waiting requests; 0 when nobody waits."""

@@ -5,10 +5,8 @@ Modelled on Linux sched_ext: the fallback comes first. Whatever goes wrong, the 
 built-in order, so a bad policy costs performance for one step and never a request.
 """
 
-import time
 from collections.abc import Callable
-from struct import Struct
-from struct import error as StructError  # noqa: N812
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -58,22 +56,21 @@ class Governor(Seat[VerifiedPolicy]):
         engine_fields = len(read_engine(0))
         self._engine: Int64s = np.zeros(engine_fields, np.int64)
         self._engine_at: int = self._engine.ctypes.data
-        self._pack_engine = Struct(f"={engine_fields}q").pack_into
-        self._engine_bytes = self._engine.data.cast("B")
+        self._holds = assumptions.hold_with
 
     def choose(self) -> int:
         """The slot to serve next, or `BUILT_IN`. Never raises."""
         policy, shadow = self.active, self.shadow
         if (policy is None and shadow is None) or self._dropped or self.disabled:
             return BUILT_IN
-        started = time.perf_counter_ns()
+        started = perf_counter_ns()
         try:
             slot = self._pick(policy, started)
         except Exception as error:  # ours: the policy's own are caught where it is called
             slot = self.give_up("adapter", f"{type(error).__name__}: {error}")
         if shadow is not None and self._snapshot and not self._dropped:
             self._compare(shadow, slot)
-        self.step_ns += time.perf_counter_ns() - started
+        self.step_ns += perf_counter_ns() - started
         return slot
 
     def give_up(self, kind: str, detail: str) -> int:
@@ -98,18 +95,22 @@ class Governor(Seat[VerifiedPolicy]):
                 return self.give_up("assumption" if problem.startswith("assumption") else "view-domain", problem)
         if policy is None:
             return BUILT_IN
-        called = time.perf_counter_ns()
+        called = perf_counter_ns()
         try:
             slot = policy.scorer.argmax(columns.fields, columns.seqs, self._engine, n=n)
         except Exception as error:
             return self.give_up("exception", f"{type(error).__name__}: {error}")
-        ended = time.perf_counter_ns()
+        ended = perf_counter_ns()
         counters = self.counters
         counters["decisions"] += 1
         counters["decision_ns"] += ended - called
         if self.candidate:
             self.tried += 1 - (self.shadow is not None)
-        broken = self._broken(policy, slot, oldest_stamp) or self.lateness(ended - started, "a decision")
+        broken = self._broken(policy, slot, oldest_stamp)
+        if broken is None and ended - started <= self.deadline_ns:
+            self._late = 0
+            return slot
+        broken = broken or self.lateness(ended - started, "a decision")
         return slot if broken is None else self.give_up(*broken)
 
     def _broken(self, policy: VerifiedPolicy, slot: int, oldest_stamp: int) -> tuple[str, str] | None:
@@ -118,7 +119,7 @@ class Governor(Seat[VerifiedPolicy]):
         if not 0 <= slot < columns.n:
             return "out-of-range", f"picked slot {slot} of {columns.n}"
         if policy.aging_us is not None:
-            younger_us = columns.stamp_of(slot) - oldest_stamp
+            younger_us = columns.requests[slot].autopoiesis_clock.stamp_us - oldest_stamp
             if younger_us > policy.aging_us:
                 return (
                     "pick-rule",
@@ -129,10 +130,10 @@ class Governor(Seat[VerifiedPolicy]):
     def _compare(self, shadow: VerifiedPolicy, slot: int) -> None:
         """Ask the shadow about the same queue; its answer is counted and changes nothing. Never raises."""
         columns = self.columns
-        started = time.perf_counter_ns()
+        started = perf_counter_ns()
         try:
             picked = shadow.scorer.argmax(columns.fields, columns.seqs, self._engine, n=columns.n)
-            took = time.perf_counter_ns() - started
+            took = perf_counter_ns() - started
             self.counters["shadow_ns"] += took
             problem = self._broken(shadow, picked, self._oldest_stamp)
             if problem is None and took > self.deadline_ns:
@@ -151,11 +152,12 @@ class Governor(Seat[VerifiedPolicy]):
         columns = self.columns
         if columns.reads_cached_tokens:
             columns.reread_next()
+        row = self.read_engine(oldest_waited_us)
         try:
-            self._pack_engine(self._engine_bytes, 0, *self.read_engine(oldest_waited_us))
-        except StructError:
+            holds = self._holds(columns.fields_at, columns.capacity, n, self._engine_at, *row)
+        except (OverflowError, TypeError):
             return "an engine value does not fit 64 bits"
-        if self.assumptions.hold(columns.fields_at, columns.capacity, n, self._engine_at):
+        if holds:
             self._snapshot = True
             return None
         return self.assumptions.problem(columns.fields, self._engine, n)

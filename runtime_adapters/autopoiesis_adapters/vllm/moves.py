@@ -4,18 +4,18 @@ As machine code because a step has touched so much memory since the last one tha
 here. All three take a block of words that says where the columns are; it is filled again when they grow.
 """
 
-import ctypes
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.llvm import DECLARATIONS
 from autopoiesis_lib.language.native import MachineCode
 
 __all__ = ["WORDS", "Moves", "moves_for", "words_of"]
 
-WORDS = ("columns", "stride", "stamps", "seqs", "staging", "waits", "check")
+WORDS = ("columns", "stride", "stamps", "seqs", "waits", "check")
 """What the words are: addresses, but for `stride`, the length of a row of `columns` in elements. `check` is the address of
 a function (columns, stride, n, columns) -> 1 when the n requests from there on may be shown to a policy."""
 
@@ -53,56 +53,54 @@ done:
 
 
 class Moves:
-    """`waits(words, n, now_us)` -> least stamp; `place(words, slot)` spreads the staged values over a slot's column and
-    answers whether it may be shown to a policy; `move(words, slot, last)` copies column `last` to `slot`.
+    """`waits(words, n, now_us)` -> least stamp; `place(words, slot, *values, stamp, seq)` spreads a request's values over a
+    slot's column and answers whether it may be shown to a policy; `move(words, slot, last)` copies column `last` to `slot`.
 
     Args:
-        order: for each field of the view, which staged value it is. After the staged fields come stamp and sequence number.
+        given: how many values a request is given by.
+        order: for each field of the view, which of the values it is.
     """
 
-    def __init__(self, order: tuple[int, ...]) -> None:
+    def __init__(self, given: int, order: tuple[int, ...]) -> None:
         words = {
             name: _WORD.format(name=name, position=position, kind="i64" if name == "stride" else "ptr")
             for position, name in enumerate(WORDS)
         }
         place, move = [], []
-        for row, staged in enumerate(order):
-            place += [f"  %from.{row} = getelementptr i64, ptr %staging, i64 {staged}"]
-            place += [f"  %value.{row} = load i64, ptr %from.{row}"]
+        for row, value in enumerate(order):
             start = [f"  %start.{row} = mul i64 %stride, {row}"]
             here = [f"  %index.{row} = add i64 %start.{row}, %slot"]
             here += [f"  %to.{row} = getelementptr i64, ptr %columns, i64 %index.{row}"]
-            place += [*start, *here, f"  store i64 %value.{row}, ptr %to.{row}"]
+            place += [*start, *here, f"  store i64 %given.{value}, ptr %to.{row}"]
             move += [*start, f"  %there.{row} = add i64 %start.{row}, %last"]
             move += [f"  %from.{row} = getelementptr i64, ptr %columns, i64 %there.{row}"]
             move += [f"  %value.{row} = load i64, ptr %from.{row}", *here, f"  store i64 %value.{row}, ptr %to.{row}"]
-        for position, name in enumerate(("stamps", "seqs"), start=len(order)):
+        for name in ("stamps", "seqs"):
             to = [f"  %{name}.to = getelementptr i64, ptr %{name}, i64 %slot"]
             put = f"  store i64 %{name}.value, ptr %{name}.to"
-            place += [f"  %{name}.from = getelementptr i64, ptr %staging, i64 {position}"]
-            place += [f"  %{name}.value = load i64, ptr %{name}.from", *to, put]
+            place += [*to, put]
             move += [f"  %{name}.from = getelementptr i64, ptr %{name}, i64 %last"]
             move += [f"  %{name}.value = load i64, ptr %{name}.from", *to, put]
         arrays = words["columns"] + words["stride"] + words["stamps"] + words["seqs"]
         call = "  %at = getelementptr i64, ptr %columns, i64 %slot\n"
         call += "  %good = call i64 %check(ptr %at, i64 %stride, i64 1, ptr %at)\n  ret i64 %good\n}\n"
         assembly = DECLARATIONS + _WAITS.format(**words)
-        assembly += "define i64 @place(ptr %words, i64 %slot) nounwind {\n" + arrays + words["staging"]
+        values = "".join(f", i64 %given.{value}" for value in range(given)) + ", i64 %stamps.value, i64 %seqs.value"
+        assembly += f"define i64 @place(ptr %words, i64 %slot{values}) nounwind {{\n{arrays}"
         assembly += words["check"] + "\n".join(place) + "\n" + call
         assembly += "define void @move(ptr %words, i64 %slot, i64 %last) nounwind {\n" + arrays
         assembly += "\n".join(move) + "\n  ret void\n}\n"
-        self._code = MachineCode(assembly)
-        # PYFUNCTYPE keeps the GIL: a microsecond's work is not worth giving it up for.
-        word = ctypes.c_int64
-        self.waits = ctypes.PYFUNCTYPE(word, word, word, word)(self._code.address("waits"))
-        self.place = ctypes.PYFUNCTYPE(word, word, word)(self._code.address("place"))
-        self.move = ctypes.PYFUNCTYPE(None, word, word, word)(self._code.address("move"))
+        assembly += (
+            entry("waits", "pii") + entry("place", "pi" + "i" * (given + 2)) + entry("move", "pii", returns=False)
+        )
+        code = MachineCode(assembly)
+        self.waits, self.place, self.move = builtin(code, "waits"), builtin(code, "place"), builtin(code, "move")
 
 
 @cache
-def moves_for(order: tuple[int, ...]) -> Moves:
+def moves_for(given: int, order: tuple[int, ...]) -> Moves:
     """The machine code for one layout; the same for every queue that has it."""
-    return Moves(order)
+    return Moves(given, order)
 
 
 def words_of(**addresses: int) -> NDArray[np.int64]:

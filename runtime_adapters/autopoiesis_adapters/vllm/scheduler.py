@@ -1,6 +1,7 @@
 """The scheduler vLLM would have chosen, with its waiting queue ordered by a verified policy. No vLLM code is copied."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from .engine_calls import attach_engine_calls
@@ -23,6 +24,7 @@ class PolicyScheduler:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._vllm_schedule: Callable[..., Any] = super().schedule  # type: ignore[misc]  # looked up once, not each step
         try:
             self.autopoiesis = attach(self)
         except SettingsError:
@@ -45,18 +47,11 @@ class PolicyScheduler:
         """One step: our boundary work, vLLM's whole step (which asks our queue), our record of it."""
         side = self.autopoiesis
         if side is None:
-            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+            return self._vllm_schedule(*args, **kwargs)
         side.begin_step()
-        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        output = self._vllm_schedule(*args, **kwargs)
         side.end_step(output)
         return output
-
-    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
-        """vLLM takes in the model's output; we note first tokens."""
-        outputs = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
-        if self.autopoiesis is not None:
-            self.autopoiesis.tokens_arrived()
-        return outputs
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         if self.autopoiesis is not None:

@@ -130,6 +130,8 @@ class Seat(Generic[P]):
         """Digest -> why. A digest in here is never active again in this process."""
         self.disabled = disabled
         """The kill switch: every decision is the built-in rule's, whatever is loaded."""
+        self.wake: Callable[[], None] = lambda: None
+        """Called from any thread when something is offered."""
         self.report: Callable[[Fault], None] = lambda _fault: None
         """Told of every fault that quarantines, and of the first of each kind otherwise; must not block."""
         self.step_ns = 0
@@ -158,6 +160,7 @@ class Seat(Generic[P]):
         """Hand over what the next step is to find (see `Offer`). Safe from any thread; the last offer wins."""
         self._pending = Offer(policy, requested_us, mode, base, limit_us, limit_decisions)
         self.idle = False
+        self.wake()
 
     def begin_pass(self, now_us: int) -> None:
         """A scheduling step begins: the one place where the deciding policy changes."""

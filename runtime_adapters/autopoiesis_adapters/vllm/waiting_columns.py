@@ -3,8 +3,6 @@ loop."""
 
 from collections.abc import Callable
 from operator import attrgetter
-from struct import Struct
-from struct import error as StructError  # noqa: N812
 from typing import Any
 
 import numpy as np
@@ -92,11 +90,7 @@ class WaitingColumns:
         self.max_wait_us = self._bounds["waited_us"][1] if self._waited_row is not None else 2**62
         """The longest wait the view can hold; beyond it a request is overdue and served before anything scored."""
         self._rotation = 0
-        # The values of one request are staged by one call; machine code spreads them over the columns.
-        self._staged: Int64s = np.zeros(len(STAGED) + 2, np.int64)
-        self._staged_bytes = self._staged.data.cast("B")
-        self._pack = Struct(f"={len(STAGED) + 2}q").pack_into
-        moves = moves_for((*(STAGED.index(spec.name) for spec in specs),))
+        moves = moves_for(len(STAGED), (*(STAGED.index(spec.name) for spec in specs),))
         self._waits, self._place, self._move = moves.waits, moves.place, moves.move
         self.fields: Int64s = np.zeros((len(specs), capacity), np.int64)
         self.stamps: Int64s = np.zeros(capacity, np.int64)
@@ -109,11 +103,6 @@ class WaitingColumns:
     def slot(self, request_id: str) -> int:
         """Where a request stands; `KeyError` when it does not wait here."""
         return self._slots[request_id]
-
-    def stamp_of(self, slot: int) -> int:
-        """The stamp (us) of the request in a slot."""
-        stamp: int = self.requests[slot].autopoiesis_clock.stamp_us
-        return stamp
 
     def __contains__(self, request: Any) -> bool:
         return request.request_id in self._slots
@@ -177,13 +166,12 @@ class WaitingColumns:
         return {spec.name: int(value) for spec, value in zip(self._specs, self.fields[:, slot], strict=True)}
 
     def _write(self, slot: int, request: Any) -> None:
-        clock = self._stamp(request)
+        clock = getattr(request, "autopoiesis_clock", None) or self._stamp(request)
         cached = self._ask_prefix_cache(request, clock) if self.reads_cached_tokens else 0
         try:
             plain = _plain(request)
-            self._pack(self._staged_bytes, 0, *plain, priority_of(request), cached, 0, clock.stamp_us, clock.seq)
-            good = self._place(self._words_at, slot)
-        except (StructError, TypeError, ValueError):  # a value that fits no int64
+            good = self._place(self._words_at, slot, *plain, priority_of(request), cached, 0, clock.stamp_us, clock.seq)
+        except (OverflowError, TypeError, ValueError):  # a value that fits no int64
             good = 0
         if not good:
             good = self._write_clamped(slot, request, clock, cached)
@@ -202,8 +190,7 @@ class WaitingColumns:
         for name in STAGED:
             if name not in self._bounds:
                 values[name] = 0
-        self._pack(self._staged_bytes, 0, *values.values(), clock.stamp_us, clock.seq)
-        placed = int(self._place(self._words_at, slot))
+        placed = self._place(self._words_at, slot, *values.values(), clock.stamp_us, clock.seq)
         return placed if inside else 0
 
     def _ask_prefix_cache(self, request: Any, clock: RequestClock) -> int:
@@ -229,7 +216,6 @@ class WaitingColumns:
             stride=self.capacity,
             stamps=self.stamps.ctypes.data,
             seqs=self.seqs.ctypes.data,
-            staging=self._staged.ctypes.data,
             waits=row.ctypes.data,
             check=self._assumptions.request_check,
         )

@@ -25,7 +25,8 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self._columns = columns
         self._order = order
         self._choose = choose
-        self._peeked: Request | None = None
+        self.peeked: Request | None = None
+        """What the last peek showed; the owner empties it at the beginning of a step."""
         self.gate: Callable[[], None] | None = None
         """Called whenever vLLM asks whether anybody waits, which it does before each admission."""
         self.on_pop: Callable[[Request], None] | None = None
@@ -36,13 +37,13 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
 
     def peek_request(self) -> Request:
         """The request to serve next; `IndexError` when nobody waits."""
-        peeked = self._peeked
+        peeked = self.peeked
         if peeked is None:
             columns = self._columns
             if not columns.n:
                 raise IndexError("peek from an empty queue")
             slot = self._choose()
-            peeked = self._peeked = columns.requests[slot if slot != BUILT_IN else self.builtin_slot()]
+            peeked = self.peeked = columns.requests[slot if slot != BUILT_IN else self.builtin_slot()]
         return peeked
 
     def builtin_slot(self) -> int:
@@ -51,12 +52,12 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
 
     def pop_request(self) -> Request:
         """Take out exactly what `peek_request` shows."""
-        request = self._peeked
+        request = self.peeked
         if request is None:
             request = self.peek_request()
         self._columns.remove(request)
         self._order.discard(request)
-        self._peeked = None
+        self.peeked = None
         self.popped.append(request)
         if self.gate is not None and self.on_pop is not None:
             self.on_pop(request)
@@ -66,14 +67,14 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         """A new request, or one that comes back to wait."""
         self._columns.add(request)
         self._order.append(request)
-        self._peeked = None
+        self.peeked = None
 
     def prepend_request(self, request: Request) -> None:
         """A preempted or skipped request. It keeps its stamp and its sequence number, so the policy sees its whole
         wait."""
         self._columns.add(request)
         self._order.prepend(request)
-        self._peeked = None
+        self.peeked = None
         if getattr(request, "num_stale_output_tokens", 0):
             self.unsettled.append(request)
 
@@ -86,7 +87,7 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         """Take out one request; `KeyError` when it does not wait here."""
         self._columns.remove(request)
         self._order.discard(request)
-        self._peeked = None
+        self.peeked = None
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         """Take out those of `requests` that wait here; vLLM asks every queue it has."""
@@ -94,11 +95,13 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
             if request in self._columns:
                 self.remove_request(request)
 
-    def new_step(self) -> None:
-        """A new step: what was on top may not be any more, and nobody has been handed out yet."""
-        self._peeked = None
-        if self.popped:
-            self.popped.clear()
+    def settle(self) -> None:
+        """Read preempted requests again: their late tokens may have come."""
+        columns = self._columns
+        waiting = [request for request in self.unsettled if request in columns]
+        for request in waiting:
+            columns.reread(request)
+        self.unsettled = [request for request in waiting if request.num_stale_output_tokens]
 
     def __bool__(self) -> bool:
         if self.gate is not None:

@@ -1,0 +1,109 @@
+"""Machine code as a builtin function of Python: an eighth of what a call through ctypes costs.
+
+`entry` writes the wrapper that CPython calls (`METH_FASTCALL`); compiled with the function it wraps, `builtin` makes a
+Python object of it. Only functions of the stable ABI are called. The GIL is kept: these calls are over in a microsecond.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+from .native import MachineCode
+
+__all__ = ["builtin", "entry"]
+
+METH_FASTCALL = 0x0080
+
+_ENTRY = """\
+define ptr @py.{name}(ptr %self, ptr %arguments, i64 %count) nounwind {{
+entry:
+  %as.wanted = icmp eq i64 %count, {arity}
+  br i1 %as.wanted, label %read.0, label %wrong
+wrong:
+  call i32 inttoptr (i64 {PyErr_BadArgument} to ptr)()
+  br label %raise
+{reads}read.{arity}:
+{call}
+  %answer = call ptr inttoptr (i64 {PyLong_FromLongLong} to ptr)(i64 {result})
+  ret ptr %answer
+raise:
+  ret ptr null
+}}
+"""
+
+# A word of -1 is also how a failed conversion is told.
+_READ = """\
+read.{i}:
+  %at.{i} = getelementptr ptr, ptr %arguments, i64 {i}
+  %object.{i} = load ptr, ptr %at.{i}
+  %word.{i} = call i64 inttoptr (i64 {PyLong_AsLongLong} to ptr)(ptr %object.{i})
+{pointer}  %minus.one.{i} = icmp eq i64 %word.{i}, -1
+  br i1 %minus.one.{i}, label %check.{i}, label %read.{next}
+check.{i}:
+  %error.{i} = call ptr inttoptr (i64 {PyErr_Occurred} to ptr)()
+  %none.{i} = icmp eq ptr %error.{i}, null
+  br i1 %none.{i}, label %read.{next}, label %raise
+"""
+
+
+class _MethodDef(ctypes.Structure):
+    """CPython's `PyMethodDef`."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+def entry(name: str, kinds: str, *, returns: bool = True) -> str:
+    """The assembly of `@py.<name>`, to be compiled together with `@<name>`.
+
+    Args:
+        name: a function of the same module that takes 64-bit words.
+        kinds: one letter an argument: `p` for an address, `i` for an integer.
+        returns: whether it returns an i64; the builtin of one that returns nothing answers 0.
+    """
+    reads = "".join(
+        _READ.format(
+            i=position,
+            next=position + 1,
+            pointer=f"  %pointer.{position} = inttoptr i64 %word.{position} to ptr\n" if kind == "p" else "",
+            PyLong_AsLongLong=_address("PyLong_AsLongLong"),
+            PyErr_Occurred=_address("PyErr_Occurred"),
+        )
+        for position, kind in enumerate(kinds)
+    )
+    passed = ", ".join(f"ptr %pointer.{i}" if kind == "p" else f"i64 %word.{i}" for i, kind in enumerate(kinds))
+    return _ENTRY.format(
+        name=name,
+        arity=len(kinds),
+        reads=reads,
+        call=f"  %result = call i64 @{name}({passed})" if returns else f"  call void @{name}({passed})",
+        result="%result" if returns else "0",
+        PyErr_BadArgument=_address("PyErr_BadArgument"),
+        PyLong_FromLongLong=_address("PyLong_FromLongLong"),
+    )
+
+
+def builtin(code: MachineCode, name: str) -> Callable[..., int]:
+    """The function `name` of a module that was compiled with its `entry`; it keeps the machine code alive.
+
+    It takes Python ints: an int outside int64 raises `OverflowError`, and anything else, or too many or too few,
+    `TypeError`, before any machine code runs.
+    """
+    definition = _MethodDef(name.encode(), code.address(f"py.{name}"), METH_FASTCALL, None)
+    new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(
+        ("PyCFunction_NewEx", ctypes.pythonapi)
+    )
+    # The definition must live as long as the function, which holds nothing but its `self`.
+    function: Callable[..., int] = new(ctypes.addressof(definition), (code, definition), None)
+    return function
+
+
+@cache
+def _address(function: str) -> int:
+    address = ctypes.cast(getattr(ctypes.pythonapi, function), ctypes.c_void_p).value
+    assert address is not None
+    return address
