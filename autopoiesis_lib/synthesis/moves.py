@@ -65,6 +65,14 @@ class Workbench:
         found = [site for site in sites(self.module) if wanted(site.node)]
         return self.rng.choice(found) if found else None
 
+    def ages(self, node: Expr) -> bool:
+        """Whether an expression reads the field that must win in the end: clamped or switched off, it could not."""
+        aging = self.palette.aging
+        return aging is not None and any(
+            isinstance(part, Field) and (part.view, part.name) == (aging.feature.view, aging.feature.name)
+            for part in walk(node)
+        )
+
     def put(self, site: Site, new: Expr) -> Module:
         """The module with `new` in the place of a site."""
         return with_function(self.module, replace_in(site.function, site.node, new))
@@ -252,7 +260,7 @@ def swap_operator(bench: Workbench) -> Module | None:
 
 def wrap(bench: Workbench) -> Module | None:
     """Clamp an integer expression from above or below by a constant near what it usually is, or halve it."""
-    site = bench.pick(lambda node: not node.is_bool and not isinstance(node, Const))
+    site = bench.pick(lambda node: not node.is_bool and not isinstance(node, Const) and not bench.ages(node))
     if site is None:
         return None
     reach = 8_192
@@ -289,6 +297,8 @@ def guard(bench: Workbench) -> Module | None:
         other = replace_in(variant, chosen, Const(round(chosen.value * factor) or 1))
     elif site.node.is_bool:
         other = Not(variant)
+    elif bench.ages(site.node):
+        return None
     test = bench.palette.test(bench.rng)
     return bench.put(site, Cond(test, site.node, other))
 
