@@ -367,8 +367,8 @@ def _ifs(function: Function) -> list[If]:
 
 MOVES: Mapping[str, tuple[Move, float]] = {
     "tune": (tune, 0.34),
-    "add-term": (add_term, 0.16),
-    "trade": (trade, 0.12),
+    "add-term": (add_term, 0.14),
+    "trade": (trade, 0.20),
     "bend": (bend, 0.08),
     "stretch": (stretch, 0.05),
     "drop-term": (drop_term, 0.08),
@@ -377,7 +377,7 @@ MOVES: Mapping[str, tuple[Move, float]] = {
     "wrap": (wrap, 0.07),
     "guard": (guard, 0.07),
     "change-guard": (change_guard, 0.03),
-    "crossover": (crossover, 0.10),
-    "renew": (renew, 0.04),
+    "crossover": (crossover, 0.06),
+    "renew": (renew, 0.02),
 }
 """Name -> (move, share of candidates made by it)."""
