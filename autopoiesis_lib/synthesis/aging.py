@@ -112,8 +112,17 @@ class _Scope:
 
     ranges: Ranges
     own: frozenset[str]
-    """The parameters that differ between two items compared; all others are the same for both and cancel."""
+    """The parameters that differ between two items compared."""
     aging: Aging
+    cancels: bool = True
+    """Whether what reads none of them is the same for both items: not in a branch that only one of the two may take."""
+
+    def shared(self, value: Expr) -> bool:
+        """Whether two items compared give an expression the same value."""
+        return not any(
+            isinstance(node, (Call, Local)) or (isinstance(node, Field) and node.view in self.own)
+            for node in walk(value)
+        )
 
 
 def _split(value: Expr, scope: _Scope) -> tuple[Fraction, Interval]:
@@ -133,13 +142,12 @@ def _split(value: Expr, scope: _Scope) -> tuple[Fraction, Interval]:
             a, one = _split(inner, scope)
             if a:  # rounding down takes less than 1 from each
                 return a / divisor, Interval(one.lo // divisor - 1, one.hi // divisor + 1)
-        case Cond(_, then, orelse):
-            (a, one), (b, other) = _split(then, scope), _split(orelse, scope)
+        case Cond(test, then, orelse):
+            branch = replace(scope, cancels=scope.cancels and scope.shared(test))
+            (a, one), (b, other) = _split(then, branch), _split(orelse, branch)
             if a == b != 0:
                 return a, one.join(other)
-    if not any(
-        isinstance(node, (Call, Local)) or (isinstance(node, Field) and node.view in scope.own) for node in walk(value)
-    ):
+    if scope.cancels and scope.shared(value):
         return Fraction(0), NOTHING
     return Fraction(0), scope.ranges.intervals.get(id(value), NOTHING)
 

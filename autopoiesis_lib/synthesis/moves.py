@@ -227,7 +227,8 @@ def drop_term(bench: Workbench) -> Module | None:
 
 
 def swap_field(bench: Workbench) -> Module | None:
-    """Read another field, most often one of the same unit."""
+    """Read another field, most often one of the same unit, or join one of the same unit to what is read: uncached tokens are a
+    difference, the tokens a request may occupy a sum. The constants around it stay."""
     site = bench.pick(lambda node: isinstance(node, Field) and not node.is_bool)
     if site is None or site.function.name != bench.decision:
         return None
@@ -235,9 +236,15 @@ def swap_field(bench: Workbench) -> Module | None:
     here = next((f for f in bench.palette.features if (f.view, f.name) == (site.node.view, site.node.name)), None)
     if here is None:
         return None
-    unit = here.domain.unit if bench.rng.random() < 0.7 else None
-    other = bench.palette.feature(bench.rng, unit=unit)
-    return None if other is None or other == here else bench.put(site, other.read())
+    roll = bench.rng.random()
+    other = bench.palette.feature(bench.rng, unit=here.domain.unit if roll < 0.8 else None)
+    if other is None or other == here:
+        return None
+    if roll < 0.2:
+        return bench.put(site, Binary("+", site.node, other.read()))
+    if roll < 0.4:
+        return bench.put(site, MinMax("max", (Binary("-", site.node, other.read()), Const(0))))
+    return bench.put(site, other.read())
 
 
 def swap_operator(bench: Workbench) -> Module | None:
@@ -371,11 +378,11 @@ MOVES: Mapping[str, tuple[Move, float]] = {
     "trade": (trade, 0.20),
     "bend": (bend, 0.08),
     "stretch": (stretch, 0.05),
-    "drop-term": (drop_term, 0.08),
+    "drop-term": (drop_term, 0.05),
     "swap-field": (swap_field, 0.07),
     "swap-operator": (swap_operator, 0.04),
-    "wrap": (wrap, 0.07),
-    "guard": (guard, 0.07),
+    "wrap": (wrap, 0.05),
+    "guard": (guard, 0.05),
     "change-guard": (change_guard, 0.03),
     "crossover": (crossover, 0.06),
     "renew": (renew, 0.02),

@@ -14,7 +14,7 @@ from autopoiesis_lib.language import LanguageError, Module, parse
 from autopoiesis_lib.language.python import to_source
 from autopoiesis_lib.synthesis import Context, Parent, SearchProposer, Slot
 from autopoiesis_lib.synthesis.aging import bound, within_limit
-from autopoiesis_lib.synthesis.moves import MOVES, Workbench, decision_palette, trade
+from autopoiesis_lib.synthesis.moves import MOVES, Workbench, decision_palette, swap_field, trade
 from autopoiesis_lib.synthesis.palette import Palette
 from autopoiesis_lib.synthesis.repair import repair
 from autopoiesis_lib.synthesis.search import fresh_module, simplified
@@ -182,6 +182,9 @@ def returning(body: str) -> Module:
         "request.waited_us - min(request.num_prompt_tokens - request.num_cached_tokens, 8_192) * 10_000",
         "request.waited_us + (request.priority * 10_000_000 if engine.num_running > 3 else -request.priority)",
         "request.waited_us - min(request.max_tokens, 2_000) * request.num_prompt_tokens // 100",
+        "request.waited_us + 50_000_000 if request.priority > 3 else request.waited_us",
+        "request.waited_us + min(engine.num_running, 9) * 1_000_000 if request.priority > 3 else request.waited_us",
+        "engine.oldest_waited_us + (request.waited_us - request.priority * 1_000_000 + engine.num_running) // 3",
     ],
 )
 def test_the_bound_on_aging_found_without_a_solver_is_never_below_the_least_that_is_proved(body: str) -> None:
@@ -236,3 +239,20 @@ def test_most_variations_of_the_baselines_keep_the_aging_bound() -> None:
         found = bound(module, palette, palette.aging)
         kept += found is not None and found <= palette.aging.limit
     assert kept > 0.95 * len(drafts)
+
+
+def test_a_field_is_exchanged_for_or_joined_with_one_of_its_unit_and_the_constants_stay() -> None:
+    module = returning("request.waited_us - min(request.num_prompt_tokens, 8_192) * 10_000")
+    written: Counter[str] = Counter()
+    for seed in range(300):
+        changed = swap_field(Workbench(CONTRACT, module, Random(seed)))
+        if changed is not None:
+            text = to_source(changed).split("return ")[1].strip()
+            assert text.count("8192") == text.count("10000") == 1
+            written[text] += 1
+    for tokens in (
+        "request.num_cached_tokens",
+        "max(request.num_prompt_tokens - request.num_cached_tokens, 0)",
+        "request.num_prompt_tokens + request.max_tokens",
+    ):
+        assert written[f"request.waited_us - min({tokens}, 8192) * 10000"] > 0
