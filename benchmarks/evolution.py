@@ -191,7 +191,9 @@ def one_run(
 def search(names: Sequence[str], seeds: range, candidates: int, workers: int, jobs: int) -> None:
     """Held-out objective after equal candidate budgets: the search, random sampling, and tuning the baselines' constants."""
     wins = 0
-    print(f"{candidates} candidates, seeds {seeds.start} to {seeds.stop - 1}; held-out mean TTFT in seconds, median over seeds")
+    print(
+        f"{candidates} candidates, seeds {seeds.start} to {seeds.stop - 1}; held-out mean TTFT in seconds, median over seeds"
+    )
     headings = f"{'workload':<14}{'fcfs':>8}{'best baseline':>15}{'random':>9}{'tuning':>9}{'search':>9}"
     print(f"{headings}  vs random (95%)      vs tuning (95%)")
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
