@@ -10,7 +10,8 @@ __all__ = ["MIGRATION_EVERY", "select"]
 MIGRATION_EVERY = 5
 """Generations between migrations along the ring of islands."""
 FRESH, REPAIR, EXPLORE = 0.05, 0.12, 0.25
-"""Share of slots with no parent, with a rejected parent, and with one from a random cell instead of the best."""
+"""Share of slots with no parent, with a rejected parent (as far as the memory of rejections is full: where few are rejected there
+is little to repair), and with one from a random cell instead of the best."""
 PRESSURE = 0.35
 """Of the elites of an island, best first, the k-th is chosen with probability about PRESSURE * (1 - PRESSURE)^k."""
 
@@ -25,7 +26,7 @@ def select(archive: Archive, seed: int, generation: int, first_id: int, count: i
         roll = rng.random()
         if not elites or roll < FRESH:
             parents: tuple[Parent, ...] = ()
-        elif roll < FRESH + REPAIR and archive.rejected:
+        elif roll < FRESH + REPAIR * len(archive.rejected) / (archive.rejected.maxlen or 1):
             parents = (rng.choice(archive.rejected), elites[0].parent())
         else:
             first = (

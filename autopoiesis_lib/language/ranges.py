@@ -37,7 +37,7 @@ from .ir import (
     ViewRef,
 )
 
-__all__ = ["Interval", "Ranges", "analyse"]
+__all__ = ["Interval", "Orders", "Ranges", "analyse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +89,21 @@ def view_rows(view: type[View]) -> dict[str, Interval]:
     return {spec.name: Interval(spec.domain.lo, spec.domain.hi) for spec in view.fields()}
 
 
-def analyse(module: Module, signature: Signature) -> Ranges:
-    """The ranges of a decision over the full domains of its views."""
-    analysis = _Analysis(module)
+Orders = frozenset[tuple[tuple[str, str], tuple[str, str]]]
+"""Pairs of fields, each (parameter, name), of which the first is known never to exceed the second."""
+
+
+def analyse(module: Module, signature: Signature, orders: Orders = frozenset()) -> Ranges:
+    """The ranges of a decision over the full domains of its views, given that some fields never exceed others."""
+    analysis = _Analysis(module, orders)
     arguments = [view_rows(module.views[param.type]) for param in signature.params]
     analysis.ranges.result = analysis.call(module.functions[signature.name], arguments)
     return analysis.ranges
 
 
 class _Analysis:
-    def __init__(self, module: Module) -> None:
-        self.module = module
+    def __init__(self, module: Module, orders: Orders) -> None:
+        self.module, self.orders = module, orders
         self.ranges = Ranges(FALSE)
 
     def call(self, function: Function, arguments: Sequence["Interval | Rows"]) -> Interval:
@@ -245,7 +249,10 @@ class _Analysis:
             case "+":
                 return self.fits(node, Interval(left.lo + right.lo, left.hi + right.hi))
             case "-":
-                return self.fits(node, Interval(left.lo - right.hi, left.hi - right.lo))
+                lo = left.lo - right.hi
+                if self.ordered(node.right, node.left):
+                    lo = max(lo, 0)
+                return self.fits(node, Interval(lo, left.hi - right.lo))
             case "*":
                 corners = [a * b for a in (left.lo, left.hi) for b in (right.lo, right.hi)]
                 return self.fits(node, Interval(min(corners), max(corners)))
@@ -265,6 +272,13 @@ class _Analysis:
                 if right.lo > 0 and left.lo >= 0 and left.hi < right.lo:
                     return left
                 return Interval(min(0, right.lo + 1), max(0, right.hi - 1))
+
+    def ordered(self, smaller: Expr, larger: Expr) -> bool:
+        """Whether one field is known never to exceed another."""
+        match smaller, larger:
+            case Field(a, x), Field(b, y):
+                return ((a, x), (b, y)) in self.orders
+        return False
 
     def compare(self, ops: Sequence[str], ranges: Sequence[Interval]) -> Interval:
         certain = True

@@ -65,6 +65,14 @@ class Workbench:
         found = [site for site in sites(self.module) if wanted(site.node)]
         return self.rng.choice(found) if found else None
 
+    def ages(self, node: Expr) -> bool:
+        """Whether an expression reads the field that must win in the end: clamped or switched off, it could not."""
+        aging = self.palette.aging
+        return aging is not None and any(
+            isinstance(part, Field) and (part.view, part.name) == (aging.feature.view, aging.feature.name)
+            for part in walk(node)
+        )
+
     def put(self, site: Site, new: Expr) -> Module:
         """The module with `new` in the place of a site."""
         return with_function(self.module, replace_in(site.function, site.node, new))
@@ -219,7 +227,8 @@ def drop_term(bench: Workbench) -> Module | None:
 
 
 def swap_field(bench: Workbench) -> Module | None:
-    """Read another field, most often one of the same unit."""
+    """Read another field, most often one of the same unit, or join one of the same unit to what is read: uncached tokens are a
+    difference, the tokens a request may occupy a sum. The constants around it stay."""
     site = bench.pick(lambda node: isinstance(node, Field) and not node.is_bool)
     if site is None or site.function.name != bench.decision:
         return None
@@ -227,9 +236,15 @@ def swap_field(bench: Workbench) -> Module | None:
     here = next((f for f in bench.palette.features if (f.view, f.name) == (site.node.view, site.node.name)), None)
     if here is None:
         return None
-    unit = here.domain.unit if bench.rng.random() < 0.7 else None
-    other = bench.palette.feature(bench.rng, unit=unit)
-    return None if other is None or other == here else bench.put(site, other.read())
+    roll = bench.rng.random()
+    other = bench.palette.feature(bench.rng, unit=here.domain.unit if roll < 0.8 else None)
+    if other is None or other == here:
+        return None
+    if roll < 0.2:
+        return bench.put(site, Binary("+", site.node, other.read()))
+    if roll < 0.4:
+        return bench.put(site, MinMax("max", (Binary("-", site.node, other.read()), Const(0))))
+    return bench.put(site, other.read())
 
 
 def swap_operator(bench: Workbench) -> Module | None:
@@ -252,7 +267,7 @@ def swap_operator(bench: Workbench) -> Module | None:
 
 def wrap(bench: Workbench) -> Module | None:
     """Clamp an integer expression from above or below by a constant near what it usually is, or halve it."""
-    site = bench.pick(lambda node: not node.is_bool and not isinstance(node, Const))
+    site = bench.pick(lambda node: not node.is_bool and not isinstance(node, Const) and not bench.ages(node))
     if site is None:
         return None
     reach = 8_192
@@ -289,6 +304,8 @@ def guard(bench: Workbench) -> Module | None:
         other = replace_in(variant, chosen, Const(round(chosen.value * factor) or 1))
     elif site.node.is_bool:
         other = Not(variant)
+    elif bench.ages(site.node):
+        return None
     test = bench.palette.test(bench.rng)
     return bench.put(site, Cond(test, site.node, other))
 
@@ -357,17 +374,17 @@ def _ifs(function: Function) -> list[If]:
 
 MOVES: Mapping[str, tuple[Move, float]] = {
     "tune": (tune, 0.34),
-    "add-term": (add_term, 0.16),
-    "trade": (trade, 0.12),
+    "add-term": (add_term, 0.14),
+    "trade": (trade, 0.20),
     "bend": (bend, 0.08),
     "stretch": (stretch, 0.05),
-    "drop-term": (drop_term, 0.08),
+    "drop-term": (drop_term, 0.05),
     "swap-field": (swap_field, 0.07),
     "swap-operator": (swap_operator, 0.04),
-    "wrap": (wrap, 0.07),
-    "guard": (guard, 0.07),
+    "wrap": (wrap, 0.05),
+    "guard": (guard, 0.05),
     "change-guard": (change_guard, 0.03),
-    "crossover": (crossover, 0.10),
-    "renew": (renew, 0.04),
+    "crossover": (crossover, 0.06),
+    "renew": (renew, 0.02),
 }
 """Name -> (move, share of candidates made by it)."""

@@ -11,6 +11,7 @@ from ..contract import Contract
 from ..language import LanguageError, Module, parse
 from ..language.ir import Function, Param, Return
 from ..language.python import to_source
+from .aging import within_limit
 from .moves import MOVES, Typical, Workbench, tuned
 from .palette import Palette
 from .proposer import Context, Draft, Parent, Slot
@@ -91,7 +92,7 @@ class SearchProposer:
                 continue
             if chosen != "tune" and rng.random() < 0.3:
                 changed = tuned(changed, rng, sigma, share=None) or changed
-            changed = simplified(changed)
+            changed = simplified(within_limit(simplified(changed), bench.palette))
             if size(changed) > MAX_SIZE or to_source(changed, docstrings=False) == before:
                 continue
             made_from = (parent.id, mate[0].id) if chosen == "crossover" and mate is not None else (parent.id,)

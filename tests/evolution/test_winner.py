@@ -123,3 +123,9 @@ def test_the_interval_of_a_mean_is_that_of_resampling_request_by_request(size: i
         picks = ((begins[:, None] + np.arange(block)) % size).ravel()[:size]
         reductions.append(1 - ours[picks].mean() / base[picks].mean())
     assert found.ci95 == pytest.approx(np.percentile(reductions, [2.5, 97.5]), rel=1e-9)
+
+
+def test_of_two_that_a_window_hardly_tells_apart_the_simpler_one_ranks_first() -> None:
+    padded = SHORTEST.replace("request.waited_us - ", "request.waited_us + min(request.num_preemptions, 9) * 7 - ")
+    assert [elite.id for elite in elites((padded, 0.50000), (SHORTEST, 0.50005)).elites()] == [1, 0]
+    assert [elite.id for elite in elites((padded, 0.50000), (SHORTEST, 0.50100)).elites()] == [0, 1]

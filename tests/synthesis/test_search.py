@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from math import ceil
 from random import Random
 
 import pytest
@@ -9,10 +10,11 @@ from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Policy
 from autopoiesis_lib.gates import Verdict, check, proof
-from autopoiesis_lib.language import LanguageError, parse
+from autopoiesis_lib.language import LanguageError, Module, parse
 from autopoiesis_lib.language.python import to_source
 from autopoiesis_lib.synthesis import Context, Parent, SearchProposer, Slot
-from autopoiesis_lib.synthesis.moves import MOVES, Workbench, trade
+from autopoiesis_lib.synthesis.aging import bound, within_limit
+from autopoiesis_lib.synthesis.moves import MOVES, Workbench, decision_palette, swap_field, trade
 from autopoiesis_lib.synthesis.palette import Palette
 from autopoiesis_lib.synthesis.repair import repair
 from autopoiesis_lib.synthesis.search import fresh_module, simplified
@@ -165,3 +167,92 @@ def test_a_trade_never_loosens_the_product_of_slope_and_length_and_keeps_signs()
             assert found is not None
             assert (int(found[2]) > 0) == (slope > 0)
             assert length < 100 or int(found[1]) * int(found[2]) <= length * slope
+
+
+def returning(body: str) -> Module:
+    return parse(
+        f"{HEADER}def score(request: Waiting, engine: Engine) -> int:\n    return {body}\n", CONTRACT.interface
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "request.waited_us * 3 - min(request.num_prompt_tokens, 8_192) * 10_000",
+        "request.waited_us - min(request.num_prompt_tokens - request.num_cached_tokens, 8_192) * 10_000",
+        "request.waited_us + (request.priority * 10_000_000 if engine.num_running > 3 else -request.priority)",
+        "request.waited_us - min(request.max_tokens, 2_000) * request.num_prompt_tokens // 100",
+        "request.waited_us + 50_000_000 if request.priority > 3 else request.waited_us",
+        "request.waited_us + min(engine.num_running, 9) * 1_000_000 if request.priority > 3 else request.waited_us",
+        "engine.oldest_waited_us + (request.waited_us - request.priority * 1_000_000 + engine.num_running) // 3",
+    ],
+)
+def test_the_bound_on_aging_found_without_a_solver_is_never_below_the_least_that_is_proved(body: str) -> None:
+    module = returning(body)
+    palette = decision_palette(CONTRACT, module, "score")
+    assert palette.aging is not None
+    found = bound(module, palette, palette.aging)
+    result = proof.check(Policy.from_source(to_source(module, CONTRACT.interface), CONTRACT))
+    proved = next(item.least for item in result.obligations if item.least is not None)
+    assert found is not None
+    assert ceil(found) >= proved.value
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_policy_that_weighs_too_much_against_waiting_is_proved_once_its_weights_are_scaled(seed: int) -> None:
+    module = fresh_module(CONTRACT, Random(seed))
+    palette = decision_palette(CONTRACT, module, "score")
+    assert palette.aging is not None
+    before = bound(module, palette, palette.aging)
+    assert before is not None
+    scaled = simplified(within_limit(module, palette))
+    if before <= palette.aging.limit:
+        assert to_source(scaled) == to_source(module)
+        return
+    after = bound(scaled, palette, palette.aging)
+    assert after is not None
+    assert after <= palette.aging.limit
+    policy = Policy.from_source(to_source(scaled, CONTRACT.interface), CONTRACT)
+    assert proof.check(policy, least=False).verdict is Verdict.PROVED
+
+
+def test_scaling_a_weight_to_the_limit_leaves_nearly_all_of_it() -> None:
+    module = returning("request.waited_us - min(request.num_prompt_tokens - request.num_cached_tokens, 9_000) * 90_000")
+    text = to_source(within_limit(module, decision_palette(CONTRACT, module, "score")))
+    assert "num_cached_tokens, 9000) * 66666" in text  # 9,000 * 66,666 <= 600 s < 9,000 * 66,667
+
+
+def test_a_field_without_a_ceiling_is_clamped_to_what_the_workload_shows_before_its_weight_is_taken() -> None:
+    module = returning("request.waited_us - request.num_prompt_tokens * 70_000")
+    typical = {"score": {"request.num_prompt_tokens": (1, 4_000)}}
+    text = to_source(within_limit(module, decision_palette(CONTRACT, module, "score", typical)))
+    assert "min(request.num_prompt_tokens, 4000) * 70000" in text
+
+
+def test_most_variations_of_the_baselines_keep_the_aging_bound() -> None:
+    drafts = [draft for draft in SearchProposer().propose(context(), slots(200)) if draft.move != "renew"]
+    kept = 0
+    for draft in drafts:
+        module = parse(draft.source, CONTRACT.interface)
+        palette = decision_palette(CONTRACT, module, "score")
+        assert palette.aging is not None
+        found = bound(module, palette, palette.aging)
+        kept += found is not None and found <= palette.aging.limit
+    assert kept > 0.95 * len(drafts)
+
+
+def test_a_field_is_exchanged_for_or_joined_with_one_of_its_unit_and_the_constants_stay() -> None:
+    module = returning("request.waited_us - min(request.num_prompt_tokens, 8_192) * 10_000")
+    written: Counter[str] = Counter()
+    for seed in range(300):
+        changed = swap_field(Workbench(CONTRACT, module, Random(seed)))
+        if changed is not None:
+            text = to_source(changed).split("return ")[1].strip()
+            assert text.count("8192") == text.count("10000") == 1
+            written[text] += 1
+    for tokens in (
+        "request.num_cached_tokens",
+        "max(request.num_prompt_tokens - request.num_cached_tokens, 0)",
+        "request.num_prompt_tokens + request.max_tokens",
+    ):
+        assert written[f"request.waited_us - min({tokens}, 8192) * 10000"] > 0
