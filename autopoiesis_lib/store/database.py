@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from . import schema as tables
 from .opening import first_line, locate, prepare, sqlite_pragmas
@@ -63,8 +63,14 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
-        with self._engine.begin() as connection:
-            yield connection
+        """One transaction; `StoreError` when the database is locked for longer than the timeout, full or out of reach."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise StoreError(
+                f"store {self.url} cannot be written: {first_line(error.orig or error)}; nothing was written, try again"
+            ) from None
 
     # runs and candidates
 

@@ -2,8 +2,8 @@
 
     --scheduler-cls tests.adapters.faulty_scheduler.make_scheduler
 
-The test writes a fault's name into `FAULTS_FOLDER/wanted`; a thread in the engine puts it in and writes the name into
-`FAULTS_FOLDER/present`. An empty name takes out what was put in.
+The test writes a fault's name into `FAULTS_FOLDER/wanted`; a thread in the engine takes out what it put in before, puts
+this in, and removes the file (which works on a full disk too). An empty name only takes out.
 """
 
 import os
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from autopoiesis_adapters.channel import write_atomically
 from autopoiesis_adapters.vllm import make_scheduler as make_honest_scheduler
 from autopoiesis_adapters.vllm.engine_side import ENGINE_FIELDS
 
-__all__ = ["FAULTS", "FAULTS_FOLDER", "LATE_S", "make_scheduler"]
+__all__ = ["FAULTS", "FAULTS_FOLDER", "LATE_S", "WANTED", "make_scheduler"]
 
 FAULTS_FOLDER = "FAULTS_FOLDER"
-LATE_S = 0.15
+WANTED = "wanted"
+LATE_S = 0.5
 """How long a slow decision takes; the server's deadline must be shorter."""
 HOUR_NS = 3_600_000_000_000
 
@@ -65,13 +65,13 @@ class Misled:
         return int(self._honest.argmax(columns, tiebreak, *context, n=n))
 
 
-def misled(pick: Callable[[Any, Any], int | None], times: int = 1_000_000, **more: Any) -> Fault:
-    """The active policy misbehaves so many times; it is taken out by whoever publishes the next one."""
+def misled(pick: Callable[[Any, Any], int | None], times: int = 1_000_000, seat: str = "active", **more: Any) -> Fault:
+    """The policy in a seat misbehaves so many times; it is taken out by whoever publishes the next one."""
 
     @contextmanager
     def fault(side: Any) -> Iterator[None]:
-        active = side.governor.active
-        side.governor.active = replace(active, scorer=Misled(active.scorer, pick, times), **more)
+        policy = getattr(side.governor, seat)
+        setattr(side.governor, seat, replace(policy, scorer=Misled(policy.scorer, pick, times), **more))
         yield
 
     return fault
@@ -126,6 +126,8 @@ FAULTS: Mapping[str, Fault] = {
     "picks-beyond-the-end": misled(lambda _columns, _seqs: 10_000),
     "picks-nobody": misled(lambda _columns, _seqs: -1),
     "picks-the-youngest": misled(lambda _columns, seqs: int(np.argmax(seqs)), aging_us=0),
+    "shadow-raises": misled(raising, seat="shadow"),
+    "shadow-picks-beyond-the-end": misled(lambda _columns, _seqs: 10_000, seat="shadow"),
     "one-slow-decision": misled(slow, times=1),
     "slow-decisions": misled(slow),
     "clock-jumps-back": jumped(-1),
@@ -139,7 +141,7 @@ FAULTS: Mapping[str, Fault] = {
     "bug-in-the-pick": lambda side: replaced(side.governor, "read_engine", raising),
     "bug-after-the-step": lambda side: replaced(side, "_record", raising),
     "bug-when-a-request-leaves": lambda side: replaced(side.telemetry, "finished", raising),
-    "bug-in-the-prefix-cache-look-up": lambda side: replaced(side.columns, "_cached_tokens", raising),
+    "bug-in-the-prefix-cache-look-up": lambda side: replaced(side, "_look_up", raising),
     "watcher-dies": lambda side: replaced(side.watcher, "look", ended),
 }
 
@@ -153,20 +155,16 @@ def make_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _sabotage(side: Any, folder: Path) -> None:
-    present, fault = "", None
+    fault = None
     while True:
         time.sleep(0.01)
         try:
-            wanted = (folder / "wanted").read_text()
+            wanted = (folder / WANTED).read_text()
         except FileNotFoundError:
-            continue
-        if wanted == present:
             continue
         if fault is not None:
             fault.__exit__(None, None, None)
-            fault = None
-        if wanted:
-            fault = FAULTS[wanted](side)
+        fault = FAULTS[wanted](side) if wanted else None
+        if fault is not None:
             fault.__enter__()
-        present = wanted
-        write_atomically(folder / "present", present)
+        (folder / WANTED).unlink()

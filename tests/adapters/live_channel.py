@@ -1,9 +1,13 @@
 """A signed channel and the live server on it, with what the fault tests do to either."""
 
 import json
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.signing import SigningKey, load_key, new_key, sign
 
-from .live_server import Server, serve
+from .live_server import Server
 
 CLIENTS = 16
 
@@ -37,9 +41,9 @@ class Certified:
         return self.certificate.model_dump_json()
 
 
-def certified(weight: int, key: SigningKey) -> Certified:
-    """Shortest prompt first; a prompt token weighs as much as so many microseconds. Each weight is a policy of its own."""
-    source = BASELINES["shortest-prompt-aging"].replace("10_000", str(weight))
+def certified(weight: int, key: SigningKey, baseline: str = "shortest-prompt-aging") -> Certified:
+    """A baseline in which a prompt token weighs as much as so many microseconds. Each weight is a policy of its own."""
+    source = BASELINES[baseline].replace("10_000", str(weight))
     policy = Policy.from_source(source, RequestOrdering())
     return Certified(policy, sign(verify(policy), key))
 
@@ -56,13 +60,23 @@ class Live:
 
     server: Server
     keys: Path
+    """The folder of trusted public keys."""
+    key_folder: Path
+    """Where the fleet's key pair lies."""
     key: SigningKey
     stranger: SigningKey
     """Its public half is not among the trusted keys."""
     saboteur: Path
     good: Certified
+    unwanted: Certified
+    """As good, but it always comes in some way in which it must be refused, so this engine never runs it."""
+    cached_prefix: Certified
+    """A policy that asks the prefix cache."""
+    spares: Iterator[Certified]
+    """Policies as good, made before anybody is served: proving takes CPU time that the server needs."""
     expected: Mapping[int, list[int]] = field(default_factory=dict)
-    _weights: "count[int]" = field(default_factory=lambda: count(9_999, -1))
+    answered: int = 0
+    """Answers that clients got, all of them the expected ones."""
 
     @property
     def channel(self) -> Channel:
@@ -71,19 +85,57 @@ class Live:
 
     def fresh(self) -> Certified:
         """A policy that this engine has never seen."""
-        return certified(next(self._weights), self.key)
+        return next(self.spares)
 
     def publish(self, wanted: Certified, **how: Any) -> None:
         """Publish a policy properly."""
         self.channel.publish(wanted.digest, wanted.policy.source, wanted.text, **how)
 
     def offer(self, change: Callable[[Certificate], Certificate | str]) -> None:
-        """Publish a policy never seen with its certificate changed."""
-        wanted = self.fresh()
+        """Publish the unwanted policy with its certificate changed."""
+        wanted = self.unwanted
         text = change(wanted.certificate)
         self.channel.publish(
             wanted.digest, wanted.policy.source, text if isinstance(text, str) else text.model_dump_json()
         )
+
+    @contextmanager
+    def clients(self, patient: bool = False) -> Iterator[None]:
+        """Clients that ask one thing after the other until the block is left; every answer must be the usual one.
+
+        Patient ones ask again when the server is not there.
+        """
+        done, lock = threading.Event(), threading.Lock()
+
+        def client(first: int) -> None:
+            for number in count(first):
+                if done.is_set():
+                    return
+                self._ask(number % CLIENTS, patient)
+                with lock:
+                    self.answered += 1
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            serving = [pool.submit(client, first) for first in range(CLIENTS)]
+            try:
+                yield
+            finally:
+                done.set()
+                failures = [error for error in (one.exception() for one in serving) if error is not None]
+        if failures:
+            raise failures[0]
+
+    def _ask(self, number: int, patient: bool) -> None:
+        ends = time.monotonic() + 300
+        while True:
+            try:
+                _, tokens = self.server.complete(number)
+                break
+            except (OSError, HTTPException):
+                if not patient or time.monotonic() > ends:
+                    raise
+                time.sleep(0.5)
+        assert tokens == self.expected[number], f"the answer to {number} changed"
 
     def recover(self, wanted: Certified | None = None) -> None:
         """Publish a policy (the good one), and wait until it decides; fails when it does not within seconds."""
@@ -95,32 +147,62 @@ class Live:
             f"policy {wanted.digest[:12]} decides again",
         )
 
-    def until(self, holds: Callable[[dict[str, float]], bool], what: str, seconds: float = 20.0) -> dict[str, float]:
-        """Wait until the engine's metrics say so, with a request now and then: an idle engine takes no step."""
+    def until(self, holds: Callable[[dict[str, float]], bool], what: str, seconds: float = 60.0) -> dict[str, float]:
+        """Wait until the engine's metrics say so; somebody must be asking, as an idle engine takes no step."""
         ends = time.monotonic() + seconds
         while True:
             now = self.server.samples()
             if holds(now):
                 return now
             assert time.monotonic() < ends, f"the metrics never showed that {what}: {now}"
-            number, tokens = self.server.complete(1)
-            assert not self.expected or tokens == self.expected[number]
             time.sleep(0.02)
 
-    def serve_with(self, fault: Callable[[], object]) -> None:
-        """All clients at once, and the fault when a few have their answers; every answer must be the usual one."""
-        _, tokens = serve(self.server, CLIENTS, after=3, then=fault)
-        assert tokens == self.expected, "an answer changed"
+    def rises(self, counter: str, since: Mapping[str, float]) -> dict[str, float]:
+        """Wait until a counter is above what it was; returns all of them as they are then."""
+        before = since.get(counter, 0)
+        return self.until(lambda now: now.get(counter, 0) > before, f"{counter} rises above {before}")
 
-    def sabotage(self, fault: str) -> None:
-        """Break something inside the engine process; an empty name mends it."""
-        write_atomically(self.saboteur / "wanted", fault)
-        for _ in range(500):
-            present = self.saboteur / "present"
-            if (present.read_text() if present.exists() else "") == fault:
-                return
+    def goes_on_deciding(self, digest: str) -> None:
+        """The policy picks requests, now and from now on."""
+        now = self.server.samples()
+        assert deciding(now) == digest, f"{deciding(now)[:12]} decides, not {digest[:12]}"
+        made = now["autopoiesis_decisions_total"]
+        self.until(lambda now: now["autopoiesis_decisions_total"] > made + 3, "decisions are made")
+        assert deciding(self.server.samples()) == digest
+
+    def serves_without_a_policy(self) -> None:
+        """As many answers as there are clients, and not one decision by a policy."""
+        before = self.until(lambda now: deciding(now) == "built-in", "the built-in order decides")
+        answered = self.answered
+        now = self.until(lambda _now: self.answered >= answered + CLIENTS, "the built-in order serves")
+        assert deciding(now) == "built-in"
+        assert now["autopoiesis_decisions_total"] == before["autopoiesis_decisions_total"]
+
+    def status(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The engine's own report in the channel, once it says so."""
+        for _ in range(200):
+            found = self.channel.engines().get("engine-0", {})
+            if found and holds(found):
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"the engine never reported it: {found}")
+
+    @contextmanager
+    def sabotage(self, fault: str) -> Iterator[None]:
+        """Something is broken inside the engine process; mended in the end."""
+        self._command(fault)
+        try:
+            yield
+        finally:
+            self._command("")
+
+    def _command(self, fault: str) -> None:
+        wanted = self.saboteur / "wanted"
+        write_atomically(wanted, fault)
+        ends = time.monotonic() + 20
+        while wanted.exists():
+            assert time.monotonic() < ends, f"the engine process never took in the fault {fault!r}"
             time.sleep(0.01)
-        raise AssertionError(f"the engine process never took in the fault {fault!r}")
 
     def notice(self, **changes: Any) -> str:
         """The text of the next notice of the good policy, with some things changed."""

@@ -37,13 +37,21 @@ class Server:
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     """On top of this process's own and of what makes an engine small."""
-    scheduler: str = SCHEDULER
+    max_tokens: int = 6
+    """Of each answer."""
+    scheduler: str | None = SCHEDULER
+    """None: vLLM as it comes, without the adapter."""
     port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        """Start it and wait until it answers; fails with the end of its log when it ends instead."""
+        """Start it and wait until it answers."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it."""
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -56,12 +64,17 @@ class Server:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
         command += ["--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "float32", "--max-model-len", "512"]
         command += ["--max-num-seqs", "2", "--enforce-eager", "--no-enable-prefix-caching", "--port", str(self.port)]
-        command += ["--scheduler-cls", self.scheduler]
+        if self.scheduler is not None:
+            command += ["--scheduler-cls", self.scheduler]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        for _ in range(600):
+
+    def wait(self) -> None:
+        """Until it answers; fails with the end of its log when it ends instead."""
+        assert self.process is not None
+        for _ in range(1_200):
             assert self.process.poll() is None, self.log.read_text()[-3_000:]
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1).close()
@@ -93,7 +106,7 @@ class Server:
         body = {
             "model": str(self.model),
             "prompt": [(7 * number + 3 * k) % 31_000 + 3 for k in range(length)],
-            "max_tokens": 6,
+            "max_tokens": self.max_tokens,
             "temperature": 0,
             "ignore_eos": True,
             "return_token_ids": True,
@@ -117,6 +130,17 @@ class Server:
                 found[sample.name + (f"[{labels}]" if labels else "")] = sample.value
         return found
 
+    def answered(self) -> int:
+        """Requests that the front end says it answered in full."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        return sum(
+            int(sample.value)
+            for family in families
+            for sample in family.samples
+            if sample.name == "vllm:request_success_total" and sample.labels["finished_reason"] == "length"
+        )
+
     def status(self, wanted: str | None) -> dict[str, Any]:
         """The engine's own report, once it names the digest wanted."""
         for _ in range(200):
@@ -129,9 +153,11 @@ class Server:
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """The server, started, and stopped in the end."""
+    """The server, started, and stopped in the end; one that was launched before is waited for."""
     try:
-        server.start()
+        if server.process is None:
+            server.launch()
+        server.wait()
         yield server
     finally:
         server.stop()
@@ -151,3 +177,13 @@ def serve(
             if len(order) == after:
                 then()
     return order, tokens
+
+
+def go_away(server: Server, number: int) -> None:
+    """A client asks for a long answer and hangs up."""
+    request = server.call(number, max_tokens=200)
+    assert isinstance(request.data, bytes)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(request.data)}\r\n"
+        client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + request.data)
+        time.sleep(0.3)

@@ -231,6 +231,14 @@ def test_an_exception_in_our_own_code_never_reaches_the_engine(bench: Bench, whe
     assert seen["autopoiesis_faults_total[adapter]"] >= 1 and seen["autopoiesis_quarantined"] == 0
 
 
+def test_a_prefix_cache_that_cannot_be_asked_costs_a_hint_and_no_request(bench: Bench) -> None:
+    activate(bench, verified("longest-cached-prefix-aging"))
+    bench.step()
+    bench.scheduler.autopoiesis._look_up = raising
+    seen = serve_all(bench)
+    assert seen["autopoiesis_faults_total[adapter]"] >= 1 and seen["autopoiesis_quarantined"] == 0
+
+
 def test_a_dead_watcher_thread_is_started_again(bench: Bench) -> None:
     side = bench.scheduler.autopoiesis
 
@@ -405,6 +413,19 @@ def test_a_quarantine_leaves_a_dump_that_shows_the_state(model: Path, tmp_path: 
     assert content["kind"] == "exception" and content["detail"] == "ZeroDivisionError: a bug"
     assert np.array(content["columns"]).shape == (7, len(content["stamps"]))
     assert Channel(tmp_path).engines()["engine-0"]["quarantined"] == {"f" * 64: "exception: ZeroDivisionError: a bug"}
+
+
+def test_a_dump_that_could_not_be_written_is_written_when_there_is_room_again(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    bench = channel_bench(model, tmp_path)
+    (tmp_path / "quarantine").write_text("a full disk looks like this to us: every write fails")
+    activate(bench, faulty(good_until(3, fail)))
+    watcher = bench.scheduler.autopoiesis.watcher
+    serve_all(bench, lambda _bench: watcher.look())
+    (tmp_path / "quarantine").unlink()
+    for _ in range(2):
+        watcher.look()
+    (dump,) = (tmp_path / "quarantine").glob("*.json")
+    assert json.loads(dump.read_text())["kind"] == "exception"
 
 
 def test_an_unknown_setting_is_named(model: Path) -> None:  # noqa: F811

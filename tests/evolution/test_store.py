@@ -169,3 +169,19 @@ def test_a_password_in_a_url_is_never_shown() -> None:
     with pytest.raises(StoreError) as caught:
         Store.open("postgresql://user:hunter2@127.0.0.1:1/x")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_store_that_stays_locked_is_a_typed_error_and_can_be_written_afterwards(tmp_path: Path) -> None:
+    """A control plane tries again in its next round; any other exception would end it."""
+    store = Store.open(tmp_path / "store.db")
+    sa.event.listen(store._engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout=20"))
+    store.close()  # connections made from now on wait 20 ms instead of a minute
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreError, match=r"cannot be written: database is locked; nothing was written, try again"):
+        store.log_deployment("channel", "watch", actor="test")
+    other.execute("ROLLBACK")
+    other.close()
+    store.log_deployment("channel", "watch", actor="test")
+    assert [row.action for row in store.deployments("channel")] == ["watch"]
+    store.close()

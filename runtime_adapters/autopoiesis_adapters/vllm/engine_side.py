@@ -331,9 +331,17 @@ class EngineSide:
         )
 
     def _cached_tokens(self, request: Any) -> int:
+        # vLLM itself asks us here, when it hands us a request: what is raised now would end the engine.
+        try:
+            return self._look_up(request)
+        except Exception as error:
+            self.governor.drop("adapter", f"{type(error).__name__}: {error}")
+            return 0  # the field is a hint and 0 says unknown
+
+    def _look_up(self, request: Any) -> int:
         scheduler = self._scheduler
         if getattr(scheduler, "enable_kv_cache_events", False):
-            return 0  # looking up would publish cache events of its own; the field is a hint and 0 says unknown
+            return 0  # unknown: looking up would publish cache events of its own
         cached = int(scheduler.kv_cache_manager.get_computed_blocks(request)[1])
         return min(cached, int(request.num_prompt_tokens))
 

@@ -78,6 +78,8 @@ class Watcher:
         """Slots whose notice, or what it names, could not be read -> when to try again."""
         self._said: dict[str, str] = {}
         """What each piece of the work last failed of: a condition that lasts is logged once, not once a round."""
+        self._undumped: Fault | None = None
+        """A fault whose dump could not be written yet: a full disk must not cost what a person needs to see."""
         self._starting = True
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
@@ -264,19 +266,22 @@ class Watcher:
         logger.warning("autopoiesis: refused: %s", self.refusal)
 
     def _write_faults(self) -> None:
-        while not self.faults.empty():
-            fault = self.faults.get()
-            logger.warning(
-                "autopoiesis: %s: %s under policy %s: %s; %s%s",
-                fault.contract,
-                fault.kind,
-                fault.digest[:12],
-                fault.detail,
-                "it was in shadow" if fault.shadow else "served by the built-in rule",
-                " and quarantined the policy" if fault.quarantined else "",
-            )
+        while self._undumped is not None or not self.faults.empty():
+            fault = self._undumped or self.faults.get()
+            if fault is not self._undumped:
+                logger.warning(
+                    "autopoiesis: %s: %s under policy %s: %s; %s%s",
+                    fault.contract,
+                    fault.kind,
+                    fault.digest[:12],
+                    fault.detail,
+                    "it was in shadow" if fault.shadow else "served by the built-in rule",
+                    " and quarantined the policy" if fault.quarantined else "",
+                )
+            self._undumped = fault
             if self._channel is not None:
                 self._channel.dump(f"{fault.digest[:16] or 'none'}-{fault.kind}-{fault.at_us}", _dump(fault))
+            self._undumped = None
 
     def _write_telemetry(self, force: bool = False) -> None:
         if self._telemetry is None or self._channel is None:
