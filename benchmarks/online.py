@@ -68,7 +68,7 @@ UNMODIFIED, COLD, LOOP = "unmodified", "loop-cold", "loop"
 LOOPS = (COLD, LOOP)
 ARMS = (UNMODIFIED, *STATIC, *LOOPS)
 WATCH = (
-    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--evolve-window", "20", "--candidates", "128",
+    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--evolve-window", "20", "--candidates", "256",
     "--seconds", "20", "--canary", "10", "--min-requests", "30", "--workers", "1", "--idle",
 )  # fmt: skip
 WARM_UP = 8
@@ -178,7 +178,16 @@ def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> I
         yield
         return
     command = [sys.executable, "-m", "autopoiesis_cli", "watch", "--channel", str(channel.root)]
-    command += ["--store", str(root / "store.db"), "--key", "fleet", "--keys", str(root / "keys"), "--seed", str(rep + 1)]
+    command += [
+        "--store",
+        str(root / "store.db"),
+        "--key",
+        "fleet",
+        "--keys",
+        str(root / "keys"),
+        "--seed",
+        str(rep + 1),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (logs / f"{rep}-{arm}-watch.log").open("wb") as out:
         process = subprocess.Popen([*command, *WATCH], env=environment, stdout=out, stderr=subprocess.STDOUT)

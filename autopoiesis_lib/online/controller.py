@@ -47,6 +47,8 @@ MAX_WARM_START = 12
 """Policies that an evolution starts from besides the contract's baselines."""
 TRAIN = 0.75
 """Share of a window's requests to evolve on. What came later judges, and goes on coming while the evolution runs."""
+WORTH = 0.03
+"""Gain below which a candidate that is not better beyond noise is not waited for: other answers could be sought meanwhile."""
 LOOKS = 2
 """How often a policy is compared with the active one on a growing stretch of telemetry before it is given up."""
 
@@ -478,7 +480,7 @@ class Controller(AbstractContextManager["Controller"]):
         self.rollout.note("evidence", state.candidate, stage=str(state.stage), look=start.looks, **evidence.to_json())
         if evidence.better:
             return evidence
-        if start.looks < LOOKS and not evidence.worse:
+        if start.looks < LOOKS and evidence.reduction >= WORTH:
             return f"shadow: {short}, {evidence.reduction:+.0%}, is looked at again after another window"
         self.rollout.reject("not better beyond noise on what it was not evolved on")
         return f"rejected: {short} is not better beyond noise on what it was not evolved on"
