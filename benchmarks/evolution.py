@@ -134,10 +134,10 @@ def _program() -> str:
 
 
 WINDOWS: Mapping[str, int] = {"azure-conv": 4, "azure-code": 4, "mooncake": 4, "phase-shift": 12}
-"""Into how many consecutive windows of equal numbers of requests a trace is cut: the odd ones train, the even ones judge. The
-two halves of a trace are different traffic (Mooncake's second is nine times as congested as its first), and which search is better would be told by
-which overfits the luckier way; whether a policy outlives a change is what the live comparison is about. Of the generated trace
-each phase is cut in two."""
+"""Into how many consecutive windows of equal numbers of requests a trace is cut: the odd ones train, the even ones judge.
+The two halves of a trace are different traffic (Mooncake's second is nine times as congested as its first), and which search is
+better would be told by which overfits the luckier way; whether a policy outlives a change is what the live comparison is about.
+Of the generated trace each phase is cut in two."""
 
 
 def evaluator_named(name: str, contract: Contract) -> SimulationEvaluator:
