@@ -222,7 +222,8 @@ def _diary(root: Path, channel: Channel, begin: float) -> list[dict[str, Any]]:
 def table(cells: Sequence[Cell], jobs: Sequence[Job], console: Console) -> None:
     """The comparison over the repetitions that every arm has finished."""
     arms = [arm for arm in ARMS if any(cell.arm == arm for cell in cells)]
-    reps = sorted(set.intersection(*({cell.rep for cell in cells if cell.arm == arm} for arm in arms)))
+    ran = [{cell.rep for cell in cells if cell.arm == arm} for arm in arms]
+    reps = sorted(set.intersection(*ran)) if ran else []
     if not reps or UNMODIFIED not in arms:
         console.print("no repetition has the unmodified engine and all other arms yet")
         return

@@ -84,6 +84,8 @@ class WatchSettings:
     canary_timeout_s: float = CANARY_BOUND_S
     """Wall seconds after which a canary without enough telemetry is rolled back."""
     guards: Guards = field(default_factory=Guards)
+    allow_single_solver: bool = False
+    """Publish proofs that only one solver finished; engines must allow them too."""
     poll_s: float = 1.0
 
     @property
@@ -343,6 +345,10 @@ class Controller(AbstractContextManager["Controller"]):
         except Rejected as error:
             self.rollout.note("refused", candidate.digest, reason=str(error))
             return f"no candidate: {short} did not pass the gates: {error}"
+        if certificate.single_solver and not self.settings.allow_single_solver:
+            reason = f"only one solver proved `{certificate.single_solver[0]}`"  # engines would refuse it
+            self.rollout.note("refused", candidate.digest, reason=reason)
+            return f"no candidate: {short}: {reason}"
         self.rollout.propose(certificate if self.key is None else sign(certificate, self.key))
         return None
 

@@ -82,6 +82,12 @@ def watch(
     allow_unsigned: Annotated[
         bool, typer.Option("--allow-unsigned", help="Publish without signatures; engines must allow it too.")
     ] = False,
+    allow_single_solver: Annotated[
+        bool,
+        typer.Option(
+            "--allow-single-solver", help="Publish proofs that only one solver finished; engines must allow it too."
+        ),
+    ] = False,
     state: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where windows are kept; default: CHANNEL/controller.")
     ] = None,
@@ -121,6 +127,7 @@ def watch(
         seed=seed,
         workers=workers,
         canary_s=canary,
+        allow_single_solver=allow_single_solver,
     )
     with closing(Store.open(store)) as opened:
         rollout = _rollout(opened, channel, contract, "watch", canary_channel, require_approval)

@@ -15,7 +15,7 @@ import pytest
 from autopoiesis_adapters.channel import Channel
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
-from autopoiesis_lib import Policy
+from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.evolution import Budget, Limits
 from autopoiesis_lib.online.controller import Controller, ControllerError, WatchSettings
 from autopoiesis_lib.online.drift import DriftSettings
@@ -352,3 +352,20 @@ def test_a_slower_engine_is_drift_in_speed(tmp_path: Path) -> None:
     assert "no drift" not in said
     assert controller.last_drift is not None
     assert np.isclose(controller.last_drift.statistic, 4 / 2_000, atol=0.01)
+
+
+def test_a_proof_that_only_one_solver_finished_is_not_published_unless_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, evolve_first=True, known_first=True)
+    monkeypatch.setattr("autopoiesis_lib.online.controller.verify", _by_one_solver)
+    with controlling(tmp_path, settings) as controller:
+        live = engine(tmp_path)
+        live.serve(crowded(1))
+        assert "only one solver proved" in controller.tick()
+        assert Channel(tmp_path / "channel").read() is None
+        assert controller.rollout.state.stage is Stage.IDLE
+
+
+def _by_one_solver(policy: Policy) -> Certificate:
+    return verify(policy).model_copy(update={"single_solver": ("ages",)})
