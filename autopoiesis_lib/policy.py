@@ -78,7 +78,7 @@ class Policy:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the normalised text (no comments, docstrings or layout) and of the contract."""
-        text = to_source(self.module, docstrings=False)
+        text = to_source(self.module)
         return hashlib.sha256(f"{text}\x1f{self.contract.digest}".encode()).hexdigest()
 
     @cached_property

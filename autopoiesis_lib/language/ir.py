@@ -6,6 +6,7 @@ identified by object identity (`id`), so that a pass can talk about "this divisi
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Literal
 
 from ..view import Domain, View
@@ -294,14 +295,27 @@ class Interface:
     """The worst-case operation count a decision may have."""
 
 
-def children(node: Node) -> Iterator[Node]:
-    """The nodes directly below one."""
-    for item in fields(node):
-        value = getattr(node, item.name)
+@cache
+def part_names(kind: type[Node]) -> tuple[str, ...]:
+    """The fields in which a kind of node may hold other nodes."""
+    return tuple(item.name for item in fields(kind) if item.init and item.name not in _PLAIN)
+
+
+_PLAIN = frozenset(
+    {"line", "is_bool", "name", "view", "op", "ops", "function", "params", "returns_bool", "doc", "start", "stop", "step"}
+)
+
+
+def children(node: Node) -> list[Node]:
+    """The nodes directly below one, in source order."""
+    found: list[Node] = []
+    for name in part_names(type(node)):
+        value = getattr(node, name)
         if isinstance(value, Node):
-            yield value
+            found.append(value)
         elif isinstance(value, tuple):
-            yield from (entry for entry in value if isinstance(entry, Node))
+            found += value
+    return found
 
 
 def walk(node: Node) -> Iterator[Node]:
@@ -310,4 +324,6 @@ def walk(node: Node) -> Iterator[Node]:
     while stack:
         current = stack.pop()
         yield current
-        stack.extend(reversed(list(children(current))))
+        below = children(current)
+        below.reverse()
+        stack += below

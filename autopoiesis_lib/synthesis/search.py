@@ -82,7 +82,7 @@ class SearchProposer:
     ) -> Draft:
         contract = context.contract
         names, weights = list(self.moves), list(self.moves.values())
-        before = to_source(module, docstrings=False)
+        before = to_source(module)
         for _ in range(TRIES):
             chosen = rng.choices(names, weights)[0]
             bench = Workbench(contract, module, rng, mate[1] if mate is not None else None, sigma, context.typical)
@@ -92,7 +92,7 @@ class SearchProposer:
             if chosen != "tune" and rng.random() < 0.3:
                 changed = tuned(changed, rng, sigma, share=None) or changed
             changed = simplified(changed)
-            if size(changed) > MAX_SIZE or to_source(changed, docstrings=False) == before:
+            if size(changed) > MAX_SIZE or to_source(changed) == before:
                 continue
             made_from = (parent.id, mate[0].id) if chosen == "crossover" and mate is not None else (parent.id,)
             return _printed(changed, contract, chosen, made_from, {"sigma": sigma})
