@@ -155,23 +155,22 @@ class Store:
 
     def commit(self, run: str, row: CandidateRow) -> None:
         """Record what became of one candidate: the checkpoint."""
+        values = {
+            "run": run,
+            "id": row.id,
+            "verdict": row.verdict,
+            "gate": row.gate,
+            "detail": row.detail,
+            "digest": row.digest,
+            "fingerprint": row.fingerprint,
+            "descriptor": row.descriptor,
+            "counterexample": _plain(row.counterexample),
+            "scores": _plain(row.scores),
+            "fitness": row.fitness,
+            "seconds": dict(row.seconds),
+        }
         with self._write() as connection:
-            connection.execute(
-                tables.candidates.insert().values(
-                    run=run,
-                    id=row.id,
-                    verdict=row.verdict,
-                    gate=row.gate,
-                    detail=row.detail,
-                    digest=row.digest,
-                    fingerprint=row.fingerprint,
-                    descriptor=row.descriptor,
-                    counterexample=_plain(row.counterexample),
-                    scores=_plain(row.scores),
-                    fitness=row.fitness,
-                    seconds=dict(row.seconds),
-                )
-            )
+            connection.execute(_INSERT_CANDIDATE, values)
 
     def proposals(self, run: str) -> list[ProposalRow]:
         """All proposals of a run by id."""
@@ -365,6 +364,10 @@ class Store:
         if row is None:
             raise StoreError(f"store {self.url} has no {what} {digest[:16]}; check --store")
         return dict(row)
+
+
+_INSERT_CANDIDATE = tables.candidates.insert()
+"""One statement for every checkpoint, so that SQLAlchemy compiles it once."""
 
 
 def _plain(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
