@@ -171,7 +171,7 @@ class _Server:
         from mypy.server.update import FineGrainedBuildManager
 
         self._files.flush()
-        sources = [BuildSource(str(self._root / f"{name}.py"), name) for name in ("candidate", "conformance")]
+        sources = [BuildSource(str(self._root / name), _module(name)) for name in self._written]
         try:
             result = build(sources=sources, options=self._options(), fscache=self._files)
         except CompileError as error:
@@ -197,6 +197,7 @@ class _Server:
         options = Options()
         options.mypy_path = [str(self._root)]
         options.raise_exceptions = True
+        options.fast_module_lookup = True  # in the sources first: mypy otherwise lists every directory on its path
         options.incremental = True
         options.fine_grained_incremental = True
         options.use_fine_grained_cache = False
