@@ -14,7 +14,7 @@ import z3
 
 from ..contract import Formula, FormulaParam
 from ..language.ir import Signature
-from ..language.ranges import Ranges, analyse
+from ..language.ranges import Ranges
 from ..language.smt import Encoder, SymbolicView, Term, TooComplex, as_int, conjunction, negation, symbolic_scalar
 from ..policy import Policy
 from .counterexample import Evaluator
@@ -80,7 +80,7 @@ def prove_safety(
     started = time.perf_counter()
     params = [FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params]
     scope = scope_of(policy.contract, params)
-    ranges = analyse(policy.module, signature)
+    ranges = policy.ranges[signature.name]
     encoder = Encoder(policy.module, ranges)
     value = as_int(encoder.call(signature.name, [scope.symbols[param.name] for param in params]))
     violations = [obligation.negation() for obligation in encoder.obligations]
@@ -177,13 +177,12 @@ class Violation:
 def violation_of(policy: Policy, formula: Formula) -> Violation:
     """The negation of an invariant for this policy."""
     scope = scope_of(policy.contract, formula.params)
-    ranges = {name: analyse(policy.module, signature) for name, signature in policy.contract.decisions.items()}
     known: dict[tuple[str, ...], Term] = {}
 
     def oracle(name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
         key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
         if key not in known:
-            known[key] = Encoder(policy.module, ranges[name]).call(name, arguments)
+            known[key] = Encoder(policy.module, policy.ranges[name]).call(name, arguments)
         return known[key]
 
     holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)

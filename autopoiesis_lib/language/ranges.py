@@ -37,7 +37,7 @@ from .ir import (
     ViewRef,
 )
 
-__all__ = ["Interval", "Ranges", "analyse"]
+__all__ = ["Interval", "Ranges", "analyse", "analyse_formula", "view_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,19 @@ def analyse(module: Module, signature: Signature) -> Ranges:
     return analysis.ranges
 
 
+def analyse_formula(
+    function: Function, arguments: Sequence["Interval | Rows"], answers: Mapping[str, Interval]
+) -> Ranges:
+    """The ranges of a formula that calls decisions, of which no more is known than the intervals they answer in."""
+    analysis = _Analysis(Module({}, {}), answers)
+    analysis.ranges.result = analysis.call(function, arguments)
+    return analysis.ranges
+
+
 class _Analysis:
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, answers: Mapping[str, Interval] | None = None) -> None:
         self.module = module
+        self.answers = answers or {}
         self.ranges = Ranges(FALSE)
 
     def call(self, function: Function, arguments: Sequence["Interval | Rows"]) -> Interval:
@@ -237,6 +247,8 @@ class _Analysis:
                     environment[item.name] if isinstance(item, ViewRef) else self.expression(item, environment)
                     for item in arguments
                 ]
+                if name in self.answers:
+                    return self.answers[name]
                 return self.call(self.module.functions[name], values_or_rows)
 
     def binary(self, node: Binary, environment: Environment) -> Interval:
