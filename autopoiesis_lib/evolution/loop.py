@@ -208,8 +208,9 @@ class _Run:
                 if row.id in committed:
                     self._count(row)
                 self.archive.add(by_id[row.id], row)
-                if row.counterexample is not None:
-                    self.store.put_counterexample(self.contract.digest, _regression(row.counterexample))
+            examples = [_regression(row.counterexample) for row in rows if row.counterexample is not None]
+            if examples:
+                self.store.put_counterexamples(self.contract.digest, examples)
             self.generation += 1
             if self.generation % MIGRATION_EVERY == 0:
                 self.archive.migrate()
@@ -312,7 +313,7 @@ class _Run:
     def _regressions(self) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
         names = {formula.name for formula in self.contract.invariants}
-        for example in reversed(self.store.counterexamples(self.contract.digest)[-MAX_REGRESSIONS:]):
+        for example in reversed(self.store.counterexamples(self.contract.digest, newest=MAX_REGRESSIONS)):
             if example["obligation"] in names:
                 found.setdefault(example["obligation"], []).append(example["arguments"])
         return found

@@ -3,6 +3,8 @@
 Candidate text is parsed and re-generated from the IR, never executed as it was written.
 """
 
+import gc
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from ..gates import quick_fuzz, ranges, types
 from ..gates.cache import ProofCache
 from ..gates.counterexample import Arguments
 from ..gates.counterexample import Evaluator as Values
+from ..gates.trials import Trials, trials_of
 from ..gates.verdict import GateResult, Verdict
 from ..language import LanguageError
 from ..policy import Policy
@@ -22,7 +25,7 @@ from .compare import pooled
 from .evaluator import HIGHER_IS_BETTER, Evaluator, Window
 from .fingerprint import Probes, behaviour
 
-__all__ = ["Certify", "Judge", "Judged", "Measure", "Screen", "Screened", "Setup", "Worker", "fitness_of"]
+__all__ = ["Certify", "Judge", "Judged", "Measure", "Screen", "Screened", "Setup", "Worker", "fitness_of", "packed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,8 @@ class Screen:
     """Grammar, ranges, quick fuzz, and what the policy does on the probes."""
 
     source: str
-    regressions: Mapping[str, Sequence[Arguments]] = field(default_factory=dict)
-    """Kept counterexamples by invariant."""
+    regressions: bytes = b""
+    """Kept counterexamples by invariant as `packed` gives them: the same for a whole generation, and pickled once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,11 @@ class Certify:
     source: str
 
 
+def packed(regressions: Mapping[str, Sequence[Arguments]]) -> bytes:
+    """Kept counterexamples by invariant as jobs carry them."""
+    return pickle.dumps(regressions) if regressions else b""
+
+
 def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], objectives: Mapping[str, float]) -> float:
     """The weighted mean of metrics relative to the reference, 1 being as good; lower is better.
 
@@ -119,6 +127,8 @@ def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], obje
 
 
 GATE_NAMES = {"quick-fuzz": "fuzz"}
+SCREENED = 256
+"""Policies a worker remembers between their screening and their judgement, so that it does not read them twice."""
 
 
 class Worker:
@@ -126,6 +136,16 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self._screened: dict[str, Policy] = {}
+        self._regressions = b""
+        self._trials: tuple[Trials, ...] | None = None
+
+    def warm(self) -> None:
+        """Make what every job needs, so that no candidate pays for it, and keep it out of the garbage collector's way."""
+        types.warm(self.setup.contract)
+        _ = self.probes, self.trials(b"")
+        gc.collect()
+        gc.freeze()
 
     def __call__(self, job: object) -> object:
         """The answer to a job."""
@@ -135,7 +155,7 @@ class Worker:
             case Judge():
                 return self.judge(job)
             case Measure():
-                policy = Policy.from_source(job.source, self.setup.contract)
+                policy = self._policy(job.source)
                 return self.setup.evaluator.measure(policy, job.window, samples=job.samples)
             case Certify():
                 return self.certify(job)
@@ -147,12 +167,19 @@ class Worker:
         contract = self.setup.contract
         return [Probes.of(contract, name, self.setup.evaluator.probes(contract, name)) for name in contract.decisions]
 
+    def trials(self, regressions: bytes) -> tuple[Trials, ...]:
+        """What candidates are tried on; made anew when other counterexamples are kept."""
+        if self._trials is None or regressions != self._regressions:
+            kept = pickle.loads(regressions) if regressions else {}
+            self._regressions, self._trials = regressions, trials_of(self.setup.contract, kept)
+        return self._trials
+
     def screen(self, job: Screen) -> Screened:
         """The gates that cost microseconds to milliseconds."""
         seconds: dict[str, float] = {}
         started = time.perf_counter()
         try:
-            policy = Policy.from_source(job.source, self.setup.contract)
+            policy = self._policy(job.source)
             digest = policy.digest
         except LanguageError as error:
             seconds["grammar"] = time.perf_counter() - started
@@ -161,7 +188,7 @@ class Worker:
         values = Values(policy)
         checks: tuple[Callable[[], GateResult], ...] = (
             lambda: ranges.check(policy, values),
-            lambda: quick_fuzz.check(policy, values, job.regressions),
+            lambda: quick_fuzz.check(policy, values, self.trials(job.regressions)),
         )
         for check in checks:
             result = check()
@@ -171,6 +198,9 @@ class Worker:
         started = time.perf_counter()
         found = behaviour(policy, self.probes)
         seconds["fingerprint"] = time.perf_counter() - started
+        self._screened[job.source] = policy
+        if len(self._screened) > SCREENED:
+            del self._screened[next(iter(self._screened))]
         return Screened(
             verdict=str(Verdict.PASSED),
             digest=digest,
@@ -181,7 +211,7 @@ class Worker:
 
     def judge(self, job: Judge) -> Judged:
         """Types, the proof and the replays."""
-        policy = Policy.from_source(job.source, self.setup.contract)
+        policy = self._screened.pop(job.source, None) or self._policy(job.source)
         result = types.check(policy)
         seconds = {"types": result.seconds}
         if not result.verdict.green:
@@ -214,7 +244,7 @@ class Worker:
 
     def certify(self, job: Certify) -> Certificate | Judged:
         """Every gate in full, both solvers."""
-        policy = Policy.from_source(job.source, self.setup.contract)
+        policy = self._policy(job.source)
         try:
             return verify(policy)
         except Rejected as rejected:
@@ -222,6 +252,9 @@ class Worker:
             if failed is None:
                 return Judged(verdict=str(rejected.report.verdict), gate="proof", detail=str(rejected))
             return Judged(**_rejection(failed))
+
+    def _policy(self, source: str) -> Policy:
+        return Policy.from_source(source, self.setup.contract)
 
 
 def _gate(result: GateResult) -> str:
