@@ -10,7 +10,7 @@ from ..contract import Contract, Formula
 from ..language.columns import Column, Rows, evaluate_columns
 from ..language.ranges import Interval, analyse_formula, view_rows
 from ..policy import Policy
-from .counterexample import Arguments, Evaluator, Unhashed, admissible
+from .counterexample import Arguments, Evaluator, Scene, Unhashed
 from .samples import pool_of
 
 __all__ = ["Trials", "trials_of"]
@@ -92,6 +92,6 @@ def _pool_trials(digest: str, handle: Unhashed) -> tuple[Trials, ...]:
 def _prepared(contract: Contract, formula: Formula, values: Sequence[Arguments]) -> list[Arguments]:
     """Arguments at the limit of the invariant's bound; those that the contract rules out could never count."""
     limit = {} if formula.least is None else {formula.least.name: formula.least.least_limit or 0}
-    stand_in = contract.stand_in({})
+    scene, stand_in = Scene(contract, formula.params), contract.stand_in({})
     prepared: list[Arguments] = [{**item, **limit} for item in values]
-    return [item for item in prepared if admissible(contract, stand_in, formula.params, item)]
+    return [item for item in prepared if scene.admits(stand_in, item)]
