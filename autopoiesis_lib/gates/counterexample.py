@@ -154,7 +154,11 @@ class Scene:
 
     def __init__(self, contract: Contract, params: Sequence[FormulaParam]) -> None:
         views = {param.name: param.view for param in params if param.view is not None}
-        self._domains = [(name, [(spec.name, spec.domain) for spec in view.fields()]) for name, view in views.items()]
+        self._domains = [
+            (name, spec.name, spec.domain.lo, spec.domain.hi, spec.domain.values)
+            for name, view in views.items()
+            for spec in view.fields()
+        ]
         self._scalars = [(param.name, param.domain) for param in params if param.domain is not None]
         self._assumptions = [
             (formula.method, names) for formula in contract.assumptions for names in instances(formula, views)
@@ -164,17 +168,16 @@ class Scene:
         self, stand_in: object, arguments: Mapping[str, Row | int], objects: Mapping[str, object] | None = None
     ) -> bool:
         """Whether values lie in their domains and satisfy every assumption; `objects` are the same values as objects."""
-        for name, fields in self._domains:
+        objects = objects or {name: _value(value) for name, value in arguments.items()}
+        for method, names in self._assumptions:
+            if not method(stand_in, *[objects[name] for name in names]):
+                return False
+        for name, field, lo, hi, members in self._domains:
             row = arguments[name]
             assert isinstance(row, dict)
-            for field, domain in fields:
-                if row[field] not in domain:
-                    return False
-        for name, domain in self._scalars:
-            if arguments[name] not in domain:
+            if not lo <= row[field] <= hi or (members is not None and row[field] not in members):
                 return False
-        objects = objects or {name: _value(value) for name, value in arguments.items()}
-        return all(method(stand_in, *[objects[name] for name in names]) for method, names in self._assumptions)
+        return all(arguments[name] in domain for name, domain in self._scalars)
 
 
 def admissible(
