@@ -22,6 +22,7 @@ from random import Random
 from typing import Any, Literal
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 from autopoiesis_contracts.request_ordering import RequestOrdering
 from canned import serving
 
@@ -58,14 +59,17 @@ class Trivial:
 
 
 def overhead(candidates: int, workers: int) -> None:
-    """Own cost a candidate by stretch of the run, with process isolation on: CPU seconds of the main process (proposals, store,
-    archive, messages) and the workers' seconds in every stage but the proof and the evaluation."""
+    """Own cost a candidate by stretch of the run, with process isolation on: all CPU time of the main process (proposals, store,
+    archive, messages) and of the workers, less what the workers spend on the proof and the evaluation."""
     contract = RequestOrdering()
-    marks: list[tuple[float, float]] = []
+    stretches = (4, 100, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000)
+    edges = [edge for edge in stretches if edge < candidates] + [candidates]
+    marks: dict[int, tuple[float, float, float]] = {}
 
     def tell(item: Progress) -> None:
-        if item.phase == "search":
-            marks.append((time.perf_counter(), time.process_time()))
+        if item.phase == "search" and item.done in edges:
+            theirs = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+            marks[item.done] = (time.perf_counter(), time.process_time(), sum(cpu.user + cpu.system for cpu in theirs))
 
     with tempfile.TemporaryDirectory() as folder:
         budget = Budget(candidates=candidates)
@@ -76,19 +80,18 @@ def overhead(candidates: int, workers: int) -> None:
         rows = {row.id: row for row in store.candidates(result.run)}
         store.close()
     print(f"{candidates} candidates, {workers} worker process(es), trivial evaluator, search proposer, SQLite store")
-    edges = [edge for edge in (4, 100, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000) if edge < candidates] + [candidates]
     for low, high in pairwise(edges):
         each = 1e3 / (high - low)
-        wall, main_cpu = (last - first for first, last in zip(marks[low - 1], marks[high - 1], strict=True))
+        wall, main_cpu, workers_cpu = (last - first for first, last in zip(marks[low], marks[high], strict=True))
         stages: dict[str, float] = {}
         for i in range(low, high):
             for stage, seconds in rows[i].seconds.items():
                 stages[stage] = stages.get(stage, 0.0) + seconds
-        ours = main_cpu + sum(seconds for stage, seconds in stages.items() if stage not in NOT_OURS)
+        ours = main_cpu + workers_cpu - sum(stages.get(stage, 0.0) for stage in NOT_OURS)
         parts = ", ".join(f"{stage} {seconds * each:.2f}" for stage, seconds in stages.items())
         print(
             f"  candidates {low:>5}-{high:<5} own {ours * each:5.2f} ms each; wall with everything {wall * each:5.2f}; "
-            f"main process {main_cpu * each:.2f}, {parts}"
+            f"main process {main_cpu * each:.2f}, workers {workers_cpu * each:.2f} of which {parts}"
         )
 
 

@@ -59,6 +59,7 @@ class Screened:
     descriptor: str | None = None
     counterexample: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    """CPU seconds by stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,15 +177,14 @@ class Worker:
 
     def screen(self, job: Screen) -> Screened:
         """The gates that cost microseconds to milliseconds."""
-        seconds: dict[str, float] = {}
-        started = time.perf_counter()
+        clock = _Clock()
         try:
             policy = self._policy(job.source)
             digest = policy.digest
         except LanguageError as error:
-            seconds["grammar"] = time.perf_counter() - started
-            return Screened(verdict=str(error.verdict), gate="grammar", detail=str(error), seconds=seconds)
-        seconds["grammar"] = time.perf_counter() - started
+            clock.lap("grammar")
+            return Screened(verdict=str(error.verdict), gate="grammar", detail=str(error), seconds=clock.seconds)
+        clock.lap("grammar")
         values = Values(policy)
         checks: tuple[Callable[[], GateResult], ...] = (
             lambda: ranges.check(policy, values),
@@ -192,54 +192,53 @@ class Worker:
         )
         for check in checks:
             result = check()
-            seconds[_gate(result)] = result.seconds
+            clock.lap(_gate(result))
             if not result.verdict.green:
-                return Screened(digest=digest, seconds=seconds, **_rejection(result))
-        started = time.perf_counter()
+                return Screened(digest=digest, seconds=clock.seconds, **_rejection(result))
         found = behaviour(policy, self.probes)
-        seconds["fingerprint"] = time.perf_counter() - started
         self._screened[job.source] = policy
         if len(self._screened) > SCREENED:
             del self._screened[next(iter(self._screened))]
+        clock.lap("fingerprint")
         return Screened(
             verdict=str(Verdict.PASSED),
             digest=digest,
             fingerprint=found.fingerprint,
             descriptor=found.descriptor,
-            seconds=seconds,
+            seconds=clock.seconds,
         )
 
     def judge(self, job: Judge) -> Judged:
         """Types, the proof and the replays."""
+        clock = _Clock()
         policy = self._screened.pop(job.source, None) or self._policy(job.source)
         result = types.check(policy)
-        seconds = {"types": result.seconds}
+        clock.lap("types")
         if not result.verdict.green:
-            return Judged(seconds=seconds, **_rejection(result))
+            return Judged(seconds=clock.seconds, **_rejection(result))
         result = ProofCache.default().check(policy, least=False)
-        seconds["proof"] = result.seconds
+        clock.lap("proof")
         if not result.verdict.green:
-            return Judged(seconds=seconds, **_rejection(result))
+            return Judged(seconds=clock.seconds, **_rejection(result))
         evaluator, objectives = self.setup.evaluator, self.setup.objectives
-        started = time.perf_counter()
         short_fitness = None
         if job.cutoff is not None and job.short_reference:
             scores = pooled(evaluator.measure(policy, "short"))
             short_fitness = fitness_of(scores, job.short_reference, objectives)
-            seconds["short"] = time.perf_counter() - started
+            clock.lap("short")
             if short_fitness > job.cutoff:
                 return Judged(
                     verdict=str(result.verdict), detail="stopped after the short window", scores=scores,
-                    short_fitness=short_fitness, seconds=seconds,
+                    short_fitness=short_fitness, seconds=clock.seconds,
                 )  # fmt: skip
         scores = pooled(evaluator.measure(policy, "train"))
-        seconds["replay"] = time.perf_counter() - started
+        clock.lap("replay")
         return Judged(
             verdict=str(result.verdict),
             scores=scores,
             fitness=fitness_of(scores, job.reference, objectives),
             short_fitness=short_fitness,
-            seconds=seconds,
+            seconds=clock.seconds,
         )
 
     def certify(self, job: Certify) -> Certificate | Judged:
@@ -255,6 +254,19 @@ class Worker:
 
     def _policy(self, source: str) -> Policy:
         return Policy.from_source(source, self.setup.contract)
+
+
+class _Clock:
+    """CPU seconds of this process by stage, none left out between two: a busy machine does not change them much."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.process_time()
+
+    def lap(self, stage: str) -> None:
+        """What was used since the last call belongs to a stage."""
+        now = time.process_time()
+        self.seconds[stage], self._last = now - self._last, now
 
 
 def _gate(result: GateResult) -> str:
