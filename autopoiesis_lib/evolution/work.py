@@ -257,15 +257,18 @@ class Worker:
 
 
 class _Clock:
-    """CPU seconds of this process by stage, none left out between two: a busy machine does not change them much."""
+    """CPU seconds of this thread by stage, none left out between two: a busy machine does not change them much.
+
+    Not of the process: under a limit on CPU time the kernel adds a process's time up at its timer ticks only.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.process_time()
+        self._last = time.thread_time()
 
     def lap(self, stage: str) -> None:
         """What was used since the last call belongs to a stage."""
-        now = time.process_time()
+        now = time.thread_time()
         self.seconds[stage], self._last = now - self._last, now
 
 

@@ -65,15 +65,17 @@ class Trials:
         return not analyse_formula(self.formula.function, spans, answers).open
 
 
-def trials_of(
-    contract: Contract, regressions: Mapping[str, Sequence[Arguments]] | None = None
-) -> tuple[Trials, ...]:
+def trials_of(contract: Contract, regressions: Mapping[str, Sequence[Arguments]] | None = None) -> tuple[Trials, ...]:
     """For each invariant what broke earlier policies (`regressions`: invariant -> arguments), then the contract's pool."""
     pool = _pool_trials(contract.digest, Unhashed(contract))
     if not regressions:
         return pool
     return tuple(
-        Trials(contract, item.formula, (*_prepared(contract, item.formula, regressions[item.formula.name]), *item.arguments))
+        Trials(
+            contract,
+            item.formula,
+            (*_prepared(contract, item.formula, regressions[item.formula.name]), *item.arguments),
+        )
         if item.formula.name in regressions
         else item
         for item in pool

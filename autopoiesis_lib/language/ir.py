@@ -302,7 +302,21 @@ def part_names(kind: type[Node]) -> tuple[str, ...]:
 
 
 _PLAIN = frozenset(
-    {"line", "is_bool", "name", "view", "op", "ops", "function", "params", "returns_bool", "doc", "start", "stop", "step"}
+    {
+        "line",
+        "is_bool",
+        "name",
+        "view",
+        "op",
+        "ops",
+        "function",
+        "params",
+        "returns_bool",
+        "doc",
+        "start",
+        "stop",
+        "step",
+    }
 )
 
 
