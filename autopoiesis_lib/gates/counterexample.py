@@ -5,7 +5,6 @@ encoding it checks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from ..policy import Policy, fault_on
 from ..view import Domain, View
 from .verdict import Counterexample, Row
 
-__all__ = ["Arguments", "EncoderBug", "Evaluator", "Scene", "Unhashed", "admissible", "minimise"]
+__all__ = ["Arguments", "EncoderBug", "Evaluator", "Scene", "admissible", "minimise"]
 
 Arguments = dict[str, Row | int]
 """Values of a formula's or decision's parameters, by name."""
@@ -29,19 +28,6 @@ def instances(formula: Formula, views: Mapping[str, type[View]]) -> Iterator[tup
     """Every way to apply a formula over views to views in scope: tuples of names in scope."""
     choices = [[name for name, view in views.items() if view is param.view] for param in formula.params]
     yield from product(*choices)
-
-
-@dataclass(frozen=True)
-class Unhashed:
-    """A contract that a cache is not keyed by: its digest is."""
-
-    contract: Contract
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Unhashed)
 
 
 class Evaluator:

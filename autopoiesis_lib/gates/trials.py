@@ -6,11 +6,12 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..contract import Contract, Formula
+from ..contract import Contract, Formula, Unhashed
 from ..language.columns import Column, Rows, evaluate_columns
 from ..language.ranges import Interval, analyse_formula, view_rows
 from ..policy import Policy
-from .counterexample import Arguments, Evaluator, Scene, Unhashed
+from ..view import Domain
+from .counterexample import Arguments, Evaluator, Scene
 from .samples import pool_of
 
 __all__ = ["Trials", "trials_of"]
@@ -54,14 +55,10 @@ class Trials:
     def exact(self) -> bool:
         """Whether intervals show that the invariant's own arithmetic stays in int64."""
         spans = [
-            view_rows(param.view) if param.view is not None else Interval(param.domain.lo, param.domain.hi)
+            view_rows(param.view) if param.view is not None else _interval(param.domain)
             for param in self.formula.params
-            if param.view is not None or param.domain is not None
         ]
-        answers = {
-            name: Interval(signature.result.lo, signature.result.hi)
-            for name, signature in self.contract.decisions.items()
-        }
+        answers = {name: _interval(signature.result) for name, signature in self.contract.decisions.items()}
         return not analyse_formula(self.formula.function, spans, answers).open
 
 
@@ -97,3 +94,8 @@ def _prepared(contract: Contract, formula: Formula, values: Sequence[Arguments])
     scene, stand_in = Scene(contract, formula.params), contract.stand_in({})
     prepared: list[Arguments] = [{**item, **limit} for item in values]
     return [item for item in prepared if scene.admits(stand_in, item)]
+
+
+def _interval(domain: Domain | None) -> Interval:
+    assert domain is not None  # a parameter is a view or has a domain
+    return Interval(domain.lo, domain.hi)

@@ -15,11 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..contract import Contract
+from ..contract import Contract, Unhashed
 from ..errors import AutopoiesisError
 from ..policy import Policy
 from ..units import __all__ as unit_names
-from .counterexample import Unhashed
 from .verdict import GateResult, Verdict
 
 __all__ = ["TypeCheckerError", "check", "type_errors", "warm"]

@@ -5,13 +5,13 @@ identified by object identity (`id`), so that a pass can talk about "this divisi
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..view import Domain, View
 
 __all__ = [
+    "PARTS",
     "Abs",
     "Assign",
     "Binary",
@@ -295,35 +295,23 @@ class Interface:
     """The worst-case operation count a decision may have."""
 
 
-@cache
-def part_names(kind: type[Node]) -> tuple[str, ...]:
-    """The fields in which a kind of node may hold other nodes."""
-    return tuple(item.name for item in fields(kind) if item.init and item.name not in _PLAIN)
-
-
-_PLAIN = frozenset(
-    {
-        "line",
-        "is_bool",
-        "name",
-        "view",
-        "op",
-        "ops",
-        "function",
-        "params",
-        "returns_bool",
-        "doc",
-        "start",
-        "stop",
-        "step",
-    }
-)
+PARTS: Mapping[type[Node], tuple[str, ...]] = {
+    **dict.fromkeys((Const, Local, Field, ViewRef), ()),
+    **dict.fromkeys((Negate, Not, Abs, ToInt, ToBool), ("operand",)),
+    **dict.fromkeys((Compare, Logic, MinMax), ("operands",)),
+    **dict.fromkeys((Cond, If), ("test", "then", "orelse")),
+    **dict.fromkeys((Assign, Return), ("value",)),
+    **dict.fromkeys((For, Function), ("body",)),
+    Binary: ("left", "right"),
+    Call: ("arguments",),
+}
+"""For each kind of node the fields in which it holds other nodes, in source order."""
 
 
 def children(node: Node) -> list[Node]:
     """The nodes directly below one, in source order."""
     found: list[Node] = []
-    for name in part_names(type(node)):
+    for name in PARTS[type(node)]:
         value = getattr(node, name)
         if isinstance(value, Node):
             found.append(value)

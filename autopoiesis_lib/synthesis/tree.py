@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from ..language.ir import (
+    PARTS,
     Binary,
     Call,
     Cond,
@@ -20,7 +21,6 @@ from ..language.ir import (
     Return,
     ViewRef,
     children,
-    part_names,
     walk,
 )
 from ..view import INT64_MAX, INT64_MIN
@@ -88,7 +88,7 @@ def with_function(module: Module, function: Function) -> Module:
 
 def simplify(node: N) -> N:
     """The tree without operations that do nothing: folded constants, neutral elements, branches that cannot differ."""
-    changes: dict[str, Any] = {name: _simplified(getattr(node, name)) for name in part_names(type(node))}
+    changes: dict[str, Any] = {name: _simplified(getattr(node, name)) for name in PARTS[type(node)]}
     result: Node = replace(node, **changes)
     match result:
         case Binary(op, Const(a), Const(b)) if op in "+-*" or (op == "//" and b != 0):
@@ -158,7 +158,7 @@ def _replace(root: Node, target: Node, new: Node) -> Node:
     if root is target:
         return new
     changes: dict[str, Any] = {}
-    for name in part_names(type(root)):
+    for name in PARTS[type(root)]:
         value = getattr(root, name)
         if isinstance(value, Node):
             changed: object = _replace(value, target, new)
@@ -174,7 +174,7 @@ def _replace(root: Node, target: Node, new: Node) -> Node:
 
 def _map(node: N, names: Mapping[str, str]) -> N:
     changes: dict[str, Any] = {}
-    for name in part_names(type(node)):
+    for name in PARTS[type(node)]:
         value = getattr(node, name)
         if isinstance(value, Node):
             changes[name] = _map(value, names)
