@@ -1,7 +1,7 @@
 """What evolution itself costs, and whether the search earns its keep.
 
     python benchmarks/evolution.py overhead [--candidates 1000]     seconds a candidate beside the gates and the evaluator
-    python benchmarks/evolution.py openevolve [--candidates 100]    the same of OpenEvolve, if it is installed here
+    python benchmarks/evolution.py openevolve [--candidates 100]    ours beside OpenEvolve, if installed, on one endpoint
     python benchmarks/evolution.py search [--seeds 10] [--candidates 500] [--workload ...] [--jobs 1]
                                                                     search against random sampling and constant tuning
 
@@ -9,7 +9,6 @@ Results are printed whichever way they fall.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
-from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
+import same_endpoint
 from autopoiesis_contracts.request_ordering import RequestOrdering
-from canned import serving
 
 from autopoiesis_lib import Contract, Policy
 from autopoiesis_lib.evolution import Budget, Measurement, Progress, SimulationEvaluator, evolve
@@ -93,47 +91,6 @@ def overhead(candidates: int, workers: int) -> None:
             f"  candidates {low:>5}-{high:<5} own {ours * each:5.2f} ms each; wall with everything {wall * each:5.2f}; "
             f"main process {main_cpu * each:.2f}, workers {workers_cpu * each:.2f} of which {parts}"
         )
-
-
-CANNED = "def score(x):\n    return x + {}\n"
-
-
-def openevolve(candidates: int) -> None:
-    """OpenEvolve on a canned local endpoint with a trivial evaluator: wall milliseconds an iteration."""
-    try:
-        from openevolve import OpenEvolve  # type: ignore[import-not-found]
-        from openevolve.config import Config  # type: ignore[import-not-found]
-    except ImportError:
-        print("OpenEvolve is not installed in this environment: pip install openevolve", file=sys.stderr)
-        raise SystemExit(2) from None
-    import asyncio
-
-    with serving(_program) as url, tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / "initial.py").write_text("# EVOLVE-BLOCK-START\n" + CANNED.format(0) + "# EVOLVE-BLOCK-END\n")
-        (root / "evaluator.py").write_text(
-            "import random\ndef evaluate(path):\n    return {'combined_score': random.random()}\n"
-        )
-        config = Config.from_dict(
-            {
-                "max_iterations": candidates, "checkpoint_interval": 10**9, "log_level": "ERROR", "diff_based_evolution": False,
-                "llm": {"api_base": url, "api_key": "none", "models": [{"name": "canned", "weight": 1.0}]},
-                "evaluator": {"parallel_evaluations": 2, "cascade_evaluation": False},
-            }
-        )  # fmt: skip
-        run = OpenEvolve(
-            str(root / "initial.py"), str(root / "evaluator.py"), config=config, output_dir=str(root / "out")
-        )
-        started = time.perf_counter()
-        asyncio.run(run.run(iterations=candidates))
-        wall = time.perf_counter() - started
-    print(f"OpenEvolve, {candidates} iterations: {wall / candidates * 1e3:.1f} ms each, start-up included")
-
-
-def _program() -> str:
-    """The same program every time, but for a number."""
-    text = CANNED.format(time.time_ns() % 10**6)
-    return f"```python\n# EVOLVE-BLOCK-START\n{text}# EVOLVE-BLOCK-END\n```"
 
 
 def workload_named(name: str) -> Workload:
@@ -248,7 +205,7 @@ def main() -> None:
     if arguments.what == "overhead":
         overhead(arguments.candidates or 1_000, arguments.workers or 1)
     elif arguments.what == "openevolve":
-        openevolve(arguments.candidates or 100)
+        same_endpoint.compare(arguments.candidates or 100, Trivial())
     else:
         search(
             arguments.workload or WORKLOADS,
