@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..certificate import Certificate
 from ..contract import Contract
+from ..gates.solving import BY_CLOCK
 from ..policy import Policy
 from ..store import CandidateRow, ProposalRow, RunRow, Store
 from ..synthesis.proposer import Context, Draft, Proposer
@@ -306,9 +307,11 @@ class _Run:
             self.rejected[row.gate] = self.rejected.get(row.gate, 0) + 1
 
     def _warn(self, row: CandidateRow) -> None:
-        """A solver and CPython that disagree are a defect of ours: never passed over in silence."""
+        """A solver and CPython that disagree are a defect of ours, and what the clock decides does not repeat: never in silence."""
         if row.detail.startswith("raised: EncoderBug"):
             self.notes.append(f"candidate {row.id}: {row.detail}; please report it")
+        if BY_CLOCK in row.detail or row.detail.startswith("time:"):
+            self.notes.append(f"candidate {row.id} was {BY_CLOCK}: the same seed may give another run")
 
     def _regressions(self) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}

@@ -131,9 +131,10 @@ def _prove_all(
     started: float,
 ) -> ObligationResult:
     """That none of the violations can happen."""
-    answer = "unsat"
+    answer, detail = "unsat", ""
     if violations:
-        answer, model = ask([*scope.constraints, any_of(violations, scope.context)], rlimit)
+        solver = IncrementalSolver([*scope.constraints, any_of(violations, scope.context)], rlimit)
+        answer, model = solver.ask()
         if answer == "sat" and model is not None:
             example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
             return ObligationResult(
@@ -144,11 +145,8 @@ def _prove_all(
                 counterexample=example,
             )
     verdict = Verdict.PROVED if answer == "unsat" else Verdict.UNKNOWN
-    detail = (
-        ""
-        if verdict is Verdict.PROVED
-        else f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit"
-    )
+    if verdict is Verdict.UNKNOWN:
+        detail = solver.gave_up
     return ObligationResult(name=name, verdict=verdict, seconds=time.perf_counter() - started, detail=detail)
 
 
@@ -232,9 +230,7 @@ def prove_invariant(
     solver = IncrementalSolver(violation.constraints, rlimit)
     answer, model = solver.ask(violation.between(limit, limit))
     if answer == "unknown":
-        return result(
-            Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit"
-        )
+        return result(Verdict.UNKNOWN, solver.gave_up)
     if answer == "sat" and model is not None:
         example = evaluator.counterexample(formula, values_of(model, violation.scope.symbols))
         detail = (
