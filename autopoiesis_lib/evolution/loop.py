@@ -307,7 +307,7 @@ class _Run:
             self.rejected[row.gate] = self.rejected.get(row.gate, 0) + 1
 
     def _warn(self, row: CandidateRow) -> None:
-        """A solver and CPython that disagree are a defect of ours, and what the clock decides does not repeat: never in silence."""
+        """Never in silence: a solver and CPython that disagree are a defect of ours; what the clock decides does not repeat."""
         if row.detail.startswith("raised: EncoderBug"):
             self.notes.append(f"candidate {row.id}: {row.detail}; please report it")
         if BY_CLOCK in row.detail or row.detail.startswith("time:"):
