@@ -29,7 +29,18 @@ from .view import Domain, View, domain_of
 if TYPE_CHECKING:
     from .simulation.result import SimulationResult
 
-__all__ = ["Contract", "Formula", "FormulaParam", "Least", "Theorem", "assumption", "decision", "invariant", "lemma"]
+__all__ = [
+    "Contract",
+    "Formula",
+    "FormulaParam",
+    "Least",
+    "Theorem",
+    "Unhashed",
+    "assumption",
+    "decision",
+    "invariant",
+    "lemma",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -260,6 +271,19 @@ class Theorem:
             if name in ("init", "step", "inductive", "goal", "ranking", "progress"):
                 methods[name] = method
         return {name: contract._formula(method, scope) for name, method in methods.items()}
+
+
+@dataclass(frozen=True)
+class Unhashed:
+    """A contract that a cache is not keyed by: its digest is."""
+
+    contract: Contract
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unhashed)
 
 
 def _own(cls: type) -> dict[str, Callable[..., Any]]:

@@ -13,6 +13,7 @@ from .language import MAX_SOURCE_BYTES, Module, Signature, parse
 from .language.errors import invalid
 from .language.interpreter import Fault, Rows, evaluate
 from .language.python import compile_python, to_source
+from .language.ranges import Ranges, analyse
 from .view import View
 
 if TYPE_CHECKING:
@@ -78,8 +79,22 @@ class Policy:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the normalised text (no comments, docstrings or layout) and of the contract."""
-        text = to_source(self.module, docstrings=False)
+        text = to_source(self.module)
         return hashlib.sha256(f"{text}\x1f{self.contract.digest}".encode()).hexdigest()
+
+    @cached_property
+    def ranges(self) -> dict[str, Ranges]:
+        """What interval analysis finds about each decision over the full domains of its views."""
+        return {name: analyse(self.module, signature) for name, signature in self.contract.decisions.items()}
+
+    @cached_property
+    def settled(self) -> bool:
+        """Whether intervals alone show that no decision faults or leaves its range; if not, the proof has to say."""
+        return all(
+            not found.open and domain.lo <= found.result.lo and found.result.hi <= domain.hi
+            for name, found in self.ranges.items()
+            for domain in (self.contract.decisions[name].result,)
+        )
 
     @cached_property
     def functions(self) -> dict[str, Callable[..., int]]:

@@ -1,7 +1,7 @@
 """What evolution itself costs, and whether the search earns its keep.
 
     python benchmarks/evolution.py overhead [--candidates 1000]     seconds a candidate beside the gates and the evaluator
-    python benchmarks/evolution.py openevolve [--candidates 100]    the same of OpenEvolve, if it is installed here
+    python benchmarks/evolution.py openevolve [--candidates 100]    ours beside OpenEvolve, if installed, on one endpoint
     python benchmarks/evolution.py search [--seeds 10] [--candidates 500] [--workload ...] [--jobs 1]
                                                                     search against random sampling and constant tuning
 
@@ -9,7 +9,6 @@ Results are printed whichever way they fall.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
-from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
+import same_endpoint
 from autopoiesis_contracts.request_ordering import RequestOrdering
-from canned import serving
 
 from autopoiesis_lib import Contract, Policy
 from autopoiesis_lib.evolution import Budget, Measurement, Progress, SimulationEvaluator, evolve
@@ -58,14 +57,17 @@ class Trivial:
 
 
 def overhead(candidates: int, workers: int) -> None:
-    """Own cost a candidate by stretch of the run, with process isolation on: CPU seconds of the main process (proposals, store,
-    archive, messages) and the workers' seconds in every stage but the proof and the evaluation."""
+    """Own cost a candidate by stretch of the run, with process isolation on: all CPU time of the main process (proposals, store,
+    archive, messages) and of the workers, less what the workers spend on the proof and the evaluation."""
     contract = RequestOrdering()
-    marks: list[tuple[float, float]] = []
+    stretches = (4, 100, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000)
+    edges = [edge for edge in stretches if edge < candidates] + [candidates]
+    marks: dict[int, tuple[float, float, float]] = {}
 
     def tell(item: Progress) -> None:
-        if item.phase == "search":
-            marks.append((time.perf_counter(), time.process_time()))
+        if item.phase == "search" and item.done in edges:
+            theirs = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+            marks[item.done] = (time.perf_counter(), time.process_time(), sum(cpu.user + cpu.system for cpu in theirs))
 
     with tempfile.TemporaryDirectory() as folder:
         budget = Budget(candidates=candidates)
@@ -76,61 +78,19 @@ def overhead(candidates: int, workers: int) -> None:
         rows = {row.id: row for row in store.candidates(result.run)}
         store.close()
     print(f"{candidates} candidates, {workers} worker process(es), trivial evaluator, search proposer, SQLite store")
-    edges = [edge for edge in (4, 100, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000) if edge < candidates] + [candidates]
     for low, high in pairwise(edges):
         each = 1e3 / (high - low)
-        wall, main_cpu = (last - first for first, last in zip(marks[low - 1], marks[high - 1], strict=True))
+        wall, main_cpu, workers_cpu = (last - first for first, last in zip(marks[low], marks[high], strict=True))
         stages: dict[str, float] = {}
         for i in range(low, high):
             for stage, seconds in rows[i].seconds.items():
                 stages[stage] = stages.get(stage, 0.0) + seconds
-        ours = main_cpu + sum(seconds for stage, seconds in stages.items() if stage not in NOT_OURS)
+        ours = main_cpu + workers_cpu - sum(stages.get(stage, 0.0) for stage in NOT_OURS)
         parts = ", ".join(f"{stage} {seconds * each:.2f}" for stage, seconds in stages.items())
         print(
             f"  candidates {low:>5}-{high:<5} own {ours * each:5.2f} ms each; wall with everything {wall * each:5.2f}; "
-            f"main process {main_cpu * each:.2f}, {parts}"
+            f"main process {main_cpu * each:.2f}, workers {workers_cpu * each:.2f} of which {parts}"
         )
-
-
-CANNED = "def score(x):\n    return x + {}\n"
-
-
-def openevolve(candidates: int) -> None:
-    """OpenEvolve on a canned local endpoint with a trivial evaluator: wall milliseconds an iteration."""
-    try:
-        from openevolve import OpenEvolve  # type: ignore[import-not-found]
-        from openevolve.config import Config  # type: ignore[import-not-found]
-    except ImportError:
-        print("OpenEvolve is not installed in this environment: pip install openevolve", file=sys.stderr)
-        raise SystemExit(2) from None
-    import asyncio
-
-    with serving(_program) as url, tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / "initial.py").write_text("# EVOLVE-BLOCK-START\n" + CANNED.format(0) + "# EVOLVE-BLOCK-END\n")
-        (root / "evaluator.py").write_text(
-            "import random\ndef evaluate(path):\n    return {'combined_score': random.random()}\n"
-        )
-        config = Config.from_dict(
-            {
-                "max_iterations": candidates, "checkpoint_interval": 10**9, "log_level": "ERROR", "diff_based_evolution": False,
-                "llm": {"api_base": url, "api_key": "none", "models": [{"name": "canned", "weight": 1.0}]},
-                "evaluator": {"parallel_evaluations": 2, "cascade_evaluation": False},
-            }
-        )  # fmt: skip
-        run = OpenEvolve(
-            str(root / "initial.py"), str(root / "evaluator.py"), config=config, output_dir=str(root / "out")
-        )
-        started = time.perf_counter()
-        asyncio.run(run.run(iterations=candidates))
-        wall = time.perf_counter() - started
-    print(f"OpenEvolve, {candidates} iterations: {wall / candidates * 1e3:.1f} ms each, start-up included")
-
-
-def _program() -> str:
-    """The same program every time, but for a number."""
-    text = CANNED.format(time.time_ns() % 10**6)
-    return f"```python\n# EVOLVE-BLOCK-START\n{text}# EVOLVE-BLOCK-END\n```"
 
 
 WINDOWS: Mapping[str, int] = {"azure-conv": 4, "azure-code": 4, "mooncake": 4, "phase-shift": 12}
@@ -256,7 +216,7 @@ def main() -> None:
     if arguments.what == "overhead":
         overhead(arguments.candidates or 1_000, arguments.workers or 1)
     elif arguments.what == "openevolve":
-        openevolve(arguments.candidates or 100)
+        same_endpoint.compare(arguments.candidates or 100, Trivial())
     else:
         search(
             arguments.workload or WORKLOADS,

@@ -8,7 +8,7 @@ one that is still growing.
 
 import ast
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -62,6 +62,8 @@ class Archive:
 
     def __init__(self, islands: int) -> None:
         self._cells: list[dict[str, list[Elite]]] = [{} for _ in range(islands)]
+        self._ranked: dict[int | None, list[Elite]] = {}
+        """Elites best first, by island (None: all of them), until the next one is placed."""
         self.fingerprints: dict[str, int] = {}
         """Fingerprint -> the candidate that had it first."""
         self.rejected: deque[Parent] = deque(maxlen=48)
@@ -77,12 +79,14 @@ class Archive:
         """How many islands there are."""
         return len(self._cells)
 
-    def elites(self, island: int | None = None) -> list[Elite]:
+    def elites(self, island: int | None = None) -> Sequence[Elite]:
         """The elites of an island, or of all, best first."""
-        cells = self._cells if island is None else [self._cells[island]]
-        return sorted(
-            (elite for grid in cells for cell in grid.values() for elite in cell), key=lambda elite: elite.rank
-        )
+        if island not in self._ranked:
+            cells = self._cells if island is None else [self._cells[island]]
+            self._ranked[island] = sorted(
+                (elite for grid in cells for cell in grid.values() for elite in cell), key=lambda elite: elite.rank
+            )
+        return self._ranked[island]
 
     def cells(self, island: int) -> list[list[Elite]]:
         """The cells of an island in the order they were first filled."""
@@ -134,6 +138,7 @@ class Archive:
 
     def _place(self, elite: Elite, island: int) -> bool:
         cell = self._cells[island].setdefault(elite.descriptor, [])
+        self._ranked.clear()
         if any(other.digest == elite.digest for other in cell):
             return False
         cell.append(elite)

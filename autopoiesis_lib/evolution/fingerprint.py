@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import Contract
+from ..language.columns import Rows, evaluate_columns
 from ..policy import Policy
 from ..view import INT64_MAX, INT64_MIN
 
@@ -47,6 +48,18 @@ class Probes:
     """How many leading rows of `columns` belong to the first view."""
     group_ends: tuple[int, ...]
     """Where each group of probes that share all views but the first ends."""
+
+    in_domain: bool = False
+    """Whether every probe lies in the domains of the views."""
+
+    @cached_property
+    def views(self) -> list[Rows]:
+        """The columns by view and field."""
+        found: dict[str, dict[str, NDArray[np.int64]]] = {}
+        for name, column in zip(self.layout, self.columns, strict=True):
+            view, _, field = name.partition(".")
+            found.setdefault(view, {})[field] = column
+        return list(found.values())
 
     @cached_property
     def arguments(self) -> list[tuple[SimpleNamespace, ...]]:
@@ -94,7 +107,11 @@ class Probes:
         columns = np.array([[row[index][name] for row in rows] for index, name in fields], dtype=np.int64)
         items = sum(1 for index, _ in fields if index == 0)
         ends = [i for i in range(1, len(rows)) if list(rows[i][1:]) != list(rows[i - 1][1:])]
-        return cls(decision, layout, columns, items, (*ends, len(rows)))
+        domains = [spec.domain for param in params for spec in contract.views[param.type].fields()]
+        inside = all(
+            value in domain for domain, column in zip(domains, columns.tolist(), strict=True) for value in column
+        )
+        return cls(decision, layout, columns, items, (*ends, len(rows)), inside)
 
 
 def behaviour(policy: Policy, probes: Sequence[Probes]) -> Behaviour:
@@ -102,14 +119,22 @@ def behaviour(policy: Policy, probes: Sequence[Probes]) -> Behaviour:
     digest = hashlib.sha256()
     words: list[str] = []
     for probe in probes:
-        function = policy.functions[probe.decision]  # CPython answers before LLVM has compiled
-        values = np.array([_value(function, row) for row in probe.arguments], dtype=np.int64)
+        values = _answers(policy, probe)
         ordinal = policy.contract.decisions[probe.decision].result.unit == "score"
         for group in probe.groups:
             shown = np.unique(values[group], return_inverse=True)[1].astype(np.int64) if ordinal else values[group]
             digest.update(shown.tobytes())
         words += _directions(probe, values)
     return Behaviour(digest.hexdigest(), " ".join(words) or "constant")
+
+
+def _answers(policy: Policy, probe: Probes) -> NDArray[np.int64]:
+    """What a decision answers on its probes: over columns where those are exact, else as CPython has it."""
+    if policy.settled and probe.in_domain:
+        function = policy.module.functions[probe.decision]
+        return evaluate_columns(policy.module.functions, function, probe.views, probe.columns.shape[1])
+    python = policy.functions[probe.decision]
+    return np.array([_value(python, row) for row in probe.arguments], dtype=np.int64)
 
 
 def _value(function: Callable[..., int], row: Sequence[object]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..store import CandidateRow, ProposalRow
 from .executor import Done, Executor, Failure
-from .work import Judge, Judged, Screen, Screened
+from .work import Judge, Judged, Screen, Screened, packed
 
 __all__ = ["Reference", "evaluate"]
 
@@ -52,9 +52,10 @@ def evaluate(
         rows[row.id] = row
         commit(row)
 
+    kept = packed(regressions)
     for number in order:
         if number not in rows:
-            executor.submit(("screen", number), Screen(source=sources[number], regressions=regressions))
+            executor.submit(("screen", number), Screen(source=sources[number], regressions=kept))
     while len(rows) < len(order) or position < len(order):
         while position < len(order) and (order[position] in screens or order[position] in rows):
             number = order[position]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..certificate import Certificate
 from ..contract import Contract
+from ..gates.solving import BY_CLOCK
 from ..policy import Policy
 from ..store import CandidateRow, ProposalRow, RunRow, Store
 from ..synthesis.proposer import Context, Draft, Proposer
@@ -208,8 +209,9 @@ class _Run:
                 if row.id in committed:
                     self._count(row)
                 self.archive.add(by_id[row.id], row)
-                if row.counterexample is not None:
-                    self.store.put_counterexample(self.contract.digest, _regression(row.counterexample))
+            examples = [_regression(row.counterexample) for row in rows if row.counterexample is not None]
+            if examples:
+                self.store.put_counterexamples(self.contract.digest, examples)
             self.generation += 1
             if self.generation % MIGRATION_EVERY == 0:
                 self.archive.migrate()
@@ -305,14 +307,16 @@ class _Run:
             self.rejected[row.gate] = self.rejected.get(row.gate, 0) + 1
 
     def _warn(self, row: CandidateRow) -> None:
-        """A solver and CPython that disagree are a defect of ours: never passed over in silence."""
+        """Never in silence: a solver and CPython that disagree are a defect of ours; what the clock decides does not repeat."""
         if row.detail.startswith("raised: EncoderBug"):
             self.notes.append(f"candidate {row.id}: {row.detail}; please report it")
+        if BY_CLOCK in row.detail or row.detail.startswith("time:"):
+            self.notes.append(f"candidate {row.id} was {BY_CLOCK}: the same seed may give another run")
 
     def _regressions(self) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
         names = {formula.name for formula in self.contract.invariants}
-        for example in reversed(self.store.counterexamples(self.contract.digest)[-MAX_REGRESSIONS:]):
+        for example in reversed(self.store.counterexamples(self.contract.digest, newest=MAX_REGRESSIONS)):
             if example["obligation"] in names:
                 found.setdefault(example["obligation"], []).append(example["arguments"])
         return found

@@ -203,6 +203,7 @@ def _serve(connection: Connection, setup: bytes, limits: Limits, parent: int) ->
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         worker = Worker(pickle.loads(setup))
+        worker.warm()
     except BaseException as error:
         connection.send(("broken", f"{type(error).__name__}: {error}"))
         return

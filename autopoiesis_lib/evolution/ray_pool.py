@@ -159,6 +159,7 @@ class _Actor:
         memory = memory_mib * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         self._worker = Worker(pickle.loads(setup))
+        self._worker.warm()
 
     def ready(self) -> bytes:
         """Answers once the worker is set up."""

@@ -1,5 +1,6 @@
 """Who has offspring: for each slot of a generation, an island, a parent to vary or repair, and a mate."""
 
+from collections.abc import Sequence
 from random import Random
 
 from ..synthesis.proposer import Parent, Slot
@@ -40,7 +41,7 @@ def select(archive: Archive, seed: int, generation: int, first_id: int, count: i
     return slots
 
 
-def _ranked(elites: list[Elite], rng: Random) -> Elite:
+def _ranked(elites: Sequence[Elite], rng: Random) -> Elite:
     """An elite, better ones more often."""
     for elite in elites:
         if rng.random() < PRESSURE:

@@ -3,6 +3,8 @@
 Candidate text is parsed and re-generated from the IR, never executed as it was written.
 """
 
+import gc
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from ..gates import quick_fuzz, ranges, types
 from ..gates.cache import ProofCache
 from ..gates.counterexample import Arguments
 from ..gates.counterexample import Evaluator as Values
+from ..gates.trials import Trials, trials_of
 from ..gates.verdict import GateResult, Verdict
 from ..language import LanguageError
 from ..policy import Policy
@@ -22,7 +25,7 @@ from .compare import pooled
 from .evaluator import HIGHER_IS_BETTER, Evaluator, Window
 from .fingerprint import Probes, behaviour
 
-__all__ = ["Certify", "Judge", "Judged", "Measure", "Screen", "Screened", "Setup", "Worker", "fitness_of"]
+__all__ = ["Certify", "Judge", "Judged", "Measure", "Screen", "Screened", "Setup", "Worker", "fitness_of", "packed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,8 @@ class Screen:
     """Grammar, ranges, quick fuzz, and what the policy does on the probes."""
 
     source: str
-    regressions: Mapping[str, Sequence[Arguments]] = field(default_factory=dict)
-    """Kept counterexamples by invariant."""
+    regressions: bytes = b""
+    """Kept counterexamples by invariant as `packed` gives them: the same for a whole generation, and pickled once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class Screened:
     descriptor: str | None = None
     counterexample: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    """CPU seconds by stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,11 @@ class Certify:
     source: str
 
 
+def packed(regressions: Mapping[str, Sequence[Arguments]]) -> bytes:
+    """Kept counterexamples by invariant as jobs carry them."""
+    return pickle.dumps(regressions) if regressions else b""
+
+
 def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], objectives: Mapping[str, float]) -> float:
     """The weighted mean of metrics relative to the reference, 1 being as good; lower is better.
 
@@ -119,6 +128,8 @@ def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], obje
 
 
 GATE_NAMES = {"quick-fuzz": "fuzz"}
+SCREENED = 256
+"""Policies a worker remembers between their screening and their judgement, so that it does not read them twice."""
 
 
 class Worker:
@@ -126,6 +137,16 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self._screened: dict[str, Policy] = {}
+        self._regressions = b""
+        self._trials: tuple[Trials, ...] | None = None
+
+    def warm(self) -> None:
+        """Make what every job needs, so that no candidate pays for it, and keep it out of the garbage collector's way."""
+        types.warm(self.setup.contract)
+        _ = self.probes, self.trials(b"")
+        gc.collect()
+        gc.freeze()
 
     def __call__(self, job: object) -> object:
         """The answer to a job."""
@@ -135,7 +156,7 @@ class Worker:
             case Judge():
                 return self.judge(job)
             case Measure():
-                policy = Policy.from_source(job.source, self.setup.contract)
+                policy = self._policy(job.source)
                 return self.setup.evaluator.measure(policy, job.window, samples=job.samples)
             case Certify():
                 return self.certify(job)
@@ -147,74 +168,82 @@ class Worker:
         contract = self.setup.contract
         return [Probes.of(contract, name, self.setup.evaluator.probes(contract, name)) for name in contract.decisions]
 
+    def trials(self, regressions: bytes) -> tuple[Trials, ...]:
+        """What candidates are tried on; made anew when other counterexamples are kept."""
+        if self._trials is None or regressions != self._regressions:
+            kept = pickle.loads(regressions) if regressions else {}
+            self._regressions, self._trials = regressions, trials_of(self.setup.contract, kept)
+        return self._trials
+
     def screen(self, job: Screen) -> Screened:
         """The gates that cost microseconds to milliseconds."""
-        seconds: dict[str, float] = {}
-        started = time.perf_counter()
+        clock = _Clock()
         try:
-            policy = Policy.from_source(job.source, self.setup.contract)
+            policy = self._policy(job.source)
             digest = policy.digest
         except LanguageError as error:
-            seconds["grammar"] = time.perf_counter() - started
-            return Screened(verdict=str(error.verdict), gate="grammar", detail=str(error), seconds=seconds)
-        seconds["grammar"] = time.perf_counter() - started
+            clock.lap("grammar")
+            return Screened(verdict=str(error.verdict), gate="grammar", detail=str(error), seconds=clock.seconds)
+        clock.lap("grammar")
         values = Values(policy)
         checks: tuple[Callable[[], GateResult], ...] = (
             lambda: ranges.check(policy, values),
-            lambda: quick_fuzz.check(policy, values, job.regressions),
+            lambda: quick_fuzz.check(policy, values, self.trials(job.regressions)),
         )
         for check in checks:
             result = check()
-            seconds[_gate(result)] = result.seconds
+            clock.lap(_gate(result))
             if not result.verdict.green:
-                return Screened(digest=digest, seconds=seconds, **_rejection(result))
-        started = time.perf_counter()
+                return Screened(digest=digest, seconds=clock.seconds, **_rejection(result))
         found = behaviour(policy, self.probes)
-        seconds["fingerprint"] = time.perf_counter() - started
+        self._screened[job.source] = policy
+        if len(self._screened) > SCREENED:
+            del self._screened[next(iter(self._screened))]
+        clock.lap("fingerprint")
         return Screened(
             verdict=str(Verdict.PASSED),
             digest=digest,
             fingerprint=found.fingerprint,
             descriptor=found.descriptor,
-            seconds=seconds,
+            seconds=clock.seconds,
         )
 
     def judge(self, job: Judge) -> Judged:
         """Types, the proof and the replays."""
-        policy = Policy.from_source(job.source, self.setup.contract)
+        clock = _Clock()
+        policy = self._screened.pop(job.source, None) or self._policy(job.source)
         result = types.check(policy)
-        seconds = {"types": result.seconds}
+        clock.lap("types")
         if not result.verdict.green:
-            return Judged(seconds=seconds, **_rejection(result))
+            return Judged(seconds=clock.seconds, **_rejection(result))
         result = ProofCache.default().check(policy, least=False)
-        seconds["proof"] = result.seconds
+        clock.lap("proof")
         if not result.verdict.green:
-            return Judged(seconds=seconds, **_rejection(result))
+            return Judged(seconds=clock.seconds, **_rejection(result))
         evaluator, objectives = self.setup.evaluator, self.setup.objectives
-        started = time.perf_counter()
         short_fitness = None
         if job.cutoff is not None and job.short_reference:
             scores = pooled(evaluator.measure(policy, "short"))
             short_fitness = fitness_of(scores, job.short_reference, objectives)
-            seconds["short"] = time.perf_counter() - started
+            clock.lap("short")
             if short_fitness > job.cutoff:
                 return Judged(
                     verdict=str(result.verdict), detail="stopped after the short window", scores=scores,
-                    short_fitness=short_fitness, seconds=seconds,
+                    short_fitness=short_fitness, seconds=clock.seconds,
                 )  # fmt: skip
         scores = pooled(evaluator.measure(policy, "train"))
-        seconds["replay"] = time.perf_counter() - started
+        clock.lap("replay")
         return Judged(
             verdict=str(result.verdict),
             scores=scores,
             fitness=fitness_of(scores, job.reference, objectives),
             short_fitness=short_fitness,
-            seconds=seconds,
+            seconds=clock.seconds,
         )
 
     def certify(self, job: Certify) -> Certificate | Judged:
         """Every gate in full, both solvers."""
-        policy = Policy.from_source(job.source, self.setup.contract)
+        policy = self._policy(job.source)
         try:
             return verify(policy)
         except Rejected as rejected:
@@ -222,6 +251,25 @@ class Worker:
             if failed is None:
                 return Judged(verdict=str(rejected.report.verdict), gate="proof", detail=str(rejected))
             return Judged(**_rejection(failed))
+
+    def _policy(self, source: str) -> Policy:
+        return Policy.from_source(source, self.setup.contract)
+
+
+class _Clock:
+    """CPU seconds of this thread by stage, none left out between two: a busy machine does not change them much.
+
+    Not of the process: under a limit on CPU time the kernel adds a process's time up at its timer ticks only.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.thread_time()
+
+    def lap(self, stage: str) -> None:
+        """What was used since the last call belongs to a stage."""
+        now = time.thread_time()
+        self.seconds[stage], self._last = now - self._last, now
 
 
 def _gate(result: GateResult) -> str:

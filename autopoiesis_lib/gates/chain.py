@@ -12,6 +12,7 @@ from . import fuzz, proof, quick_fuzz, ranges, replay, types
 from .claims import claims_of
 from .counterexample import Arguments, Evaluator
 from .solving import DEFAULT_RLIMIT
+from .trials import trials_of
 from .verdict import GateReport, GateResult, Verdict, worst
 
 __all__ = ["GATES", "check"]
@@ -103,7 +104,7 @@ def _gates(
 
     yield "types", partial(types.check, policy)
     yield "ranges", partial(ranges.check, policy, evaluator)
-    yield "quick-fuzz", partial(quick_fuzz.check, policy, evaluator, regressions)
+    yield "quick-fuzz", lambda: quick_fuzz.check(policy, evaluator, trials_of(policy.contract, regressions))
     yield "proof", partial(proof.check, policy, rlimit=rlimit, certify=certify)
     yield "fuzz", lambda: fuzz.check(policy, evaluator, bounds())
     yield "replay", lambda: replay.check(policy, bounds())

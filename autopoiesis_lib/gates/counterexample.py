@@ -5,7 +5,6 @@ encoding it checks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from ..policy import Policy, fault_on
 from ..view import Domain, View
 from .verdict import Counterexample, Row
 
-__all__ = ["Arguments", "EncoderBug", "Evaluator", "Unhashed", "admissible", "minimise"]
+__all__ = ["Arguments", "EncoderBug", "Evaluator", "Scene", "admissible", "minimise"]
 
 Arguments = dict[str, Row | int]
 """Values of a formula's or decision's parameters, by name."""
@@ -29,19 +28,6 @@ def instances(formula: Formula, views: Mapping[str, type[View]]) -> Iterator[tup
     """Every way to apply a formula over views to views in scope: tuples of names in scope."""
     choices = [[name for name, view in views.items() if view is param.view] for param in formula.params]
     yield from product(*choices)
-
-
-@dataclass(frozen=True)
-class Unhashed:
-    """A contract that a cache is not keyed by: its digest is."""
-
-    contract: Contract
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Unhashed)
 
 
 class Evaluator:
@@ -80,7 +66,7 @@ class Evaluator:
             raise EncoderBug(
                 f"the counterexample of `{formula.name}` does not replay: {arguments}; please report this policy"
             )
-        small = minimise(arguments, formula.params, lambda candidate: self._breaks(formula, candidate))
+        small = minimise(arguments, formula.params, self._breaks(formula))
         return Counterexample(
             arguments=small,
             explanation=self._explain(formula, small),
@@ -115,8 +101,20 @@ class Evaluator:
             ),
         )
 
-    def _breaks(self, formula: Formula, arguments: Arguments) -> bool:
-        return self.admissible(formula.params, arguments) and not self.holds(formula, arguments)
+    def _breaks(self, formula: Formula) -> Callable[[Arguments], bool]:
+        """Whether values are a counterexample; asked a hundred times to make one small, so what can be is done once."""
+        scene = Scene(self.contract, formula.params)
+
+        def breaks(arguments: Arguments) -> bool:
+            objects = {name: _value(value) for name, value in arguments.items()}
+            try:
+                if formula.method(self._self, *(objects[param.name] for param in formula.params)):
+                    return False
+            except ArithmeticError:
+                pass
+            return scene.admits(self._self, arguments, objects)
+
+        return breaks
 
     def _explain(self, formula: Formula, arguments: Arguments) -> str:
         parts: list[str] = []
@@ -137,24 +135,42 @@ class Evaluator:
         return f"`{formula.name}` is false: {'; '.join([*parts, *scalars])}"
 
 
+class Scene:
+    """What is in scope of a formula or decision, and every assumption about it."""
+
+    def __init__(self, contract: Contract, params: Sequence[FormulaParam]) -> None:
+        views = {param.name: param.view for param in params if param.view is not None}
+        self._domains = [
+            (name, spec.name, spec.domain.lo, spec.domain.hi, spec.domain.values)
+            for name, view in views.items()
+            for spec in view.fields()
+        ]
+        self._scalars = [(param.name, param.domain) for param in params if param.domain is not None]
+        self._assumptions = [
+            (formula.method, names) for formula in contract.assumptions for names in instances(formula, views)
+        ]
+
+    def admits(
+        self, stand_in: object, arguments: Mapping[str, Row | int], objects: Mapping[str, object] | None = None
+    ) -> bool:
+        """Whether values lie in their domains and satisfy every assumption; `objects` are the same values as objects."""
+        objects = objects or {name: _value(value) for name, value in arguments.items()}
+        for method, names in self._assumptions:
+            if not method(stand_in, *[objects[name] for name in names]):
+                return False
+        for name, field, lo, hi, members in self._domains:
+            row = arguments[name]
+            assert isinstance(row, dict)
+            if not lo <= row[field] <= hi or (members is not None and row[field] not in members):
+                return False
+        return all(arguments[name] in domain for name, domain in self._scalars)
+
+
 def admissible(
     contract: Contract, stand_in: object, params: Sequence[FormulaParam], arguments: Mapping[str, Row | int]
 ) -> bool:
     """Whether values lie in their domains and satisfy every assumption about the views in scope."""
-    views = {param.name: param.view for param in params if param.view is not None}
-    for param in params:
-        value = arguments[param.name]
-        if param.view is not None:
-            assert isinstance(value, dict)
-            if any(value[spec.name] not in spec.domain for spec in param.view.fields()):
-                return False
-        elif param.domain is not None and value not in param.domain:
-            return False
-    for formula in contract.assumptions:
-        for names in instances(formula, views):
-            if not formula.method(stand_in, *(_value(arguments[name]) for name in names)):
-                return False
-    return True
+    return Scene(contract, params).admits(stand_in, arguments)
 
 
 def minimise(arguments: Arguments, params: tuple[FormulaParam, ...], breaks: Callable[[Arguments], bool]) -> Arguments:

@@ -14,7 +14,7 @@ import z3
 
 from ..contract import Formula, FormulaParam
 from ..language.ir import Signature
-from ..language.ranges import Ranges, analyse
+from ..language.ranges import Ranges
 from ..language.smt import Encoder, SymbolicView, Term, TooComplex, as_int, conjunction, negation, symbolic_scalar
 from ..policy import Policy
 from .counterexample import Evaluator
@@ -80,7 +80,7 @@ def prove_safety(
     started = time.perf_counter()
     params = [FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params]
     scope = scope_of(policy.contract, params)
-    ranges = analyse(policy.module, signature)
+    ranges = policy.ranges[signature.name]
     encoder = Encoder(policy.module, ranges)
     value = as_int(encoder.call(signature.name, [scope.symbols[param.name] for param in params]))
     violations = [obligation.negation() for obligation in encoder.obligations]
@@ -131,9 +131,10 @@ def _prove_all(
     started: float,
 ) -> ObligationResult:
     """That none of the violations can happen."""
-    answer = "unsat"
+    answer, detail = "unsat", ""
     if violations:
-        answer, model = ask([*scope.constraints, any_of(violations, scope.context)], rlimit)
+        solver = IncrementalSolver([*scope.constraints, any_of(violations, scope.context)], rlimit)
+        answer, model = solver.ask()
         if answer == "sat" and model is not None:
             example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
             return ObligationResult(
@@ -144,11 +145,8 @@ def _prove_all(
                 counterexample=example,
             )
     verdict = Verdict.PROVED if answer == "unsat" else Verdict.UNKNOWN
-    detail = (
-        ""
-        if verdict is Verdict.PROVED
-        else f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit"
-    )
+    if verdict is Verdict.UNKNOWN:
+        detail = solver.gave_up
     return ObligationResult(name=name, verdict=verdict, seconds=time.perf_counter() - started, detail=detail)
 
 
@@ -177,13 +175,12 @@ class Violation:
 def violation_of(policy: Policy, formula: Formula) -> Violation:
     """The negation of an invariant for this policy."""
     scope = scope_of(policy.contract, formula.params)
-    ranges = {name: analyse(policy.module, signature) for name, signature in policy.contract.decisions.items()}
     known: dict[tuple[str, ...], Term] = {}
 
     def oracle(name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
         key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
         if key not in known:
-            known[key] = Encoder(policy.module, ranges[name]).call(name, arguments)
+            known[key] = Encoder(policy.module, policy.ranges[name]).call(name, arguments)
         return known[key]
 
     holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)
@@ -233,9 +230,7 @@ def prove_invariant(
     solver = IncrementalSolver(violation.constraints, rlimit)
     answer, model = solver.ask(violation.between(limit, limit))
     if answer == "unknown":
-        return result(
-            Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units; simplify the arithmetic or raise the limit"
-        )
+        return result(Verdict.UNKNOWN, solver.gave_up)
     if answer == "sat" and model is not None:
         example = evaluator.counterexample(formula, values_of(model, violation.scope.symbols))
         detail = (

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 
-from ..contract import Contract, Formula, FormulaParam
+from ..contract import Contract, Formula, FormulaParam, Unhashed
 from ..language.ir import Field, walk
 from ..view import Domain
-from .counterexample import Arguments, Unhashed, admissible, instances
+from .counterexample import Arguments, admissible, instances
 
 __all__ = ["Pool", "falsifiable", "pool_of"]
 

@@ -12,6 +12,7 @@ from ..language.smt import Encoder, Oracle, SymbolicView, Term, as_bool, domain_
 from .counterexample import Arguments, instances
 
 __all__ = [
+    "BY_CLOCK",
     "DEFAULT_RLIMIT",
     "Answer",
     "IncrementalSolver",
@@ -32,8 +33,15 @@ DEFAULT_RLIMIT = 4_000_000
 BUDGET_FACTOR = 4
 """All queries to one solver together may use this many times the limit of one query."""
 
-TIMEOUT_MS = 3_000
-"""A query that the resource limit fails to stop ends here, and counts as unknown."""
+FIRST_TRY = 4
+"""A query's first try, by the incremental core, may use this part of the limit; what it can do at all it mostly does soon."""
+
+TIMEOUT_MS = 60_000
+"""A query that the resource limit fails to stop ends here: far from where the limit stops one, even on a busy machine, for an
+answer must not depend on the clock."""
+
+BY_CLOCK = "stopped by the clock"
+"""In the detail of a verdict: UNKNOWN here, and perhaps not on another machine."""
 
 z3.set_param("memory_max_size", 3_072)  # MiB; a query beyond it counts as unknown
 
@@ -112,16 +120,27 @@ def _context(constraints: Sequence[Term]) -> z3.Context | None:
 class IncrementalSolver:
     """One solver for many queries that share constraints; gives up on a query after `rlimit` resource units.
 
-    Its incremental core answers most queries several times sooner than a fresh solver, which has the last word.
+    Its incremental core answers most queries several times sooner than a fresh solver, which has the last word. Neither is
+    Z3's default strategy: that goes from one tactic to the next after seconds on the clock, so that a busy machine gets
+    other answers.
     """
 
     def __init__(self, constraints: Sequence[Term], rlimit: int) -> None:
-        self._solver = _limited(constraints, rlimit)
+        self._context = _context(constraints)
+        self._solver = _limited(z3.SimpleSolver(ctx=self._context), max(1, rlimit // FIRST_TRY))
         self._constraints = [constraint for constraint in constraints if constraint is not True]
         self._rlimit = rlimit
         self._budget = BUDGET_FACTOR * rlimit
         self._impossible = any(constraint is False for constraint in self._constraints)
         self._filled = False
+        self._by_clock = False
+
+    @property
+    def gave_up(self) -> str:
+        """Why the last answer was unknown, in words."""
+        if self._by_clock:
+            return f"Z3 was {BY_CLOCK} after {TIMEOUT_MS // 1000} s, short of its limit; try again when the machine is less busy"
+        return f"Z3 gave up within {self._rlimit:,} resource units; simplify the arithmetic or raise the limit"
 
     def ask(self, extra: Sequence[Term] = ()) -> tuple[Answer, z3.ModelRef | None]:
         """As `ask`, with further constraints for this query only."""
@@ -145,29 +164,30 @@ class IncrementalSolver:
         self._solver.push()
         try:
             self._solver.add(*extra)
-            return self._check(self._solver)
+            return self._check(self._solver, self._rlimit // FIRST_TRY)
         finally:
             self._solver.pop()
 
     def _ask_fresh(self, extra: Sequence[Term]) -> tuple[Answer, z3.ModelRef | None]:
-        """By Z3's strategy for a whole problem: slower to start, stronger on non-linear arithmetic."""
-        solver = _limited(self._constraints, self._rlimit)
+        """By the whole problem at once: slower to start, stronger on non-linear arithmetic."""
+        tactic = z3.Then(z3.Tactic("simplify", self._context), z3.Tactic("smt", self._context))
+        solver = _limited(tactic.solver(), self._rlimit)
         solver.add(*self._constraints, *extra)
-        return self._check(solver)
+        return self._check(solver, self._rlimit)
 
-    def _check(self, solver: z3.Solver) -> tuple[Answer, z3.ModelRef | None]:
+    def _check(self, solver: z3.Solver, limit: int) -> tuple[Answer, z3.ModelRef | None]:
         before = _resources(solver)
         answer = solver.check()
-        self._budget -= _resources(solver) - before
+        used = _resources(solver) - before
+        self._budget -= used
         if answer == z3.sat:
             return "sat", solver.model()
-        if answer == z3.unknown and "timeout" in solver.reason_unknown():
-            self._budget = 0
+        if answer == z3.unknown and used < limit and solver.reason_unknown() in ("timeout", "canceled"):
+            self._by_clock, self._budget = True, 0
         return ("unsat" if answer == z3.unsat else "unknown"), None
 
 
-def _limited(constraints: Sequence[Term], rlimit: int) -> z3.Solver:
-    solver = z3.Solver(ctx=_context(constraints))
+def _limited(solver: z3.Solver, rlimit: int) -> z3.Solver:
     solver.set("rlimit", rlimit)
     solver.set("timeout", TIMEOUT_MS)
     return solver
@@ -181,7 +201,7 @@ def _resources(solver: z3.Solver) -> int:
 
 def assumptions_used(scope: Scope, violation: z3.BoolRef, rlimit: int) -> tuple[str, ...] | None:
     """The assumptions in an unsatisfiable core of a proved obligation, by name; None when the solver gives up on finding one."""
-    solver = _limited([violation], rlimit)
+    solver = _limited(z3.SimpleSolver(ctx=scope.context), rlimit)
     solver.set("core.minimize", True)
     solver.add(*scope.domains, violation)
     tracked: dict[str, str] = {}
@@ -208,11 +228,7 @@ def to_smtlib(constraints: Sequence[Term]) -> str:
 
 def refuted_text(smtlib: str, rlimit: int) -> Answer:
     """Z3's answer to an SMT-LIB 2 text."""
-    solver = z3.Solver(ctx=z3.Context())
-    solver.set("rlimit", rlimit)
-    solver.from_string(smtlib)
-    answer = solver.check()
-    return "sat" if answer == z3.sat else "unsat" if answer == z3.unsat else "unknown"
+    return ask(list(z3.parse_smt2_string(smtlib, ctx=z3.Context())), rlimit)[0]
 
 
 def values_of(model: z3.ModelRef, symbols: Mapping[str, SymbolicView | Term]) -> Arguments:

@@ -69,6 +69,8 @@ def parse_tree(text: str) -> ast.Module:
         raise invalid(1, f"not Python: {error}") from None
     except (RecursionError, MemoryError):
         raise unsupported(1, "nested too deeply", "flatten it into helper functions") from None
+    if text.isascii():
+        return tree
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME and not token.string.isascii():
             raise unsupported(token.start[0], f"the name {token.string!a} is not ASCII", "use plain letters a-z")

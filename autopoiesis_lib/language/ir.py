@@ -5,12 +5,13 @@ identified by object identity (`id`), so that a pass can talk about "this divisi
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..view import Domain, View
 
 __all__ = [
+    "PARTS",
     "Abs",
     "Assign",
     "Binary",
@@ -294,14 +295,29 @@ class Interface:
     """The worst-case operation count a decision may have."""
 
 
-def children(node: Node) -> Iterator[Node]:
-    """The nodes directly below one."""
-    for item in fields(node):
-        value = getattr(node, item.name)
+PARTS: Mapping[type[Node], tuple[str, ...]] = {
+    **dict.fromkeys((Const, Local, Field, ViewRef), ()),
+    **dict.fromkeys((Negate, Not, Abs, ToInt, ToBool), ("operand",)),
+    **dict.fromkeys((Compare, Logic, MinMax), ("operands",)),
+    **dict.fromkeys((Cond, If), ("test", "then", "orelse")),
+    **dict.fromkeys((Assign, Return), ("value",)),
+    **dict.fromkeys((For, Function), ("body",)),
+    Binary: ("left", "right"),
+    Call: ("arguments",),
+}
+"""For each kind of node the fields in which it holds other nodes, in source order."""
+
+
+def children(node: Node) -> list[Node]:
+    """The nodes directly below one, in source order."""
+    found: list[Node] = []
+    for name in PARTS[type(node)]:
+        value = getattr(node, name)
         if isinstance(value, Node):
-            yield value
+            found.append(value)
         elif isinstance(value, tuple):
-            yield from (entry for entry in value if isinstance(entry, Node))
+            found += value
+    return found
 
 
 def walk(node: Node) -> Iterator[Node]:
@@ -310,4 +326,6 @@ def walk(node: Node) -> Iterator[Node]:
     while stack:
         current = stack.pop()
         yield current
-        stack.extend(reversed(list(children(current))))
+        below = children(current)
+        below.reverse()
+        stack += below

@@ -1,12 +1,13 @@
 """IR to Python: the text people read, and the function CPython runs.
 
 A candidate's own text is never executed: what runs is printed from its IR, with no names but its own and the five builtins of
-the language.
+the language. The text is that of `ast.unparse` (the tests say so), printed straight from the IR: every candidate is printed
+several times, and digests must not change with the version of Python that prints.
 """
 
-import ast
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from enum import IntEnum
 from typing import Any
 
 from .ir import (
@@ -29,7 +30,6 @@ from .ir import (
     Module,
     Negate,
     Not,
-    Param,
     Return,
     Stmt,
     ToBool,
@@ -39,28 +39,35 @@ from .ir import (
 
 __all__ = ["compile_python", "expression_source", "to_source"]
 
-_BINARY: dict[str, ast.operator] = {
-    "+": ast.Add(),
-    "-": ast.Sub(),
-    "*": ast.Mult(),
-    "//": ast.FloorDiv(),
-    "%": ast.Mod(),
-    "**": ast.Pow(),
-}
-_COMPARE: dict[str, ast.cmpop] = {
-    "==": ast.Eq(),
-    "!=": ast.NotEq(),
-    "<": ast.Lt(),
-    "<=": ast.LtE(),
-    ">": ast.Gt(),
-    ">=": ast.GtE(),
+
+class _Level(IntEnum):
+    """How tightly the parts of an expression bind, loosest first; bit operators, which the language lacks, leave a gap."""
+
+    TEST = 1
+    OR = 2
+    AND = 3
+    NOT = 4
+    COMPARE = 5
+    SUM = 10
+    TERM = 11
+    FACTOR = 12
+    POWER = 13
+    ATOM = 15
+
+
+_BINARY: Mapping[str, _Level] = {
+    "+": _Level.SUM,
+    "-": _Level.SUM,
+    "*": _Level.TERM,
+    "//": _Level.TERM,
+    "%": _Level.TERM,
+    "**": _Level.POWER,
 }
 
 
-def to_source(module: Module, interface: Interface | None = None, *, docstrings: bool = True) -> str:
-    """The module as a policy text; with an interface, the imports of the views it uses come first."""
-    functions = [_function(function, docstrings) for function in module.functions.values()]
-    text = "\n\n\n".join(ast.unparse(ast.fix_missing_locations(function)) for function in functions) + "\n"
+def to_source(module: Module, interface: Interface | None = None) -> str:
+    """The module as a policy text without docstrings; with an interface, the imports of the views it uses come first."""
+    text = "\n\n\n".join("\n".join(_function(function)) for function in module.functions.values()) + "\n"
     if interface is None:
         return text
     used = sorted({param.type for function in module.functions.values() for param in function.params if param.is_view})
@@ -69,92 +76,98 @@ def to_source(module: Module, interface: Interface | None = None, *, docstrings:
 
 def expression_source(expression: Expr) -> str:
     """One expression as text."""
-    return ast.unparse(ast.fix_missing_locations(ast.Expression(_expression(expression))))
+    return _expression(expression, _Level.TEST)
 
 
 def compile_python(module: Module) -> dict[str, Callable[..., int]]:
     """Every function of the module as a CPython function over objects with the views' fields as attributes."""
-    tree = ast.Module(
-        [_function(function, docstrings=False, annotations=False) for function in module.functions.values()], []
-    )
+    text = "\n".join(line for function in module.functions.values() for line in _function(function, annotations=False))
     names = {name: getattr(builtins, name) for name in ("min", "max", "abs", "int", "bool", "range")}
     namespace: dict[str, Any] = {"__builtins__": names}
-    exec(compile(ast.fix_missing_locations(tree), "<policy>", "exec"), namespace)
+    exec(compile(text, "<policy>", "exec", dont_inherit=True), namespace)
     return {name: namespace[name] for name in module.functions}
 
 
-def _function(function: Function, docstrings: bool, annotations: bool = True) -> ast.FunctionDef:
-    body: list[ast.stmt] = [_statement(statement) for statement in function.body]
-    if docstrings and function.doc:
-        body.insert(0, ast.Expr(ast.Constant(function.doc)))
-    arguments = [_argument(param, annotations) for param in function.params]
-    returns = _name("bool" if function.returns_bool else "int") if annotations else None
-    return ast.FunctionDef(
-        name=function.name,
-        args=ast.arguments(posonlyargs=[], args=arguments, kwonlyargs=[], kw_defaults=[], defaults=[]),
-        body=body,
-        decorator_list=[],
-        returns=returns,
-        **_TYPE_PARAMS,
-    )
+def _function(function: Function, annotations: bool = True) -> Iterator[str]:
+    if annotations:
+        params = ", ".join(f"{param.name}: {param.type}" for param in function.params)
+        yield f"def {function.name}({params}) -> {'bool' if function.returns_bool else 'int'}:"
+    else:
+        yield f"def {function.name}({', '.join(param.name for param in function.params)}):"
+    yield from _block(function.body, "    ")
 
 
-_TYPE_PARAMS: dict[str, Any] = {"type_params": []} if "type_params" in ast.FunctionDef._fields else {}
+def _block(body: tuple[Stmt, ...], indent: str) -> Iterator[str]:
+    if not body:
+        yield f"{indent}pass"
+    for statement in body:
+        yield from _statement(statement, indent)
 
 
-def _argument(param: Param, annotations: bool) -> ast.arg:
-    return ast.arg(param.name, _name(param.type) if annotations else None)
-
-
-def _name(name: str, store: bool = False) -> ast.Name:
-    return ast.Name(name, ast.Store() if store else ast.Load())
-
-
-def _block(body: tuple[Stmt, ...]) -> list[ast.stmt]:
-    return [_statement(statement) for statement in body] or [ast.Pass()]
-
-
-def _statement(statement: Stmt) -> ast.stmt:
+def _statement(statement: Stmt, indent: str) -> Iterator[str]:
     match statement:
         case Assign(name, value):
-            return ast.Assign([_name(name, store=True)], _expression(value))
+            yield f"{indent}{name} = {expression_source(value)}"
         case Return(value):
-            return ast.Return(_expression(value))
-        case If(test, then, orelse):
-            return ast.If(_expression(test), _block(then), [_statement(item) for item in orelse])
+            yield f"{indent}return {expression_source(value)}"
+        case If():
+            yield from _if(statement, indent)
         case For(name, start, stop, step, body):
-            bounds = [stop] if (start, step) == (0, 1) else [start, stop] if step == 1 else [start, stop, step]
-            call = ast.Call(_name("range"), [_integer(bound) for bound in bounds], [])
-            return ast.For(_name(name, store=True), call, _block(body), [])
+            bounds = (stop,) if (start, step) == (0, 1) else (start, stop) if step == 1 else (start, stop, step)
+            yield f"{indent}for {name} in range({', '.join(map(str, bounds))}):"
+            yield from _block(body, f"{indent}    ")
 
 
-def _integer(value: int) -> ast.expr:
-    return ast.Constant(value) if value >= 0 else ast.UnaryOp(ast.USub(), ast.Constant(-value))
+def _if(statement: If, indent: str) -> Iterator[str]:
+    word, inner = "if", f"{indent}    "
+    while True:
+        yield f"{indent}{word} {expression_source(statement.test)}:"
+        yield from _block(statement.then, inner)
+        match statement.orelse:
+            case (If() as statement,):
+                word = "elif"
+            case ():
+                return
+            case orelse:
+                yield f"{indent}else:"
+                yield from _block(orelse, inner)
+                return
 
 
-def _expression(expression: Expr) -> ast.expr:
+def _expression(expression: Expr, level: int) -> str:
+    """The text of an expression, in parentheses where it binds more loosely than its place asks for."""
     match expression:
         case Const(value, is_bool):
-            return ast.Constant(bool(value)) if is_bool else _integer(value)
-        case Local(name):
-            return _name(name)
+            if is_bool:
+                return str(bool(value))
+            return str(value) if value >= 0 else _within(level, _Level.FACTOR, str(value))
         case Field(view, name):
-            return ast.Attribute(_name(view), name, ast.Load())
-        case Negate(operand):
-            return ast.UnaryOp(ast.USub(), _expression(operand))
-        case Not(operand):
-            return ast.UnaryOp(ast.Not(), _expression(operand))
+            return f"{view}.{name}"
+        case Local(name):
+            return name
         case Binary(op, left, right):
-            return ast.BinOp(_expression(left), _BINARY[op], _expression(right))
-        case Compare(ops, operands):
-            first, *rest = operands
-            return ast.Compare(_expression(first), [_COMPARE[op] for op in ops], [_expression(item) for item in rest])
-        case Logic(op, operands):
-            return ast.BoolOp(ast.And() if op == "and" else ast.Or(), [_expression(item) for item in operands])
-        case Cond(test, then, orelse):
-            return ast.IfExp(_expression(test), _expression(then), _expression(orelse))
+            own = _BINARY[op]
+            before, after = (own + 1, own) if op == "**" else (own, own + 1)
+            return _within(level, own, f"{_expression(left, before)} {op} {_expression(right, after)}")
         case MinMax(op, operands):
             return _call(op, operands)
+        case Cond(test, then, orelse):
+            inner = _Level.TEST + 1
+            text = f"{_expression(then, inner)} if {_expression(test, inner)} else {_expression(orelse, _Level.TEST)}"
+            return _within(level, _Level.TEST, text)
+        case Compare(ops, operands):
+            first, *rest = (_expression(item, _Level.COMPARE + 1) for item in operands)
+            text = " ".join([first, *(f"{op} {item}" for op, item in zip(ops, rest, strict=True))])
+            return _within(level, _Level.COMPARE, text)
+        case Logic(op, operands):
+            own = _Level.AND if op == "and" else _Level.OR
+            # each operand in a tighter place than the one before: as `ast.unparse` has it
+            texts = [_expression(item, min(own + 1 + i, _Level.ATOM)) for i, item in enumerate(operands)]
+            return _within(level, own, f" {op} ".join(texts))
+        case Not(operand):
+            return _within(level, _Level.NOT, f"not {_expression(operand, _Level.NOT)}")
+        case Negate(operand):
+            return _within(level, _Level.FACTOR, f"-{_expression(operand, _Level.FACTOR)}")
         case Abs(operand):
             return _call("abs", (operand,))
         case ToInt(operand):
@@ -165,6 +178,10 @@ def _expression(expression: Expr) -> ast.expr:
             return _call(name, arguments)
 
 
-def _call(name: str, arguments: tuple[Expr | ViewRef, ...]) -> ast.Call:
-    read = [_name(item.name) if isinstance(item, ViewRef) else _expression(item) for item in arguments]
-    return ast.Call(_name(name), read, [])
+def _within(level: int, own: int, text: str) -> str:
+    return f"({text})" if level > own else text
+
+
+def _call(name: str, arguments: tuple[Expr | ViewRef, ...]) -> str:
+    read = [item.name if isinstance(item, ViewRef) else _expression(item, _Level.TEST) for item in arguments]
+    return f"{name}({', '.join(read)})"

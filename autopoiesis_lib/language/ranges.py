@@ -37,7 +37,7 @@ from .ir import (
     ViewRef,
 )
 
-__all__ = ["Interval", "Orders", "Ranges", "analyse"]
+__all__ = ["Interval", "Orders", "Ranges", "analyse", "analyse_formula", "view_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,26 @@ Orders = frozenset[tuple[tuple[str, str], tuple[str, str]]]
 
 def analyse(module: Module, signature: Signature, orders: Orders = frozenset()) -> Ranges:
     """The ranges of a decision over the full domains of its views, given that some fields never exceed others."""
-    analysis = _Analysis(module, orders)
+    analysis = _Analysis(module, orders=orders)
     arguments = [view_rows(module.views[param.type]) for param in signature.params]
     analysis.ranges.result = analysis.call(module.functions[signature.name], arguments)
     return analysis.ranges
 
 
+def analyse_formula(
+    function: Function, arguments: Sequence["Interval | Rows"], answers: Mapping[str, Interval]
+) -> Ranges:
+    """The ranges of a formula that calls decisions, of which no more is known than the intervals they answer in."""
+    analysis = _Analysis(Module({}, {}), answers)
+    analysis.ranges.result = analysis.call(function, arguments)
+    return analysis.ranges
+
+
 class _Analysis:
-    def __init__(self, module: Module, orders: Orders) -> None:
-        self.module, self.orders = module, orders
+    def __init__(
+        self, module: Module, answers: Mapping[str, Interval] | None = None, orders: Orders = frozenset()
+    ) -> None:
+        self.module, self.answers, self.orders = module, answers or {}, orders
         self.ranges = Ranges(FALSE)
 
     def call(self, function: Function, arguments: Sequence["Interval | Rows"]) -> Interval:
@@ -241,6 +252,8 @@ class _Analysis:
                     environment[item.name] if isinstance(item, ViewRef) else self.expression(item, environment)
                     for item in arguments
                 ]
+                if name in self.answers:
+                    return self.answers[name]
                 return self.call(self.module.functions[name], values_or_rows)
 
     def binary(self, node: Binary, environment: Environment) -> Interval:

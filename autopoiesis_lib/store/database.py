@@ -161,23 +161,22 @@ class Store:
 
     def commit(self, run: str, row: CandidateRow) -> None:
         """Record what became of one candidate: the checkpoint."""
+        values = {
+            "run": run,
+            "id": row.id,
+            "verdict": row.verdict,
+            "gate": row.gate,
+            "detail": row.detail,
+            "digest": row.digest,
+            "fingerprint": row.fingerprint,
+            "descriptor": row.descriptor,
+            "counterexample": _plain(row.counterexample),
+            "scores": _plain(row.scores),
+            "fitness": row.fitness,
+            "seconds": dict(row.seconds),
+        }
         with self._write() as connection:
-            connection.execute(
-                tables.candidates.insert().values(
-                    run=run,
-                    id=row.id,
-                    verdict=row.verdict,
-                    gate=row.gate,
-                    detail=row.detail,
-                    digest=row.digest,
-                    fingerprint=row.fingerprint,
-                    descriptor=row.descriptor,
-                    counterexample=_plain(row.counterexample),
-                    scores=_plain(row.scores),
-                    fitness=row.fitness,
-                    seconds=dict(row.seconds),
-                )
-            )
+            connection.execute(_INSERT_CANDIDATE, values)
 
     def proposals(self, run: str) -> list[ProposalRow]:
         """All proposals of a run by id."""
@@ -284,36 +283,39 @@ class Store:
 
     # regression counterexamples
 
-    def put_counterexample(self, contract_digest: str, content: Mapping[str, Any], limit: int = 512) -> bool:
-        """Keep a counterexample as a regression input of its contract; False when known or `limit` are kept."""
-        text = json.dumps(content, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        with self._write() as connection:
-            mine = tables.counterexamples.c.contract_digest == contract_digest
-            count = connection.execute(
-                sa.select(sa.func.count()).select_from(tables.counterexamples).where(mine)
-            ).scalar_one()
-            known = connection.execute(
-                sa.select(tables.counterexamples.c.key).where(mine, tables.counterexamples.c.key == key)
-            ).first()
-            if known is not None or count >= limit:
-                return False
-            connection.execute(
-                tables.counterexamples.insert().values(
-                    contract_digest=contract_digest, key=key, position=count, content=text, at=_now()
-                )
-            )
-            return True
+    def put_counterexamples(self, contract_digest: str, contents: Sequence[Mapping[str, Any]], limit: int = 512) -> int:
+        """Keep counterexamples as regression inputs of their contract, those already known aside, until `limit` are kept.
 
-    def counterexamples(self, contract_digest: str) -> list[dict[str, Any]]:
-        """The regression counterexamples of a contract in the order they were found."""
+        Returns how many are new.
+        """
+        texts = {_key(text): text for text in (json.dumps(content, sort_keys=True) for content in contents)}
+        table = tables.counterexamples
+        mine = table.c.contract_digest == contract_digest
+        with self._write() as connection:
+            count = connection.execute(sa.select(sa.func.count()).select_from(table).where(mine)).scalar_one()
+            if count >= limit:
+                return 0
+            known = set(connection.execute(sa.select(table.c.key).where(mine, table.c.key.in_(texts))).scalars())
+            new = [(key, text) for key, text in texts.items() if key not in known][: limit - count]
+            rows = [
+                {"contract_digest": contract_digest, "key": key, "position": count + i, "content": text, "at": _now()}
+                for i, (key, text) in enumerate(new)
+            ]
+            if rows:
+                connection.execute(table.insert(), rows)
+            return len(rows)
+
+    def counterexamples(self, contract_digest: str, newest: int | None = None) -> list[dict[str, Any]]:
+        """The regression counterexamples of a contract, or only the newest ones, in the order they were found."""
+        table = tables.counterexamples
         query = (
-            sa.select(tables.counterexamples.c.content)
-            .where(tables.counterexamples.c.contract_digest == contract_digest)
-            .order_by(tables.counterexamples.c.position, tables.counterexamples.c.key)
+            sa.select(table.c.content)
+            .where(table.c.contract_digest == contract_digest)
+            .order_by(table.c.position.desc(), table.c.key.desc())
+            .limit(newest)
         )
         with self._engine.connect() as connection:
-            return [json.loads(row[0]) for row in connection.execute(query)]
+            return [json.loads(row[0]) for row in reversed(connection.execute(query).all())]
 
     # deployments
 
@@ -371,6 +373,14 @@ class Store:
         if row is None:
             raise StoreError(f"store {self.url} has no {what} {digest[:16]}; check --store")
         return dict(row)
+
+
+_INSERT_CANDIDATE = tables.candidates.insert()
+"""One statement for every checkpoint, so that SQLAlchemy compiles it once."""
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _plain(value: Mapping[str, Any] | None) -> dict[str, Any] | None:

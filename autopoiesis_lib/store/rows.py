@@ -64,6 +64,7 @@ class CandidateRow:
     fitness: float | None = None
     """Lower is better; None when it was not evaluated in full."""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    """CPU seconds of the worker by stage."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ seed."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from random import Random
 from typing import Any, Literal
 
-from ..contract import Contract
+from ..contract import Contract, Unhashed
 from ..language import LanguageError, Module, parse
 from ..language.ir import Function, Param, Return
 from ..language.python import to_source
@@ -83,7 +84,7 @@ class SearchProposer:
     ) -> Draft:
         contract = context.contract
         names, weights = list(self.moves), list(self.moves.values())
-        before = to_source(module, docstrings=False)
+        before = to_source(module, contract.interface)
         for _ in range(TRIES):
             chosen = rng.choices(names, weights)[0]
             bench = Workbench(contract, module, rng, mate[1] if mate is not None else None, sigma, context.typical)
@@ -93,10 +94,10 @@ class SearchProposer:
             if chosen != "tune" and rng.random() < 0.3:
                 changed = tuned(changed, rng, sigma, share=None) or changed
             changed = simplified(within_limit(simplified(changed), bench.palette))
-            if size(changed) > MAX_SIZE or to_source(changed, docstrings=False) == before:
+            if size(changed) > MAX_SIZE or (text := to_source(changed, contract.interface)) == before:
                 continue
             made_from = (parent.id, mate[0].id) if chosen == "crossover" and mate is not None else (parent.id,)
-            return _printed(changed, contract, chosen, made_from, {"sigma": sigma})
+            return Draft(source=text, move=chosen, parents=made_from, details={"sigma": sigma})
         return _printed(fresh_module(contract, rng, context.typical), contract, "renew", ())
 
 
@@ -122,8 +123,14 @@ def _sigma(parent: Parent, rng: Random) -> float:
 
 
 def _read(parent: Parent, contract: Contract) -> Module | None:
+    return _module(parent.source, contract.digest, Unhashed(contract))
+
+
+@lru_cache(maxsize=1_024)
+def _module(source: str, digest: str, handle: Unhashed) -> Module | None:
+    """A parent's text as IR; the elites of a run are read once, not once a generation."""
     try:
-        return parse(parent.source, contract.interface)
+        return parse(source, handle.contract.interface)
     except LanguageError:
         return None
 
@@ -131,5 +138,4 @@ def _read(parent: Parent, contract: Contract) -> Module | None:
 def _printed(
     module: Module, contract: Contract, move: str, parents: tuple[int, ...], details: Mapping[str, Any] | None = None
 ) -> Draft:
-    bare = replace(module, functions={name: replace(item, doc="") for name, item in module.functions.items()})
-    return Draft(source=to_source(bare, contract.interface), move=move, parents=parents, details=details or {})
+    return Draft(source=to_source(module, contract.interface), move=move, parents=parents, details=details or {})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from ..language.ir import (
+    PARTS,
     Binary,
     Call,
     Cond,
@@ -87,7 +88,7 @@ def with_function(module: Module, function: Function) -> Module:
 
 def simplify(node: N) -> N:
     """The tree without operations that do nothing: folded constants, neutral elements, branches that cannot differ."""
-    changes: dict[str, Any] = {item.name: _simplified(getattr(node, item.name)) for item in fields(node) if item.init}
+    changes: dict[str, Any] = {name: _simplified(getattr(node, name)) for name in PARTS[type(node)]}
     result: Node = replace(node, **changes)
     match result:
         case Binary(op, Const(a), Const(b)) if op in "+-*" or (op == "//" and b != 0):
@@ -157,10 +158,8 @@ def _replace(root: Node, target: Node, new: Node) -> Node:
     if root is target:
         return new
     changes: dict[str, Any] = {}
-    for item in fields(root):
-        if not item.init:
-            continue
-        value = getattr(root, item.name)
+    for name in PARTS[type(root)]:
+        value = getattr(root, name)
         if isinstance(value, Node):
             changed: object = _replace(value, target, new)
         elif isinstance(value, tuple) and value and isinstance(value[0], Node):
@@ -169,20 +168,18 @@ def _replace(root: Node, target: Node, new: Node) -> Node:
         else:
             continue
         if changed is not value:
-            changes[item.name] = changed
+            changes[name] = changed
     return replace(root, **changes) if changes else root
 
 
 def _map(node: N, names: Mapping[str, str]) -> N:
     changes: dict[str, Any] = {}
-    for item in fields(node):
-        if not item.init:
-            continue
-        value = getattr(node, item.name)
+    for name in PARTS[type(node)]:
+        value = getattr(node, name)
         if isinstance(value, Node):
-            changes[item.name] = _map(value, names)
+            changes[name] = _map(value, names)
         elif isinstance(value, tuple) and value and isinstance(value[0], Node):
-            changes[item.name] = tuple(_map(part, names) for part in value)
+            changes[name] = tuple(_map(part, names) for part in value)
     if isinstance(node, Field) and node.view in names:
         changes["view"] = names[node.view]
     if isinstance(node, ViewRef) and node.name in names:

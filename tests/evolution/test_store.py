@@ -129,11 +129,14 @@ def test_lineage_deployments_policies_and_certificates_cannot_be_rewritten(store
 
 def test_a_counterexample_is_kept_once_per_contract_in_the_order_found(store: Store) -> None:
     first, second = {"obligation": "ages", "arguments": {"aging": 2}}, {"obligation": "ages", "arguments": {"aging": 1}}
-    assert store.put_counterexample("c1", first)
-    assert store.put_counterexample("c1", second)
-    assert not store.put_counterexample("c1", first)
-    assert store.put_counterexample("c2", first)
+    assert store.put_counterexamples("c1", [first]) == 1
+    assert store.put_counterexamples("c1", [first, second, second]) == 1
+    assert store.put_counterexamples("c1", [first]) == 0
+    assert store.put_counterexamples("c2", [first]) == 1
     assert store.counterexamples("c1") == [first, second]
+    assert store.counterexamples("c1", newest=1) == [second]
+    assert store.put_counterexamples("c1", [{"number": i} for i in range(9)], limit=5) == 3
+    assert store.counterexamples("c1")[2:] == [{"number": 0}, {"number": 1}, {"number": 2}]
 
 
 def test_a_new_sqlite_store_is_in_wal_mode(tmp_path: Path) -> None:
