@@ -20,7 +20,6 @@ from random import Random
 from typing import Any, Literal
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 import same_endpoint
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
@@ -59,6 +58,8 @@ class Trivial:
 def overhead(candidates: int, workers: int) -> None:
     """Own cost a candidate by stretch of the run, with process isolation on: all CPU time of the main process (proposals, store,
     archive, messages) and of the workers, less what the workers spend on the proof and the evaluation."""
+    import psutil  # type: ignore[import-untyped]
+
     contract = RequestOrdering()
     stretches = (4, 100, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000)
     edges = [edge for edge in stretches if edge < candidates] + [candidates]
@@ -93,11 +94,11 @@ def overhead(candidates: int, workers: int) -> None:
         )
 
 
-WINDOWS: Mapping[str, int] = {"azure-conv": 4, "azure-code": 4, "mooncake": 4, "phase-shift": 12}
+WINDOWS: Mapping[str, int] = {"azure-conv": 4, "azure-code": 4, "mooncake": 4, "phase-shift": 6}
 """Into how many consecutive windows of equal numbers of requests a trace is cut: the odd ones train, the even ones judge.
 The two halves of a trace are different traffic (Mooncake's second is nine times as congested as its first), and which search is
 better would be told by which overfits the luckier way; whether a policy outlives a change is what the live comparison is about.
-Of the generated trace each phase is cut in two."""
+Of the generated trace each phase is a window."""
 
 
 def evaluator_named(name: str, contract: Contract) -> SimulationEvaluator:
