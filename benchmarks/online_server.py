@@ -94,7 +94,8 @@ def replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
 
 
 async def _replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
+    # A connection each: one that the server gives up just as it is used again would lose a request that no engine ever saw.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=300.0, limits=limits) as client:
         begin = time.monotonic() + 0.5
         return await asyncio.gather(*(_ask(client, job, begin + job.at_s) for job in jobs))
