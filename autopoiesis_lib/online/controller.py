@@ -460,10 +460,10 @@ class Controller(AbstractContextManager["Controller"]):
         return f"canary: {short}, {found.reduction:.0%} better on what it was not evolved on"
 
     def _look_at_shadow(self, state: RolloutState) -> Evidence | str:
-        """Candidate against active on all that came since the half it was evolved on; or why there is nothing to do yet.
+        """Candidate against active on all that came since the part it was evolved on; or why there is nothing to do yet.
 
-        What came while it evolved counts at once. When that is too little to tell, it looks again after another window, and
-        after one more; the intervals are widened so that all looks hold together.
+        What came while it evolved counts at once. When that is too little to tell and the gain is worth waiting for, it looks
+        again after another window, LOOKS times in all; the intervals are widened so that all looks hold together.
         """
         assert state.candidate is not None
         short = state.candidate[:12]
