@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from random import Random
@@ -94,19 +95,18 @@ def overhead(candidates: int, workers: int) -> None:
         )
 
 
-WINDOWS: Mapping[str, int] = {"azure-conv": 4, "azure-code": 4, "mooncake": 4, "phase-shift": 6}
+WINDOWS: Mapping[str, int] = {"azure-conv": 4, "azure-code": 4, "mooncake": 4, "phase-shift": 12}
 """Into how many consecutive windows of equal numbers of requests a trace is cut: the odd ones train, the even ones judge.
 The two halves of a trace are different traffic (Mooncake's second is nine times as congested as its first), and which search is
 better would be told by which overfits the luckier way; whether a policy outlives a change is what the live comparison is about.
-Of the generated trace each phase is a window."""
+Of the generated trace each phase is a window, so that two phases of each kind train and two judge."""
 
 
 def evaluator_named(name: str, contract: Contract) -> SimulationEvaluator:
     """One of the four workloads of the comparison, each at the rate that just overloads first come, first served."""
     default = default_workload()
-    trace = phase_shift() if name == "phase-shift" else Trace.shipped(name)
-    factor = default.rate_factor
-    if name != "azure-conv":
+    trace, factor = (phase_shift(), 1.0) if name == "phase-shift" else (Trace.shipped(name), default.rate_factor)
+    if name in ("azure-code", "mooncake"):
         factor = overload_factor(trace, default.calibration, default.engine)
     windows = trace.scaled(factor).windows(WINDOWS[name])
     return SimulationEvaluator(
@@ -115,15 +115,25 @@ def evaluator_named(name: str, contract: Contract) -> SimulationEvaluator:
     )  # fmt: skip
 
 
+PHASES = 12
+
+
 def phase_shift() -> Trace:
-    """A generated trace whose mix changes every few minutes: chat, code, long writing, and again, in conversations that share
-    prefixes, by clients that ask for at most the next power of two above the answer's length."""
+    """A generated trace whose mix changes every few minutes: chat, long writing, code, and again, in conversations that share
+    prefixes, by clients that ask for at most the next power of two above the answer's length. Each kind comes at the rate that
+    just overloads first come, first served: at one rate for all, only the writing would queue."""
+    default = default_workload()
     kinds = (
         Lengths.like(Trace.shipped("azure-conv")),
-        Lengths.like(Trace.shipped("azure-code")),
         Lengths.lognormal(prompt_p50=300, prompt_p99=3_000, output_p50=500, output_p99=4_000, seed=7),
+        Lengths.like(Trace.shipped("azure-code")),
     )
-    parts = [conversations(400, 1.5, kinds[i % 3], turns=3.0, think_s=20.0, seed=100 + i) for i in range(6)]
+    make = partial(conversations, 400, 1.5, turns=3.0, think_s=20.0, block_tokens=128)
+    parts = [make(kinds[i % 3], seed=100 + i) for i in range(PHASES)]
+    for kind in range(3):
+        first, *others = parts[kind::3]
+        factor = overload_factor(first.spliced(*others), default.calibration, default.engine)
+        parts[kind::3] = [part.scaled(factor) for part in parts[kind::3]]
     trace = parts[0].spliced(*parts[1:])
     limits = (2 ** np.ceil(np.log2(np.maximum(trace.num_output_tokens, 16)))).astype(np.int64)
     return Trace.from_columns(
