@@ -18,7 +18,7 @@ from .ir import Module, Signature
 from .llvm import DECLARATIONS, arguments_of, emit_functions
 from .native import MachineCode, NativeError
 
-__all__ = ["Int64s", "Scorer", "compile_scorer"]
+__all__ = ["Bound", "Int64s", "Scorer", "compile_scorer"]
 
 Int64s = NDArray[np.int64]
 
@@ -159,7 +159,7 @@ done:
 
 
 @dataclass(frozen=True)
-class _Bound:
+class Bound:
     """Arrays that were checked, and the block of words that tells machine code where they are; it keeps them alive."""
 
     columns: Int64s
@@ -167,6 +167,7 @@ class _Bound:
     context: tuple[Int64s, ...]
     words: Any
     address: int
+    """Of the words."""
     capacity: int
     """How many columns all of them hold."""
 
@@ -187,8 +188,8 @@ class Scorer:
         """How many fields each view has, the scored one first."""
         self._score = builtin(code, "score")
         self._argmax = builtin(code, "argmax")
-        self._scored: _Bound | None = None
-        self._picked: _Bound | None = None
+        self._scored: Bound | None = None
+        self._picked: Bound | None = None
 
     def __call__(self, columns: Int64s, *context: Int64s, n: int | None = None, out: Int64s | None = None) -> Int64s:
         """The scores of the first `n` columns, in `out[:n]` when `out` is given.
@@ -228,7 +229,16 @@ class Scorer:
             n = _count(bound, n, "tiebreak")
         return self._argmax(bound.address, n)
 
-    def _bind(self, columns: Int64s, third: Int64s, name: str, context: tuple[Int64s, ...]) -> _Bound:
+    def argmax_over(self, columns: Int64s, tiebreak: Int64s, *context: Int64s) -> tuple[int, Bound]:
+        """`argmax` for machine code to call: the address of a function (words, n) -> index, and what it is to be given,
+        which is valid while this scorer and the second value live. `n` is not checked: at most `capacity`.
+
+        Raises:
+            TypeError, ValueError: as `argmax`.
+        """
+        return self.code.address("argmax"), self._bind(columns, tiebreak, "tiebreak", context)
+
+    def _bind(self, columns: Int64s, third: Int64s, name: str, context: tuple[Int64s, ...]) -> Bound:
         self._check_columns(columns)
         _check(third, name)
         if third.ndim != 1:
@@ -246,7 +256,7 @@ class Scorer:
         pointers = [array.ctypes.data for array in (columns, third, *context)]
         words = (ctypes.c_int64 * (len(pointers) + 1))(pointers[0], columns.shape[1], *pointers[1:])
         capacity = min(columns.shape[1], third.shape[0])
-        return _Bound(columns, third, context, words, ctypes.addressof(words), capacity)
+        return Bound(columns, third, context, words, ctypes.addressof(words), capacity)
 
     def _check_columns(self, columns: Int64s) -> None:
         _check(columns, "columns")
@@ -320,13 +330,13 @@ def _reduce() -> MachineCode:
     return MachineCode(DECLARATIONS + _REDUCE.format(lowest=-(2**63), highest=2**63 - 1))
 
 
-def _same(bound: _Bound, columns: Int64s, third: Int64s, context: tuple[Int64s, ...]) -> bool:
+def _same(bound: Bound, columns: Int64s, third: Int64s, context: tuple[Int64s, ...]) -> bool:
     if bound.columns is not columns or bound.third is not third or len(bound.context) != len(context):
         return False
     return all(map(is_, bound.context, context))
 
 
-def _count(bound: _Bound, n: int | None, third: str) -> int:
+def _count(bound: Bound, n: int | None, third: str) -> int:
     if n is None:
         n = bound.columns.shape[1]
     elif type(n) is not int:

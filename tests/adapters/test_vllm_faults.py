@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ def test_a_bad_policy_is_dropped_in_the_same_step_and_quarantined(
     assert metrics(bench)["autopoiesis_policy_active[built-in]"] == 1
 
 
+def test_a_pick_in_one_call_is_held_against_the_proved_bound(bench: Bench) -> None:
+    clock = iter(range(1, 10**9))
+    bench.scheduler.autopoiesis.clock_ns = lambda: next(clock) * 1_000_000
+    activate(
+        bench, replace(verified(SHORTEST), aging_us=0)
+    )  # machine code that breaks a bound it was never proved to keep
+    seen = serve_all(bench)
+    assert seen["autopoiesis_faults_total[pick-rule]"] == 1 and seen["autopoiesis_quarantined"] == 1
+    assert seen["autopoiesis_policy_active[built-in]"] == 1
+
+
 def test_one_late_decision_costs_the_step_but_not_the_policy(bench: Bench) -> None:
     bench.scheduler.autopoiesis.governor.deadline_ns = 1_000_000
     activate(bench, faulty(lambda calls, seqs: sleep_and_pick() if calls == 9 else int(np.argmin(seqs))))
@@ -164,7 +176,6 @@ def break_engine_view(field: str, value: int) -> Callable[[Bench], None]:
         ("num_waiting", 2**40, "view-domain"),
         ("free_blocks", 16_000_000, "assumption"),
         ("num_running", 3, "assumption"),
-        ("oldest_waited_us", 0, "assumption"),
     ],
 )
 def test_an_engine_view_that_no_proof_covers_drops_the_step_before_the_native_call(
@@ -181,6 +192,13 @@ def test_an_engine_view_that_no_proof_covers_drops_the_step_before_the_native_ca
     assert seen[f"autopoiesis_faults_total[{kind}]"] >= 1
     assert seen["autopoiesis_decisions_total"] == before[0], "the policy's code must not see such a view"
     assert seen["autopoiesis_quarantined"] == 0, "the world is to blame, not the policy"
+
+
+def test_the_longest_wait_is_counted_at_the_pick_whatever_else_says_of_it(bench: Bench) -> None:
+    activate(bench, verified(SHORTEST))
+    seen = serve_all(bench, break_engine_view("oldest_waited_us", 0))
+    assert seen["autopoiesis_fallbacks_total"] == 0 and seen["autopoiesis_decisions_total"] > 0
+    assert bench.scheduler.autopoiesis.governor._engine[ENGINE_FIELDS.index("oldest_waited_us")] > 0
 
 
 def test_a_request_that_breaks_an_assumption_never_reaches_the_policy(bench: Bench) -> None:

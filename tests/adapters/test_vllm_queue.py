@@ -1,6 +1,7 @@
 """The policy queue against a plain list: whatever vLLM does to its queue, both must agree on who is next."""
 
 from functools import cache
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -121,7 +122,15 @@ class QueueAgainstList(RuleBasedStateMachine):
         assert list(self.queue) == self.waiting
         if self.waiting:
             assert self.queue.peek_request() is self.expected()
+            self.one_call_picks_what_the_steps_pick()
         assert not self.governor.counters["fallbacks"]
+
+    def one_call_picks_what_the_steps_pick(self) -> None:
+        governor, policy = self.governor, self.governor.active
+        if policy is not None:
+            at_once = governor.choose()
+            assert governor._picking is not None and governor._picking[0] is policy
+            assert at_once == governor._pick(policy, perf_counter_ns())
 
     def expected(self) -> Any:
         """The reference: the policy's own Python formula over the list, ties to the earlier sequence number."""

@@ -93,7 +93,8 @@ class Assumptions:
             else:
                 raise UncheckableError(f"{formula.name}: assume something of (request), (engine) or (request, engine)")
         self._request_names = tuple(spec.name for spec in request.fields())
-        self._engine_names = tuple(spec.name for spec in engine.fields())
+        self.engine_names = tuple(spec.name for spec in engine.fields())
+        """The engine's fields, in declared order."""
         self._engine_domains = tuple((spec.name, spec.domain.lo, spec.domain.hi) for spec in engine.fields())
         of_one = _compile(_module(self._of_request, request, engine, bounded=request))
         self._requests_hold = builtin(of_one, "all_hold")
@@ -101,6 +102,8 @@ class Assumptions:
         """Address of the check of requests alone, (columns, stride, n, columns) -> 1 when the n requests whose first fields
         start at `columns` lie in their domains and every assumption about a request alone holds of them."""
         of_pass = _compile(_module(self._of_pass, request, engine, bounded=engine))
+        self.pass_check = of_pass.address("all_hold")
+        """Address of `hold`."""
         self.hold: Callable[[int, int, int, int], int] = builtin(of_pass, "all_hold")
         """(columns, stride, n, engine) -> 1 when the engine row lies in its domains and every assumption holds of it and of
         each of n >= 1 requests. `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of
@@ -118,7 +121,7 @@ class Assumptions:
         for value, (name, lo, hi) in zip(row, self._engine_domains, strict=True):
             if not lo <= value <= hi:
                 return f"engine.{name} = {value} is outside {lo} to {hi}"
-        engine_view = SimpleNamespace(**dict(zip(self._engine_names, row, strict=True)))
+        engine_view = SimpleNamespace(**dict(zip(self.engine_names, row, strict=True)))
         for slot in range(n):
             request_view = SimpleNamespace(**dict(zip(self._request_names, map(int, fields[:, slot]), strict=True)))
             for formula in self._of_pass:

@@ -98,7 +98,7 @@ class EngineSide:
         """Whether a lever other than the ordering may have something to do."""
         self._lever_fallbacks = 0
         self._awaiting_first_token: list[Any] = []
-        self._record = self.telemetry.steps.append
+        self._record = self.telemetry.steps.put
         self._scheduler = scheduler
         self._free_blocks = pool.get_num_free_blocks
         self.settings = settings

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autopoiesis_lib.language.scorer import Scorer
+
 from ..loading import VerifiedPolicy
 from .assumptions import Assumptions
+from .picking import NO_PICK, Picking, warm_up_picking
 from .seat import Fault, Seat, Swap
 from .waiting_columns import WaitingColumns
 from .waiting_queue import BUILT_IN
@@ -57,6 +60,9 @@ class Governor(Seat[VerifiedPolicy]):
         self._engine: Int64s = np.zeros(engine_fields, np.int64)
         self._engine_at: int = self._engine.ctypes.data
         self._holds = assumptions.hold_with
+        self._picking: tuple[VerifiedPolicy, Picking] | None = None
+        self._prepared: tuple[VerifiedPolicy, Picking] | None = None
+        warm_up_picking(assumptions)
 
     def choose(self) -> int:
         """The slot to serve next, or `BUILT_IN`. Never raises."""
@@ -64,6 +70,11 @@ class Governor(Seat[VerifiedPolicy]):
         if (policy is None and shadow is None) or self._dropped or self.disabled:
             return BUILT_IN
         started = perf_counter_ns()
+        picking = self._picking
+        if picking is not None and picking[0] is policy and shadow is None:
+            slot = self._pick_at_once(picking[1], started)
+            if slot != NO_PICK:
+                return slot
         try:
             slot = self._pick(policy, started)
         except Exception as error:  # ours: the policy's own are caught where it is called
@@ -77,6 +88,48 @@ class Governor(Seat[VerifiedPolicy]):
         """Drop to the built-in order for the rest of this pass, with the state of the queue; answers `BUILT_IN`."""
         self.drop(kind, detail, **self._state())
         return BUILT_IN
+
+    def _pick_at_once(self, picking: Picking, started: int) -> int:
+        """All of a pick in one call; `NO_PICK` when anything is not as it should be, for `_pick` to say what. Never raises."""
+        columns = self.columns
+        if columns.out_of_domain:
+            return NO_PICK
+        try:
+            if picking.located is not columns.located:
+                self._picking = self._picking_for(self.active)
+                return NO_PICK  # one call again from the next pick on
+            if self._snapshot:
+                slot = picking.again(picking.words, columns.n, self._now_us)
+            else:
+                if columns.reads_cached_tokens:
+                    columns.reread_next()
+                slot = picking.first(picking.words, columns.n, self._now_us, *self.read_engine(0))
+        except Exception:
+            return NO_PICK
+        took = perf_counter_ns() - started
+        if slot == NO_PICK or took > self.deadline_ns:
+            return NO_PICK
+        self._snapshot = True
+        self._late = 0
+        counters = self.counters
+        counters["decisions"] += 1
+        counters["decision_ns"] += took
+        if self.candidate:
+            self.tried += 1
+        self.step_ns += took
+        return slot
+
+    def offer(self, policy: VerifiedPolicy | None, *args: Any, **kwargs: Any) -> None:
+        """As every seat; what the policy's picks take is made ready here, in the thread of whoever offers."""
+        self._prepared = self._picking_for(policy)
+        super().offer(policy, *args, **kwargs)
+
+    def _picking_for(self, policy: VerifiedPolicy | None) -> tuple[VerifiedPolicy, Picking] | None:
+        """The one call for a policy whose scorer is machine code; None for others, which are asked step by step."""
+        if policy is None or not isinstance(policy.scorer, Scorer):
+            return None
+        located, longest_us = self.columns.located, self.columns.max_wait_us
+        return policy, Picking(located, longest_us, self.assumptions, self._engine, policy.scorer, policy.aging_us)
 
     def _pick(self, policy: VerifiedPolicy | None, started: int) -> int:
         columns = self.columns
@@ -164,6 +217,8 @@ class Governor(Seat[VerifiedPolicy]):
 
     def _seated(self) -> None:
         self._shadow_late = 0
+        prepared = self._prepared
+        self._picking = prepared if prepared and prepared[0] is self.active else self._picking_for(self.active)
         seated = (self.active, self.shadow, self.base)
         self.columns.reads_cached_tokens = any(
             policy is not None and "num_cached_tokens" in policy.reads for policy in seated

@@ -95,6 +95,8 @@ class Moves:
         )
         code = MachineCode(assembly)
         self.waits, self.place, self.move = builtin(code, "waits"), builtin(code, "place"), builtin(code, "move")
+        self.waits_at = code.address("waits")
+        """Address of `waits`."""
 
 
 @cache

@@ -194,6 +194,7 @@ class Seat(Generic[P]):
             self.active = self._standing(self.base) if was_canary else None
             if was_canary:
                 self.ended = f"{kind}: {detail}"
+            self._seated()
             self._changed(Swap(digest_of(self.active), self._now_us, self._now_us, 0, requested=False))
         self._tell(kind, detail, digest, quarantine, state)
 

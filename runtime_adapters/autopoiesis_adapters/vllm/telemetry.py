@@ -1,17 +1,21 @@
 """What an engine did, step by step and request by request, in rings of fixed size: written by the engine, read by
 anybody.
 
-Writing is one append. Reading copies while the engine goes on and throws away what was overwritten meanwhile,
+Writing is one call. Reading copies while the engine goes on and throws away what was overwritten meanwhile,
 so that no snapshot ever waits for a step or a step for a snapshot. No request content is recorded, only counts and
 times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from autopoiesis_lib.language.builtin import builtin, entry
+from autopoiesis_lib.language.native import MachineCode
 
 __all__ = ["REQUEST_FIELDS", "STEP_FIELDS", "Ring", "Snapshot", "Telemetry"]
 
@@ -45,64 +49,78 @@ REQUEST_FIELDS = (
 """Times in microseconds of the engine's monotonic clock, 0 when it never happened; a first token is noted when vLLM has
 taken it in, at the beginning of the next step. `priority` as vLLM was given it."""
 
-BATCH = 64
-"""Rows that go into the array together."""
+SLACK = 64
+"""Rows by which the array is longer than what readers are promised: so many may be written while one of them copies."""
 INT64 = np.iinfo(np.int64)
+
+# Row `count` modulo the length, then the count: `words` are the rows' address, the length and the count.
+_PUT = """\
+define void @put(ptr %words{values}) nounwind {{
+entry:
+  %rows = load ptr, ptr %words
+  %length.at = getelementptr i64, ptr %words, i64 1
+  %length = load i64, ptr %length.at
+  %count.at = getelementptr i64, ptr %words, i64 2
+  %count = load i64, ptr %count.at
+  %row = urem i64 %count, %length
+  %start = mul i64 %row, {width}
+{stores}
+  %next = add i64 %count, 1
+  store i64 %next, ptr %count.at
+  ret void
+}}
+"""
 
 
 class Ring:
     """The last `capacity` rows of int64 values. One writer; any number of readers in other threads.
 
-    Rows are kept as they come and go into the array in batches: one row written by itself costs a step ten microseconds,
-    because vLLM has emptied the caches since the last one.
+    Rows are written by machine code: numpy takes ten microseconds for one, because vLLM has emptied the caches since the
+    last, and rows kept as Python objects until there are many of them are more for the garbage collector to look at.
     """
 
-    __slots__ = ("_capacity", "_fresh", "_rows", "_state", "fields")
+    __slots__ = ("_capacity", "_rows", "_words", "fields", "put")
 
     def __init__(self, fields: Sequence[str], capacity: int) -> None:
         self.fields = tuple(fields)
         self._capacity = capacity
-        # Row k lies at k modulo the length. A batch longer than the capacity: while one is being written, all rows that
-        # readers were promised are still there.
-        self._rows: Int64s = np.zeros((capacity + BATCH, len(self.fields)), np.int64)
-        self._fresh: list[tuple[int, ...]] = []
-        self._state = (0, self._fresh)
-        """How many rows have gone into the array, and those after them: replaced as one, so that readers see both."""
+        # Row k lies at k modulo the length.
+        self._rows: Int64s = np.zeros((capacity + SLACK, len(self.fields)), np.int64)
+        self._words = np.array([self._rows.ctypes.data, len(self._rows), 0], np.int64)
+        self.put: Callable[..., int] = partial(_put(len(self.fields)), self._words.ctypes.data)
+        """Write one row of ints; `OverflowError` or `TypeError` when one of them is not an int64, and nothing is written."""
 
     def append(self, *row: int) -> None:
-        """Write one row."""
-        fresh = self._fresh
-        fresh.append(row)
-        if len(fresh) == BATCH:
-            self._settle()
+        """Write one row; what does not fit 64 bits becomes the nearest that does, what is no integer 0."""
+        try:
+            self.put(*row)
+        except (OverflowError, TypeError):
+            fitting = (int(value) if isinstance(value, int | np.integer) else 0 for value in row)
+            self.put(*(min(max(value, INT64.min), INT64.max) for value in fitting))
 
     def since(self, first: int = 0) -> tuple[int, Int64s]:
         """Rows `first` and later that are still there: (number of the first row given, rows of shape (k, fields))."""
-        settled, fresh = self._state
-        late = fresh.copy()
-        start = max(first, settled + len(late) - self._capacity, 0)
-        rows = self._rows[np.arange(start, settled) % len(self._rows)]
-        # While we copied, the writer may have gone round.
-        lost = min(max(self._state[0] - self._capacity - start, 0), len(rows))
-        late_rows = int64_rows(late[max(start - settled, 0) :], len(self.fields))
-        return start + lost, np.concatenate((rows[lost:], late_rows))
-
-    def _settle(self) -> None:
-        settled, fresh = self._state
-        self._rows[np.arange(settled, settled + len(fresh)) % len(self._rows)] = int64_rows(fresh, len(self.fields))
-        self._fresh = []
-        self._state = settled + len(fresh), self._fresh
+        count = int(self._words[2])
+        start = max(first, count - self._capacity, 0)
+        rows = self._rows[np.arange(start, count) % len(self._rows)]
+        # While we copied, the writer may have gone round; the row it writes now is not to be trusted either.
+        overwritten = int(self._words[2]) + 1 - len(self._rows)
+        lost = min(max(overwritten - start, 0), len(rows))
+        return start + lost, rows[lost:]
 
 
-def int64_rows(rows: list[tuple[int, ...]], width: int) -> Int64s:
-    """Rows as one array of shape (k, width); what does not fit 64 bits becomes the nearest that does, what is no integer 0."""
-    try:
-        return np.array(rows, np.int64).reshape(-1, width)
-    except (OverflowError, TypeError, ValueError):
-        fitting = [
-            [min(max(value, INT64.min), INT64.max) if isinstance(value, int) else 0 for value in row] for row in rows
-        ]
-        return np.array(fitting, np.int64).reshape(-1, width)
+@cache
+def _put(width: int) -> Callable[..., int]:
+    stores = "\n".join(
+        f"  %index.{i} = add i64 %start, {i}\n  %at.{i} = getelementptr i64, ptr %rows, i64 %index.{i}\n"
+        f"  store i64 %value.{i}, ptr %at.{i}"
+        for i in range(width)
+    )
+    values = "".join(f", i64 %value.{i}" for i in range(width))
+    code = MachineCode(
+        _PUT.format(values=values, width=width, stores=stores) + entry("put", "p" + "i" * width, returns=False)
+    )
+    return builtin(code, "put")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The waiting requests as int64 columns, kept up to date as requests come and go, so that a step scores without a
 loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from autopoiesis_lib.view import View
 from .assumptions import Assumptions
 from .moves import moves_for, words_of
 
-__all__ = ["RequestClock", "UnknownFieldError", "WaitingColumns", "priority_of"]
+__all__ = ["Located", "RequestClock", "UnknownFieldError", "WaitingColumns", "priority_of"]
 
 Int64s = NDArray[np.int64]
 
@@ -52,6 +52,17 @@ class RequestClock:
         self.first_token_us = 0
         self.finished_us = 0
         self.cached_tokens = 0
+
+
+class Located(NamedTuple):
+    """Where the columns lie, for machine code that picks: another one as soon as they have grown."""
+
+    fields: Int64s
+    seqs: Int64s
+    addresses: Mapping[str, int]
+    """Of `queue` (the words of `moves`), `waits` (the function), `columns` and `stamps`; and `stride`, in elements."""
+    words: Int64s
+    """Kept alive here."""
 
 
 class WaitingColumns:
@@ -92,6 +103,7 @@ class WaitingColumns:
         self._rotation = 0
         moves = moves_for(len(STAGED), (*(STAGED.index(spec.name) for spec in specs),))
         self._waits, self._place, self._move = moves.waits, moves.place, moves.move
+        self._waits_at = moves.waits_at
         self.fields: Int64s = np.zeros((len(specs), capacity), np.int64)
         self.stamps: Int64s = np.zeros(capacity, np.int64)
         self.seqs: Int64s = np.zeros(capacity, np.int64)
@@ -220,3 +232,11 @@ class WaitingColumns:
             check=self._assumptions.request_check,
         )
         self._words_at: int = self._words.ctypes.data
+        addresses = {
+            "queue": self._words_at,
+            "waits": self._waits_at,
+            "columns": self.fields_at,
+            "stride": self.capacity,
+            "stamps": self.stamps.ctypes.data,
+        }
+        self.located = Located(self.fields, self.seqs, addresses, self._words)

@@ -1,0 +1,134 @@
+"""One pick as one call of machine code: waits brought up to date, what the proof takes for granted checked, the queue scored,
+the pick held against the proved bound.
+
+The governor can do each of these by itself, and does when the answer here is no, to say what is wrong and whose fault it is.
+One call because between two steps vLLM has emptied the caches: there the way from call to call costs more than the calls.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from autopoiesis_lib.language.builtin import builtin, entry
+from autopoiesis_lib.language.native import MachineCode
+from autopoiesis_lib.language.scorer import Int64s, Scorer
+
+from .assumptions import Assumptions
+from .waiting_columns import Located
+
+__all__ = ["NO_PICK", "Picking", "warm_up_picking"]
+
+NO_PICK = -1
+"""Something is not as it should be."""
+NO_BOUND = 2**63 - 1
+
+WORDS = ("queue", "waits", "columns", "stride", "stamps", "longest", "engine", "check", "argmax", "arrays", "aging")
+"""Addresses, but for `stride`, `longest` (the longest wait that a view can hold, us) and `aging` (the proved T, us)."""
+
+_FIRST = """\
+define i64 @first(ptr %words, i64 %n, i64 %now{values}) nounwind {{
+entry:
+{loads}  %least = call i64 %waits(ptr %queue, i64 %n, i64 %now)
+  %oldest = sub i64 %now, %least
+  %overdue = icmp sgt i64 %oldest, %longest
+  br i1 %overdue, label %no, label %look
+look:
+{stores}
+  %holds = call i64 %check(ptr %columns, i64 %stride, i64 %n, ptr %engine)
+  %good = icmp ne i64 %holds, 0
+  br i1 %good, label %pick, label %no
+{pick}"""
+
+_AGAIN = """\
+define i64 @again(ptr %words, i64 %n, i64 %now) nounwind {{
+entry:
+{loads}  %least = call i64 %waits(ptr %queue, i64 %n, i64 %now)
+  %oldest = sub i64 %now, %least
+  %overdue = icmp sgt i64 %oldest, %longest
+  br i1 %overdue, label %no, label %pick
+{pick}"""
+
+_PICK = """\
+pick:
+  %slot = call i64 %argmax(ptr %arrays, i64 %n)
+  %inside = icmp ult i64 %slot, %n
+  br i1 %inside, label %rule, label %no
+rule:
+  %stamp.at = getelementptr i64, ptr %stamps, i64 %slot
+  %stamp = load i64, ptr %stamp.at
+  %younger = sub i64 %stamp, %least
+  %kept = icmp sle i64 %younger, %aging
+  br i1 %kept, label %done, label %no
+done:
+  ret i64 %slot
+no:
+  ret i64 -1
+}
+"""
+
+_INTEGERS = ("stride", "longest", "aging")
+
+
+class Picking:
+    """`first(words, n, now_us, *engine)` -> slot or `NO_PICK`, and `again(words, n, now_us)` for the later picks of a pass,
+    which see the engine as the first one did. `words` is the address of a policy's words.
+
+    Args:
+        located: where the waiting requests lie.
+        longest_us: the longest wait their view can hold.
+        assumptions: what must hold of them and of the engine.
+        engine: the row that policies are shown.
+        scorer: the policy's.
+        aging_us: its proved T; None when none was proved.
+    """
+
+    def __init__(
+        self,
+        located: Located,
+        longest_us: int,
+        assumptions: Assumptions,
+        engine: Int64s,
+        scorer: Scorer,
+        aging_us: int | None,
+    ) -> None:
+        code = _compiled(assumptions.engine_names)
+        self.first, self.again = builtin(code, "first"), builtin(code, "again")
+        self.located = located
+        """The arrays it was made for: when the queue has grown, a new one is due."""
+        argmax, arrays = scorer.argmax_over(located.fields, located.seqs, engine)
+        addresses = {
+            **located.addresses,
+            "longest": longest_us,
+            "engine": engine.ctypes.data,
+            "check": assumptions.pass_check,
+            "argmax": argmax,
+            "arrays": arrays.address,
+            "aging": NO_BOUND if aging_us is None else aging_us,
+        }
+        words = np.array([addresses[name] for name in WORDS], np.int64)
+        self._alive = (scorer, arrays, words, assumptions, engine)
+        self.words: int = words.ctypes.data
+
+
+def warm_up_picking(assumptions: Assumptions) -> None:
+    """Compile what every policy shares, some ten milliseconds, before the engine serves."""
+    _compiled(assumptions.engine_names)
+
+
+@cache
+def _compiled(engine_names: tuple[str, ...]) -> MachineCode:
+    loads = "".join(
+        f"  %{name}.word = getelementptr i64, ptr %words, i64 {position}\n"
+        f"  %{name} = load {'i64' if name in _INTEGERS else 'ptr'}, ptr %{name}.word\n"
+        for position, name in enumerate(WORDS)
+    )
+    stores = "\n".join(
+        f"  %at.{i} = getelementptr i64, ptr %engine, i64 {i}\n"
+        f"  store i64 {'%oldest' if name == 'oldest_waited_us' else f'%value.{i}'}, ptr %at.{i}"
+        for i, name in enumerate(engine_names)
+    )
+    values = "".join(f", i64 %value.{i}" for i in range(len(engine_names)))
+    assembly = _FIRST.format(values=values, loads=loads, stores=stores, pick=_PICK) + _AGAIN.format(
+        loads=loads, pick=_PICK
+    )
+    return MachineCode(assembly + entry("first", "pii" + "i" * len(engine_names)) + entry("again", "pii"))
