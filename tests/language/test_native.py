@@ -182,6 +182,9 @@ def test_argmax_is_the_first_of_the_best_at_every_block_boundary(n: int, body: s
     assert scorer.argmax(columns, tiebreak, place, n=n) == first_of_the_best(scores, tiebreak, n)
     level = np.full_like(tiebreak, HIGHEST)
     assert scorer.argmax(columns, level, place, n=n) == first_of_the_best(scores, level, n)
+    address, arrays = scorer.argmax_over(columns, tiebreak, place)
+    called = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(address)
+    assert called(arrays.address, n) == first_of_the_best(scores, tiebreak, n), "other machine code picks the same"
 
 
 def test_a_scorer_sees_new_values_in_the_same_arrays() -> None:
