@@ -129,7 +129,7 @@ class QueueAgainstList(RuleBasedStateMachine):
         governor, policy = self.governor, self.governor.active
         if policy is not None:
             at_once = governor.choose()
-            assert governor._picking is not None and governor._picking[0] is policy
+            assert governor._picking is not None and governor._picking.policy is policy
             assert at_once == governor._pick(policy, perf_counter_ns())
 
     def expected(self) -> Any:

@@ -80,6 +80,27 @@ class EngineSide:
         clock_ns: the monotonic clock, in nanoseconds.
     """
 
+    # What every step reads lies together: between two steps vLLM has emptied the caches, and a line from memory costs more
+    # than what is done with it. So in all classes that a step goes through.
+    __slots__ = (
+        "__dict__",
+        "_awaiting_first_token",
+        "_clock_behind_us",
+        "_free_blocks",
+        "_lever_fallbacks",
+        "_levers_awake",
+        "_now_us",
+        "_record",
+        "_scheduler",
+        "_step_ns",
+        "_steps",
+        "clock_ns",
+        "columns",
+        "governor",
+        "queue",
+        "telemetry",
+    )
+
     def __init__(
         self, scheduler: Any, settings: Settings, load: Load, clock_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
@@ -87,7 +108,6 @@ class EngineSide:
         request_view, engine_view = (contract.views[param.type] for param in contract.decisions["score"].params)
         pool = scheduler.kv_cache_manager.block_pool
         self.telemetry = Telemetry(settings.telemetry_rows)
-        # What every step reads comes first and lies together: between two steps vLLM has emptied the caches.
         self.clock_ns = clock_ns
         self._clock_behind_us = 0
         """By how much the clock has jumped back so far."""

@@ -39,6 +39,8 @@ class Governor(Seat[VerifiedPolicy]):
         disabled: the kill switch.
     """
 
+    __slots__ = ("_picking", "columns", "read_engine")
+
     def __init__(
         self,
         columns: WaitingColumns,
@@ -60,22 +62,50 @@ class Governor(Seat[VerifiedPolicy]):
         self._engine: Int64s = np.zeros(engine_fields, np.int64)
         self._engine_at: int = self._engine.ctypes.data
         self._holds = assumptions.hold_with
-        self._picking: tuple[VerifiedPolicy, Picking] | None = None
-        self._prepared: tuple[VerifiedPolicy, Picking] | None = None
+        self._picking: Picking | None = None
+        self._prepared: Picking | None = None
         warm_up_picking(assumptions)
 
     def choose(self) -> int:
         """The slot to serve next, or `BUILT_IN`. Never raises."""
+        started = perf_counter_ns()
+        policy, picking = self.active, self._picking
+        if picking is None or picking.policy is not policy or self.shadow is not None or self._dropped or self.disabled:
+            return self._choose_by_steps(started)
+        # All of a pick in one call. When anything is not as it should be, the steps say what.
+        columns = self.columns
+        try:
+            if columns.out_of_domain or columns.located is not picking.located:
+                slot = NO_PICK
+            elif self._snapshot:
+                slot = picking.again(picking.words, columns.n, self._now_us)
+            else:
+                if columns.reads_cached_tokens:
+                    columns.reread_next()
+                slot = picking.first(picking.words, columns.n, self._now_us, *self.read_engine(0))
+        except Exception:
+            slot = NO_PICK
+        took = perf_counter_ns() - started
+        if slot == NO_PICK or took > self.deadline_ns:
+            return self._choose_by_steps(started)
+        self._snapshot = True
+        self._late = 0
+        counters = self.counters
+        counters["decisions"] += 1
+        counters["decision_ns"] += took
+        if self.candidate:
+            self.tried += 1
+        self.step_ns += took
+        return slot
+
+    def _choose_by_steps(self, started: int) -> int:
+        """As `choose`, which is said to have begun at `started`: one thing after the other, so that a fault has a name."""
         policy, shadow = self.active, self.shadow
         if (policy is None and shadow is None) or self._dropped or self.disabled:
             return BUILT_IN
-        started = perf_counter_ns()
-        picking = self._picking
-        if picking is not None and picking[0] is policy and shadow is None:
-            slot = self._pick_at_once(picking[1], started)
-            if slot != NO_PICK:
-                return slot
         try:
+            if self._picking is None or self._picking.located is not self.columns.located:
+                self._picking = self._picking_for(policy)  # the queue has grown: one call again from the next pick on
             slot = self._pick(policy, started)
         except Exception as error:  # ours: the policy's own are caught where it is called
             slot = self.give_up("adapter", f"{type(error).__name__}: {error}")
@@ -89,47 +119,17 @@ class Governor(Seat[VerifiedPolicy]):
         self.drop(kind, detail, **self._state())
         return BUILT_IN
 
-    def _pick_at_once(self, picking: Picking, started: int) -> int:
-        """All of a pick in one call; `NO_PICK` when anything is not as it should be, for `_pick` to say what. Never raises."""
-        columns = self.columns
-        if columns.out_of_domain:
-            return NO_PICK
-        try:
-            if picking.located is not columns.located:
-                self._picking = self._picking_for(self.active)
-                return NO_PICK  # one call again from the next pick on
-            if self._snapshot:
-                slot = picking.again(picking.words, columns.n, self._now_us)
-            else:
-                if columns.reads_cached_tokens:
-                    columns.reread_next()
-                slot = picking.first(picking.words, columns.n, self._now_us, *self.read_engine(0))
-        except Exception:
-            return NO_PICK
-        took = perf_counter_ns() - started
-        if slot == NO_PICK or took > self.deadline_ns:
-            return NO_PICK
-        self._snapshot = True
-        self._late = 0
-        counters = self.counters
-        counters["decisions"] += 1
-        counters["decision_ns"] += took
-        if self.candidate:
-            self.tried += 1
-        self.step_ns += took
-        return slot
-
     def offer(self, policy: VerifiedPolicy | None, *args: Any, **kwargs: Any) -> None:
         """As every seat; what the policy's picks take is made ready here, in the thread of whoever offers."""
         self._prepared = self._picking_for(policy)
         super().offer(policy, *args, **kwargs)
 
-    def _picking_for(self, policy: VerifiedPolicy | None) -> tuple[VerifiedPolicy, Picking] | None:
+    def _picking_for(self, policy: VerifiedPolicy | None) -> Picking | None:
         """The one call for a policy whose scorer is machine code; None for others, which are asked step by step."""
         if policy is None or not isinstance(policy.scorer, Scorer):
             return None
-        located, longest_us = self.columns.located, self.columns.max_wait_us
-        return policy, Picking(located, longest_us, self.assumptions, self._engine, policy.scorer, policy.aging_us)
+        columns = self.columns
+        return Picking(policy, policy.scorer, columns.located, columns.max_wait_us, self.assumptions, self._engine)
 
     def _pick(self, policy: VerifiedPolicy | None, started: int) -> int:
         columns = self.columns
@@ -218,7 +218,8 @@ class Governor(Seat[VerifiedPolicy]):
     def _seated(self) -> None:
         self._shadow_late = 0
         prepared = self._prepared
-        self._picking = prepared if prepared and prepared[0] is self.active else self._picking_for(self.active)
+        ready = prepared is not None and prepared.policy is self.active
+        self._picking = prepared if ready else self._picking_for(self.active)
         seated = (self.active, self.shadow, self.base)
         self.columns.reads_cached_tokens = any(
             policy is not None and "num_cached_tokens" in policy.reads for policy in seated

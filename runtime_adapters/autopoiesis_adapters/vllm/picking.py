@@ -13,6 +13,7 @@ from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.native import MachineCode
 from autopoiesis_lib.language.scorer import Int64s, Scorer
 
+from ..loading import VerifiedPolicy
 from .assumptions import Assumptions
 from .waiting_columns import Located
 
@@ -74,23 +75,26 @@ class Picking:
     which see the engine as the first one did. `words` is the address of a policy's words.
 
     Args:
+        policy: the policy.
+        scorer: its scorer.
         located: where the waiting requests lie.
         longest_us: the longest wait their view can hold.
         assumptions: what must hold of them and of the engine.
         engine: the row that policies are shown.
-        scorer: the policy's.
-        aging_us: its proved T; None when none was proved.
     """
+
+    __slots__ = ("_alive", "again", "first", "located", "policy", "words")
 
     def __init__(
         self,
+        policy: VerifiedPolicy,
+        scorer: Scorer,
         located: Located,
         longest_us: int,
         assumptions: Assumptions,
         engine: Int64s,
-        scorer: Scorer,
-        aging_us: int | None,
     ) -> None:
+        self.policy = policy
         code = _compiled(assumptions.engine_names)
         self.first, self.again = builtin(code, "first"), builtin(code, "again")
         self.located = located
@@ -103,7 +107,7 @@ class Picking:
             "check": assumptions.pass_check,
             "argmax": argmax,
             "arrays": arrays.address,
-            "aging": NO_BOUND if aging_us is None else aging_us,
+            "aging": NO_BOUND if policy.aging_us is None else policy.aging_us,
         }
         words = np.array([addresses[name] for name in WORDS], np.int64)
         self._alive = (scorer, arrays, words, assumptions, engine)

@@ -95,6 +95,25 @@ class Seat(Generic[P]):
         disabled: the kill switch.
     """
 
+    # What a step reads lies together (see `EngineSide`).
+    __slots__ = (
+        "__dict__",
+        "_dropped",
+        "_late",
+        "_now_us",
+        "_pending",
+        "_snapshot",
+        "active",
+        "candidate",
+        "counters",
+        "deadline_ns",
+        "disabled",
+        "ended",
+        "fallbacks",
+        "shadow",
+        "step_ns",
+    )
+
     def __init__(
         self,
         contract: str = ORDERING,

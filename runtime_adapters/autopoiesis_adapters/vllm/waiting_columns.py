@@ -72,6 +72,22 @@ class WaitingColumns:
     have shape (capacity,). Slots carry no order: ties are broken by `seqs`, given once when a request is first added.
     """
 
+    # What a step reads lies together (see `EngineSide`).
+    __slots__ = (
+        "__dict__",
+        "_bad",
+        "_move",
+        "_place",
+        "_slots",
+        "_words_at",
+        "capacity",
+        "located",
+        "n",
+        "out_of_domain",
+        "reads_cached_tokens",
+        "requests",
+    )
+
     def __init__(
         self,
         view: type[View],

@@ -21,6 +21,9 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
     and so are out of reach of the policy for exactly that pass.
     """
 
+    # What a step reads lies together (see `EngineSide`).
+    __slots__ = ("_choose", "_columns", "_order", "gate", "on_pop", "peeked", "popped", "unsettled")
+
     def __init__(self, columns: WaitingColumns, order: BuiltinOrder, choose: Callable[[], int]) -> None:
         self._columns = columns
         self._order = order
