@@ -1,7 +1,7 @@
 """Of candidates that are as good as each other on train windows, the one whose gain is surest wins; and what "surest" is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from autopoiesis_lib import Policy
 from autopoiesis_lib.evolution.archive import Archive
 from autopoiesis_lib.evolution.compare import BLOCKS, RESAMPLES, improvement
 from autopoiesis_lib.evolution.errors import EvolutionError
-from autopoiesis_lib.evolution.evaluator import Measurement, Window
+from autopoiesis_lib.evolution.evaluator import Measurement, SimulationEvaluator, Window
 from autopoiesis_lib.evolution.inline import Inline
 from autopoiesis_lib.evolution.winner import answer, certified, surest_first
 from autopoiesis_lib.evolution.work import Measure, Setup
+from autopoiesis_lib.simulation.workload import default_workload
 from autopoiesis_lib.store import CandidateRow, ProposalRow
 from tests.evolution.evaluators import Cheap
 
@@ -55,6 +56,19 @@ def elites(*candidates: tuple[str, float]) -> Archive:
     return archive
 
 
+@dataclass(frozen=True)
+class Busier(Told):
+    """Fivefold waits in busier windows for the policy with this digest."""
+
+    fitted: str = ""
+
+    def measure(self, policy: Policy, window: Window, *, samples: bool = False) -> Sequence[Measurement]:
+        (told,) = super().measure(policy, window, samples=samples)
+        factor = 5.0 if window == "busier" and policy.digest == self.fitted else 1.0
+        metrics = {name: value * factor for name, value in told.metrics.items()}
+        return [Measurement(metrics, {name: values * factor for name, values in told.samples.items()})]
+
+
 def executor(**table: tuple[int, float]) -> Inline:
     """`fcfs` and others by baseline name, or text in place of it."""
     known = {**BASELINES, "tuned": tuned(), "unsafe": UNSAFE}
@@ -70,6 +84,16 @@ def test_of_two_within_two_percent_the_one_without_a_few_enormous_waits_leads() 
     archive = elites((SHORTEST, 0.500), (tuned(), 0.505))
     run = executor(fcfs=(0, 100.0), **{"shortest-prompt-aging": (4, 50.0)}, tuned=(0, 50.5))
     assert [elite.id for elite in surest_first(archive, run, "ttft_mean_us", FCFS)] == [1, 0]
+
+
+def test_of_two_within_two_percent_the_one_whose_gain_holds_at_a_higher_rate_leads() -> None:
+    archive = elites((SHORTEST, 0.500), (tuned(), 0.505))
+    shortest, other, default = (Policy.from_source(text, CONTRACT).digest for text in (SHORTEST, tuned(), FCFS))
+    told = Busier(table={default: (0, 100.0), shortest: (0, 50.0), other: (0, 50.5)}, fitted=shortest)
+    run = Inline(Setup(contract=CONTRACT, evaluator=told, objectives={"ttft_mean_us": 1.0}))
+    assert [elite.id for elite in surest_first(archive, run, "ttft_mean_us", FCFS)] == [1, 0]
+    steady = Inline(Setup(contract=CONTRACT, evaluator=replace(told, fitted=""), objectives={"ttft_mean_us": 1.0}))
+    assert [elite.id for elite in surest_first(archive, steady, "ttft_mean_us", FCFS)] == [0, 1]
 
 
 def test_beyond_two_percent_fitness_decides() -> None:
@@ -129,3 +153,15 @@ def test_of_two_that_a_window_hardly_tells_apart_the_simpler_one_ranks_first() -
     padded = SHORTEST.replace("request.waited_us - ", "request.waited_us + min(request.num_preemptions, 9) * 7 - ")
     assert [elite.id for elite in elites((padded, 0.50000), (SHORTEST, 0.50005)).elites()] == [1, 0]
     assert [elite.id for elite in elites((padded, 0.50000), (SHORTEST, 0.50100)).elites()] == [0, 1]
+
+
+def test_busier_windows_are_the_train_windows_at_a_higher_rate_and_a_multiple_of_one_leaves_them_out() -> None:
+    workload = default_workload()
+    train = workload.train.select(np.arange(600))
+    plain = SimulationEvaluator.of(CONTRACT, workload)
+    evaluator = replace(plain, train=(train,), busier=2.0)
+    policy = Policy.from_source(SHORTEST, CONTRACT)
+    (busier,) = evaluator.measure(policy, "busier")
+    (as_train,) = replace(plain, train=(train.scaled(2.0),)).measure(policy, "train")
+    assert busier.metrics == as_train.metrics != evaluator.measure(policy, "train")[0].metrics
+    assert replace(evaluator, busier=1.0).measure(policy, "busier") == []
