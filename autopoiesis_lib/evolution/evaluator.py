@@ -33,9 +33,8 @@ HIGHER_IS_BETTER = frozenset({"goodput_rps", "slo_attainment", "throughput_rps",
 Row = Mapping[str, int]
 
 BUSIER = 1.25
-"""What the rate of the train windows is multiplied by for a second look at the best. A policy fitted to the coincidences of a
-window shows it at another rate: of Mooncake's elites within 2% of each other, held-out TTFT follows fitness with a rank correlation
-of 0.35, and 0.68 with the busier windows taken in."""
+"""What the rate of the train windows is multiplied by for a second look at the best: a policy that is fitted to the coincidences
+of a window shows it at another rate."""
 SHORT = 16_384
 """Requests of the short window; a train window under four times as long is cheap enough to run whole."""
 

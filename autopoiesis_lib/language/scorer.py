@@ -89,8 +89,8 @@ done:
 """
 
 # The same for every policy, so compiled once a process: fold a block of scores into (best, its tiebreak, its index), with
-# index -1 at first. Three plain loops, of which two vectorise: the maximum, the smallest tiebreak among the maxima, and
-# its index.
+# index -1 at first. The maximum first, in a loop that vectorises; then the smallest tiebreak among the maxima, reading those
+# tiebreaks only: there are few, and all of them would be as much to fetch from memory as the scored field.
 _REDUCE = """\
 define void @reduce(ptr noalias %scores, ptr noalias %ties, i64 %n, i64 %base, ptr noalias %state) nounwind {{
 entry:
@@ -115,15 +115,25 @@ scored:
   %candidate = or i1 %none, %reaches
   br i1 %candidate, label %tie, label %done
 tie:
-  %j = phi i64 [0, %scored], [%j.next, %tie]
-  %low = phi i64 [{highest}, %scored], [%low.next, %tie]
+  %j = phi i64 [0, %scored], [%j.next, %tie.next]
+  %low = phi i64 [{highest}, %scored], [%low.next, %tie.next]
+  %at = phi i64 [-1, %scored], [%at.next, %tie.next]
   %j.slot = getelementptr i64, ptr %scores, i64 %j
   %j.score = load i64, ptr %j.slot
+  %j.equal = icmp eq i64 %j.score, %top.next
+  br i1 %j.equal, label %equal, label %tie.next
+equal:
   %j.tie.slot = getelementptr i64, ptr %ties, i64 %j
   %j.tie = load i64, ptr %j.tie.slot
-  %j.equal = icmp eq i64 %j.score, %top.next
-  %j.value = select i1 %j.equal, i64 %j.tie, i64 {highest}
-  %low.next = call i64 @llvm.smin.i64(i64 %low, i64 %j.value)
+  %j.lower = icmp slt i64 %j.tie, %low
+  %j.first = icmp slt i64 %at, 0
+  %j.take = or i1 %j.lower, %j.first
+  %j.low = select i1 %j.take, i64 %j.tie, i64 %low
+  %j.at = select i1 %j.take, i64 %j, i64 %at
+  br label %tie.next
+tie.next:
+  %low.next = phi i64 [%low, %tie], [%j.low, %equal]
+  %at.next = phi i64 [%at, %tie], [%j.at, %equal]
   %j.next = add nuw nsw i64 %j, 1
   %j.more = icmp slt i64 %j.next, %n
   br i1 %j.more, label %tie, label %compare
@@ -132,22 +142,9 @@ compare:
   %earlier = icmp slt i64 %low.next, %best.tie
   %better = or i1 %higher, %earlier
   %take = or i1 %none, %better
-  br i1 %take, label %find, label %done
-find:
-  %k = phi i64 [0, %compare], [%k.next, %find]
-  %k.slot = getelementptr i64, ptr %scores, i64 %k
-  %k.score = load i64, ptr %k.slot
-  %k.tie.slot = getelementptr i64, ptr %ties, i64 %k
-  %k.tie = load i64, ptr %k.tie.slot
-  %k.equal = icmp eq i64 %k.score, %top.next
-  %k.tied = icmp eq i64 %k.tie, %low.next
-  %found = and i1 %k.equal, %k.tied
-  %k.next = add nuw nsw i64 %k, 1
-  %k.last = icmp sge i64 %k.next, %n
-  %stop = or i1 %found, %k.last
-  br i1 %stop, label %take.it, label %find
+  br i1 %take, label %take.it, label %done
 take.it:
-  %index = add i64 %base, %k
+  %index = add i64 %base, %at.next
   store i64 %top.next, ptr %state
   store i64 %low.next, ptr %state.tie
   store i64 %index, ptr %state.index

@@ -242,7 +242,7 @@ def test_an_exception_in_our_own_code_never_reaches_the_engine(bench: Bench, whe
         elif where == "read_engine":
             side.governor.read_engine = raising
         else:
-            side.telemetry.finished = raising
+            side._record_request = raising
 
     seen = serve_all(bench, inject)
     assert seen["autopoiesis_fallbacks_total"] >= 1

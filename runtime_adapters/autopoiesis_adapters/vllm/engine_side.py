@@ -91,6 +91,7 @@ class EngineSide:
         "_levers_awake",
         "_now_us",
         "_record",
+        "_record_request",
         "_scheduler",
         "_step_ns",
         "_steps",
@@ -118,7 +119,7 @@ class EngineSide:
         """Whether a lever other than the ordering may have something to do."""
         self._lever_fallbacks = 0
         self._awaiting_first_token: list[Any] = []
-        self._record = self.telemetry.steps.put
+        self._record, self._record_request = self.telemetry.steps.put, self.telemetry.requests.append
         self._scheduler = scheduler
         self._free_blocks = pool.get_num_free_blocks
         self.settings = settings
@@ -198,7 +199,10 @@ class EngineSide:
         """One clock read, the swap if one is due, a fresh view. Never raises."""
         started = perf_counter_ns()
         try:
-            now_us = self._read_clock()
+            now_us = self.clock_ns() // 1_000 + self._clock_behind_us
+            if now_us < self._now_us:
+                now_us = self._read_clock()
+            self._now_us = now_us
             queue = self.queue
             queue.peeked = None  # what was on top may not be any more
             self.governor.begin_pass(now_us)
@@ -247,14 +251,27 @@ class EngineSide:
     def finished(self, request: Any) -> None:
         """A request leaves the engine. Never raises."""
         try:
-            clock = getattr(request, "autopoiesis_clock", None) or self.stamp(request)
+            clock: RequestClock = getattr(request, "autopoiesis_clock", None) or self.stamp(request)
             clock.finished_us = now_us = self._read_clock()
-            if not clock.first_token_us and request.num_output_tokens:
+            tokens = request.num_output_tokens
+            if not clock.first_token_us and tokens:
                 clock.first_token_us = now_us
             aborted = request.status is ABORTED
             if aborted:
                 self.governor.counters["aborted"] += 1
-            self.telemetry.finished(request, clock, aborted)
+            self._record_request(
+                clock.stamp_us,
+                clock.admitted_us,
+                clock.first_token_us,
+                now_us,
+                request.num_prompt_tokens,
+                clock.cached_tokens,
+                tokens,
+                request.max_tokens,
+                request.priority,
+                request.num_preemptions,
+                aborted,
+            )
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
 

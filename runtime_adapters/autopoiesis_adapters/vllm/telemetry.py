@@ -9,7 +9,6 @@ times.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,22 +141,6 @@ class Telemetry:
     def __init__(self, capacity: int) -> None:
         self.steps = Ring(STEP_FIELDS, capacity)
         self.requests = Ring(REQUEST_FIELDS, capacity)
-
-    def finished(self, request: Any, clock: Any, aborted: bool) -> None:
-        """Record one request that has left the engine; `clock` is its `RequestClock`."""
-        self.requests.append(
-            clock.stamp_us,
-            clock.admitted_us,
-            clock.first_token_us,
-            clock.finished_us,
-            request.num_prompt_tokens,
-            clock.cached_tokens,
-            request.num_output_tokens,
-            request.max_tokens,
-            request.priority,
-            request.num_preemptions,
-            aborted,
-        )
 
     def snapshot(self, first_step: int = 0, first_request: int = 0) -> Snapshot:
         """What has been recorded since the given rows. Never blocks a step."""
