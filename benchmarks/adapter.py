@@ -4,7 +4,8 @@ Model-free: vLLM's real scheduler, with tokens handed back by a stand-in for the
 schedulers hold the same load (so many running, so many waiting, one request finishing every four steps on average);
 they run in interleaved blocks, so that whatever else the machine does falls on both alike. Two schedulers with nothing
 between them differ by a percent or two for as long as they live, by where their requests happen to lie in memory: so every
-pair of schedulers is made anew, and the interval is over pairs. In the comparison that the bar is for all prompts have one
+pair of schedulers is made anew, and the interval is over pairs; a pair counts by the median of its blocks, of which the machine
+may take some. In the comparison that the bar is for all prompts have one
 length, so that the policy serves in the order in which requests came, as the unmodified scheduler does: what differs is the
 adapter. With mixed prompts vLLM's own work changes too, because requests that are served together then lie scattered in
 memory; that is measured beside it, and so is, as a control, what the same order costs in vLLM's own priority queue with no
@@ -210,7 +211,7 @@ def slowdown(case: str, model: Path, waiting: int, running: int, pairs: int, ste
     """How much longer a step takes in one arm of a case: mean over fresh pairs of schedulers, with its 95% interval."""
     arms = CASES[case]
     measured = [pair_of_schedulers(arms, model, waiting, running, steps, first=pair % 2) for pair in range(pairs)]
-    mean, low, high = interval([ours / plain for ours, plain in measured])
+    mean, low, high = interval([ratio for ratio, _ in measured])
     return {
         "case": case,
         "waiting": waiting,
@@ -227,22 +228,25 @@ def slowdown(case: str, model: Path, waiting: int, running: int, pairs: int, ste
 def pair_of_schedulers(
     arms: tuple[Arm, Arm], model: Path, waiting: int, running: int, steps: int, first: int
 ) -> tuple[float, float]:
-    """Nanoseconds a step of each arm, over `BLOCKS` interleaved pairs of blocks after one to warm up."""
-    loads = [loaded(arm, model, waiting, running) for arm in (arms if first else arms[::-1])]
-    spent = [0, 0]
+    """Over `BLOCKS` interleaved pairs of blocks after one to warm up: the median ratio of a block to its neighbour of the other
+    arm, and nanoseconds a step of the second arm."""
+    made = [loaded(arm, model, waiting, running) for arm in (arms if first else arms[::-1])]
+    loads = made if first else made[::-1]
+    blocks: list[list[int]] = [[], []]
     gc.collect()
     gc.freeze()  # as vLLM's engine does after start-up
     for block in range(BLOCKS + 1):
-        for which in (0, 1) if block % 2 else (1, 0):
+        for which in (0, 1) if (block + first) % 2 else (1, 0):
             before = loads[which].scheduler_ns
             for _ in range(steps):
                 loads[which].step()
-            spent[which] += loads[which].scheduler_ns - before if block else 0
+            blocks[which].append(loads[which].scheduler_ns - before)
     gc.unfreeze()
     for load in loads:
         load.bench.scheduler.shutdown()
-    times = [ns / (BLOCKS * steps) for ns in spent]
-    return (times[0], times[1]) if first else (times[1], times[0])
+    ours, plain = (counted[1:] for counted in blocks)
+    ratio = statistics.median(mine / theirs for mine, theirs in zip(ours, plain, strict=True))
+    return ratio, sum(plain) / (BLOCKS * steps)
 
 
 def swaps(model: Path, waiting: int, running: int) -> dict[str, float]:
