@@ -57,6 +57,10 @@ class ControllerError(AutopoiesisError):
     """The control plane cannot start."""
 
 
+class _Outdated(Exception):
+    """What is being evolved for is not how work is any more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WatchSettings:
     """How a channel is watched. Seconds of windows and canaries are the engines' own."""
@@ -144,6 +148,9 @@ class Controller(AbstractContextManager["Controller"]):
         self._reference = self.memory.reference()
         self._busy_until_us = 0
         """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
+        self._evolving = False
+        self._unanswered: Window | None = None
+        """The window in which work was found changed while something evolved for how it was before."""
         self._reference_busy = False
         self._said = ""
 
@@ -226,16 +233,12 @@ class Controller(AbstractContextManager["Controller"]):
     # watching
 
     def _watch(self, state: RolloutState) -> str:
-        window = self._fresh_window(self.observer)
-        said = "watching: no new full window yet"
-        if window is not None:
-            self.memory.keep_checked(window)
-            said, reason = self._changed(window)
+        window, self._unanswered = self._unanswered, None
+        said = "watching: work changed"
+        if window is None:
+            said, window, reason = self._look_for_change(state)
             if reason is not None and state.frozen:
                 return f"frozen: {reason}, but nothing is done about it"
-            if reason is not None:
-                self._keep_reference(window)
-                self.memory.keep_due(Due(reason=reason, engine=window.engine, since_us=window.start_us))
         due = self.memory.due()
         if due is None or state.frozen:
             return said
@@ -244,6 +247,18 @@ class Controller(AbstractContextManager["Controller"]):
             if answered is not None:
                 return answered
         return self._evolve_when_it_may(due)
+
+    def _look_for_change(self, state: RolloutState) -> tuple[str, Window | None, str | None]:
+        """What to say of the newest window, the window, if there is one, and why something is due, which is then remembered."""
+        window = self._fresh_window(self.observer)
+        if window is None:
+            return "watching: no new full window yet", None, None
+        self.memory.keep_checked(window)
+        said, reason = self._changed(window)
+        if reason is not None and not state.frozen:
+            self._keep_reference(window)
+            self.memory.keep_due(Due(reason=reason, engine=window.engine, since_us=window.start_us))
+        return said, window, reason
 
     def _changed(self, window: Window) -> tuple[str, str | None]:
         """What to say of a new window, and why something is to be done about it, if anything is."""
@@ -280,7 +295,8 @@ class Controller(AbstractContextManager["Controller"]):
 
     def _compare(self, reference: Reference, window: Window) -> DriftReport:
         before = self._profile(reference.window, reference.replicas, self._reference_busy)
-        now = self._profile(window, self.observer.replicas, window.start_us < self._busy_until_us)
+        busy = self._evolving or window.start_us < self._busy_until_us
+        now = self._profile(window, self.observer.replicas, busy)
         return detect(before, now, self.settings.drift)
 
     def _profile(self, window: Window, replicas: int, busy: bool) -> Profile:
@@ -368,10 +384,12 @@ class Controller(AbstractContextManager["Controller"]):
             if time.monotonic() - looked >= self.settings.poll_s:
                 self.observer.look()  # engines keep only their last pieces of telemetry
                 looked = time.monotonic()
+                self._stop_if_outdated()
             if task.run != news.run:
                 task = Evolving(window=task.window, seed=task.seed, reason=task.reason, run=news.run)
                 self.memory.keep_task(task)
 
+        self._evolving = True
         try:
             result = evolve(
                 self.contract,
@@ -387,6 +405,11 @@ class Controller(AbstractContextManager["Controller"]):
                 certify=False,
                 progress=progress,
             )
+        except _Outdated as outdated:
+            self._mark_busy()
+            self.memory.forget_task()
+            self.rollout.note("outdated", run=task.run, reason=str(outdated))
+            return f"stopped evolving, because work changed again: {outdated}"
         except AutopoiesisError as error:
             self._mark_busy()
             self.memory.forget_task()  # the change is not answered yet: a later window tries again
@@ -395,10 +418,26 @@ class Controller(AbstractContextManager["Controller"]):
                 self.memory.keep_due(replace(due, since_us=task.window.end_us))
             self.rollout.note("no-candidate", reason=str(error))
             return f"no candidate: {error}"
+        finally:
+            self._evolving = False
         said = self._propose(result, workload, task.window)
         self._finish_task(task)
         self._mark_busy()
         return said
+
+    def _stop_if_outdated(self) -> None:
+        """End the evolution that is running when work has changed once more: known policies may answer that at once.
+
+        Raises:
+            _Outdated: it has, and why.
+        """
+        state = self.rollout.state
+        if self.settings.back_to_back or state.frozen:
+            return
+        _, window, reason = self._look_for_change(state)
+        if reason is not None:
+            self._unanswered = window
+            raise _Outdated(reason)
 
     def _recalibrate(self, window: Window) -> None:
         engines = self.rollout.channel.engines()
@@ -482,7 +521,6 @@ class Controller(AbstractContextManager["Controller"]):
         )
         start = replace(start, looks=start.looks + 1, next_us=since.end_us + round(self.settings.window_s * 1e6))
         self.memory.keep_shadow(start)
-        self.memory.keep_checked(since)
         self.rollout.note("evidence", state.candidate, stage=str(state.stage), look=start.looks, **evidence.to_json())
         if evidence.better:
             return evidence

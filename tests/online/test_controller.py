@@ -190,6 +190,30 @@ def test_a_change_is_answered_by_evolutions_on_ever_longer_windows(tmp_path: Pat
     assert lengths[:3] == [60.0, 120.0, 180.0]
 
 
+def test_work_that_changes_while_something_is_evolved_for_it_ends_that_and_is_answered_at_once(tmp_path: Path) -> None:
+    much = Budget(candidates=2_000, generation_size=12, islands=2)
+    settings = replace(SETTINGS, budget=much, evolve_first=True, known_first=True)
+    with controlling(tmp_path, settings) as controller:
+        live = engine(tmp_path)
+        live.serve(quiet(1))
+        look, changed = controller.observer.look, iter([crowded(2)])
+
+        def look_on() -> None:
+            for trace in changed if controller._evolving else ():
+                live.serve(trace)
+            look()
+
+        controller.observer.look = look_on  # type: ignore[method-assign]
+        assert controller.tick().startswith("stopped evolving, because work changed again")
+        assert not controller.memory.evolving
+        said = controller.tick()
+        assert said.startswith("canary") and "known" in said
+        rows = controller.store.deployments()
+    (outdated,) = [row for row in rows if row.action == "outdated"]
+    assert outdated.detail["reason"].startswith("drift")
+    assert len(controller.store.candidates(outdated.detail["run"])) < 2_000
+
+
 @pytest.mark.slow
 def test_without_drift_nothing_is_evolved_and_back_to_back_evolves_anyway(tmp_path: Path) -> None:
     with controlling(tmp_path) as controller:
