@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MemberDescriptorType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ def raising(*_args: object) -> Any:
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of one object is another one for a while."""
-    own = name in vars(owner)
+    slot = isinstance(getattr(type(owner), name, None), MemberDescriptorType)
+    own = slot or name in vars(owner)
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -136,11 +138,11 @@ FAULTS: Mapping[str, Fault] = {
     "engine-outside-its-domain": engine_says("free_blocks", -1),
     "engine-value-beyond-64-bits": engine_says("total_blocks", 2**70),
     "assumption-on-blocks-broken": engine_says("free_blocks", 16_000_000),
-    "assumption-on-waits-broken": engine_says("oldest_waited_us", 0),
+    "assumption-on-running-broken": engine_says("num_running", 1_000_000),
     "bug-before-the-step": lambda side: replaced(side.governor, "begin_pass", raising),
     "bug-in-the-pick": lambda side: replaced(side.governor, "read_engine", raising),
     "bug-after-the-step": lambda side: replaced(side, "_record", raising),
-    "bug-when-a-request-leaves": lambda side: replaced(side.telemetry, "finished", raising),
+    "bug-when-a-request-leaves": lambda side: replaced(side, "_record_request", raising),
     "bug-in-the-prefix-cache-look-up": lambda side: replaced(side, "_look_up", raising),
     "watcher-dies": lambda side: replaced(side.watcher, "look", ended),
 }

@@ -38,7 +38,7 @@ STEPS_LOST = {
     "engine-outside-its-domain": "view-domain",
     "engine-value-beyond-64-bits": "view-domain",
     "assumption-on-blocks-broken": "assumption",
-    "assumption-on-waits-broken": "assumption",
+    "assumption-on-running-broken": "assumption",
     "bug-before-the-step": "adapter",
     "bug-in-the-pick": "adapter",
     "bug-after-the-step": "adapter",
