@@ -148,7 +148,6 @@ class Controller(AbstractContextManager["Controller"]):
         self._reference = self.memory.reference()
         self._busy_until_us = 0
         """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
-        self._evolving = False
         self._unanswered: Window | None = None
         """The window in which work was found changed while something evolved for how it was before."""
         self._reference_busy = False
@@ -295,7 +294,7 @@ class Controller(AbstractContextManager["Controller"]):
 
     def _compare(self, reference: Reference, window: Window) -> DriftReport:
         before = self._profile(reference.window, reference.replicas, self._reference_busy)
-        busy = self._evolving or window.start_us < self._busy_until_us
+        busy = self.memory.evolving or window.start_us < self._busy_until_us
         now = self._profile(window, self.observer.replicas, busy)
         return detect(before, now, self.settings.drift)
 
@@ -389,7 +388,6 @@ class Controller(AbstractContextManager["Controller"]):
                 task = Evolving(window=task.window, seed=task.seed, reason=task.reason, run=news.run)
                 self.memory.keep_task(task)
 
-        self._evolving = True
         try:
             result = evolve(
                 self.contract,
@@ -418,8 +416,6 @@ class Controller(AbstractContextManager["Controller"]):
                 self.memory.keep_due(replace(due, since_us=task.window.end_us))
             self.rollout.note("no-candidate", reason=str(error))
             return f"no candidate: {error}"
-        finally:
-            self._evolving = False
         said = self._propose(result, workload, task.window)
         self._finish_task(task)
         self._mark_busy()

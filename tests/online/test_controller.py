@@ -199,7 +199,7 @@ def test_work_that_changes_while_something_is_evolved_for_it_ends_that_and_is_an
         look, changed = controller.observer.look, iter([crowded(2)])
 
         def look_on() -> None:
-            for trace in changed if controller._evolving else ():
+            for trace in changed if controller.memory.evolving else ():
                 live.serve(trace)
             look()
 
