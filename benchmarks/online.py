@@ -5,10 +5,10 @@
 
 Arms: the unmodified engine; static policies, certified and signed, from the first request on; and the loop, which begins with
 the engine's own order while `autopoiesis watch` in a process of its own (`--idle`) reads its telemetry, evolves and publishes.
-The loop's store holds what it evolved on the day before, which is the same kind of traffic drawn from another seed and is
-served once, beforehand; `loop-cold` begins with an empty store. No loop is given a policy. Every arm gets a fresh server and
-the same arrivals. Latency is from a request's planned arrival to its whole answer, at the client. Answers are compared token by
-token with the unmodified engine's. Results are printed whichever way they fall.
+The loop remembers the day before (its store of policies, and the windows of telemetry that it evolved on), which is the same
+kind of traffic drawn from another seed and is served once, beforehand; `loop-cold` begins with nothing. No loop is given a
+policy. Every arm gets a fresh server and the same arrivals. Latency is from a request's planned arrival to its whole answer,
+at the client. Answers are compared token by token with the unmodified engine's. Results are printed whichever way they fall.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from autopoiesis_lib import Policy
 from autopoiesis_lib.certificate import verify
 from autopoiesis_lib.evolution import Measurement
 from autopoiesis_lib.evolution.compare import Improvement, improvement
+from autopoiesis_lib.online.memory import WINDOWS
 from autopoiesis_lib.signing import load_key, new_key, sign
 from autopoiesis_lib.store import Store
 
@@ -108,16 +109,18 @@ class Cell:
 def run(
     arm: str, rep: int, jobs: Sequence[Job], static: Mapping[str, str], logs: Path, *, before: Path, keep: bool = False
 ) -> Cell:
-    """A fresh server, channel, key and store (a copy of `before` for the loop); the whole workload once.
+    """A fresh server, channel, key and store (for the loop, with what is in `before`); the whole workload once.
 
-    With `keep` the store is left in `before`.
+    With `keep` the store and the remembered windows are left in `before`.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         channel = Channel(root / "channel")
         new_key(root / "keys", "fleet")
+        windows = channel.root / "controller" / WINDOWS
         if arm == LOOP:
-            shutil.copy(before, root / "store.db")
+            shutil.copy(before / "store.db", root)
+            shutil.copytree(before / WINDOWS, windows)
         extra = {} if arm == UNMODIFIED else _environment(root, channel)
         policy = Policy.from_source(static[arm], RequestOrdering()) if arm in static else None
         if policy is not None:
@@ -136,6 +139,7 @@ def run(
             served = served_by_engine(url)
         diary = _diary(root, channel, begin) if arm in LOOPS else []
         if keep:
+            shutil.copytree(windows, before / WINDOWS)
             shutil.copy(root / "store.db", before)
     names = [answer.id for answer in answers if answer.id]
     return Cell(
@@ -310,8 +314,8 @@ def main() -> None:
         jobs = stretched(drawn, prepared.stretch)
         static = {**STATIC, HINDSIGHT: prepared.hindsight}
         console.print(f"arrivals stretched by {prepared.stretch:g} for this machine's speed")
-        before = results / "day-before.db"
-        if LOOP in args.arms and not before.is_file():
+        before = results / "day-before"
+        if LOOP in args.arms and not (before / "store.db").is_file():
             other = stretched(workload(args.seed - 1, args.phase), prepared.stretch)
             cell = run(COLD, -1, other, static, results, before=before, keep=True)
             console.print(f"the day before: mean {cell.mean:.3f} s, {cell.swaps} swaps")

@@ -20,7 +20,7 @@ import numpy as np
 from ..certificate import Rejected, verify
 from ..contract import Contract
 from ..errors import AutopoiesisError
-from ..evolution import Budget, EvolutionResult, Progress, evolve
+from ..evolution import Budget, EvolutionResult, Progress, SimulationEvaluator, evolve
 from ..policy import Policy
 from ..signing import SigningKey, sign
 from ..simulation.calibration import Calibration
@@ -35,9 +35,10 @@ from .guard import Guards, LiveTimes, Slowdown, ended_by_engine, fallbacks_of, l
 from .memory import CanaryStart, Due, Evolving, Memory, Reference, ShadowStart
 from .observer import Observer
 from .recalibration import recalibrate, with_limits
+from .recall import alike
 from .rollout import CANARY_BOUND_S, Evidence, Rollout
 from .state import RolloutState, Stage
-from .window import SlidingWindow, Window, WindowError
+from .window import OPEN, SlidingWindow, Window, WindowError
 
 __all__ = ["Controller", "ControllerError", "WatchSettings"]
 
@@ -51,6 +52,8 @@ WORTH = 0.03
 """Gain below which a candidate that is not better beyond noise is not waited for: other answers could be sought meanwhile."""
 LOOKS = 2
 """How often a policy is compared with the active one on a growing stretch of telemetry before it is given up."""
+KNOWN_LOOKS = 3
+"""How often the known policies are, half a window apart, before only evolution is left."""
 
 
 class ControllerError(AutopoiesisError):
@@ -73,7 +76,7 @@ class WatchSettings:
     back_to_back: bool = False
     """Evolve on every new window, drift or not."""
     evolve_first: bool = False
-    """Evolve on the first full window as well, instead of only measuring drift against it."""
+    """Answer the first requests as if work had changed, instead of only measuring drift against them."""
     known_first: bool = True
     """Let a known policy answer a change at once if one is better, before anything is evolved."""
     drift: DriftSettings = field(default_factory=DriftSettings)
@@ -148,8 +151,10 @@ class Controller(AbstractContextManager["Controller"]):
         self._reference = self.memory.reference()
         self._busy_until_us = 0
         """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
-        self._unanswered: Window | None = None
-        """The window in which work was found changed while something evolved for how it was before."""
+        self._looked_us = 0
+        """By the busiest engine's clock: up to where arrivals were looked at before they had settled."""
+        self._begun = False
+        """Whether the known policies were compared on what is remembered."""
         self._reference_busy = False
         self._said = ""
 
@@ -204,7 +209,7 @@ class Controller(AbstractContextManager["Controller"]):
         verify(builtin)
         few = np.arange(4, dtype=np.int64)
         trace = Trace.from_columns(arrival_us=few, num_prompt_tokens=few + 1, num_output_tokens=few + 1, name="ready")
-        self._evidence(trace, [builtin], builtin)
+        self._evidence([trace], [builtin], builtin)
         for policy in self.known:
             policy.native()
 
@@ -222,7 +227,7 @@ class Controller(AbstractContextManager["Controller"]):
         if harm is not None:
             return harm
         if state.stage is Stage.SHADOW:
-            return self._shadow(state)
+            return self._outdated(state) or self._shadow(state)
         if state.stage is Stage.CANARY:
             return self._canary(state)
         if self.memory.evolving:
@@ -232,50 +237,81 @@ class Controller(AbstractContextManager["Controller"]):
     # watching
 
     def _watch(self, state: RolloutState) -> str:
-        window, self._unanswered = self._unanswered, None
-        said = "watching: work changed"
-        if window is None:
-            said, window, reason = self._look_for_change(state)
-            if reason is not None and state.frozen:
-                return f"frozen: {reason}, but nothing is done about it"
+        if self.settings.known_first and not self._begun:
+            begun = self._begin_with_known(state)
+            if begun is not None:
+                return begun
+        said, reason = self._look_for_change(state)
+        if reason is not None and state.frozen:
+            return f"frozen: {reason}, but nothing is done about it"
         due = self.memory.due()
         if due is None or state.frozen:
             return said
-        if window is not None and self.settings.known_first and due.looks < LOOKS and due.engine == window.engine:
-            answered = self._answer_with_known(due, window, state)
+        if self.settings.known_first:
+            answered = self._answer_with_known(due, state)
             if answered is not None:
                 return answered
         return self._evolve_when_it_may(due)
 
-    def _look_for_change(self, state: RolloutState) -> tuple[str, Window | None, str | None]:
-        """What to say of the newest window, the window, if there is one, and why something is due, which is then remembered."""
+    def _look_for_change(self, state: RolloutState) -> tuple[str, str | None]:
+        """What to say of the newest window, and why something is due, which is then remembered."""
         window = self._fresh_window(self.observer)
+        early = window is None
         if window is None:
-            return "watching: no new full window yet", None, None
-        self.memory.keep_checked(window)
-        said, reason = self._changed(window)
+            window = self._early_window()
+            if window is None:
+                return "watching: no new full window yet", None
+        else:
+            self.memory.keep_checked(window.engine, window.end_us)
+        said, reason, since_us = self._changed(window, early)
         if reason is not None and not state.frozen:
-            self._keep_reference(window)
-            self.memory.keep_due(Due(reason=reason, engine=window.engine, since_us=window.start_us))
-        return said, window, reason
+            self.memory.keep_due(Due(reason=reason, engine=window.engine, since_us=since_us))
+        return said, reason
 
-    def _changed(self, window: Window) -> tuple[str, str | None]:
-        """What to say of a new window, and why something is to be done about it, if anything is."""
-        few = len(window) < self.settings.drift.min_requests
-        if few:
-            return f"watching: {len(window)} requests in the last window are too few", None
+    def _early_window(self) -> Window | None:
+        """What came in the time of a window up to now, or of a first one since the first request; None when it is too early."""
+        busiest = self.observer.busiest()
+        if busiest is None or self.settings.back_to_back or not self.settings.drift.early_looks:
+            return None
+        if busiest.last_us < self._looked_us:  # a restarted engine's clock
+            self._looked_us = 0
+        if busiest.last_us < self._looked_us + busiest.length_us // self.settings.drift.early_looks:
+            return None
+        self._looked_us = busiest.last_us
+        if self._first_is_due():
+            return busiest.between(busiest.first_us, busiest.last_us)
+        if self._reference is None or self._reference.window.engine != busiest.engine:
+            return None
+        return busiest.arrived(since_us=self._reference.window.end_us)
+
+    def _first_is_due(self) -> bool:
+        return (
+            self.settings.evolve_first and self._reference is None and self.memory.due() is None and self._runs() == 0
+        )
+
+    def _changed(self, window: Window, early: bool) -> tuple[str, str | None, int]:
+        """What to say of a new window; why something is to be done about it, if anything is, and since when."""
+        if len(window) < self.settings.drift.min_requests:
+            return f"watching: {len(window)} requests in the last window are too few", None, 0
+        if self.settings.back_to_back or self._first_is_due():
+            if not early:
+                self._keep_reference(window)
+            return "", "back to back" if self.settings.back_to_back else "the first requests", window.start_us
         if self._reference is None or self._reference.window.engine != window.engine:
-            if self.settings.back_to_back or (self.settings.evolve_first and self._runs() == 0):
-                return "", "back to back" if self.settings.back_to_back else "the first full window"
             self._keep_reference(window)
-            return "watching: the first full window is the reference from now on", None
-        if self.settings.back_to_back:
-            return "", "back to back"
-        self.last_drift = self._compare(self._reference, window)
+            return "watching: the first full window is the reference from now on", None, 0
+        self.last_drift = self._compare(self._reference, window, early)
         if not self.last_drift.drifted:
-            return "watching: no drift", None
-        self.rollout.note("drift", **self.last_drift.to_json())
-        return "", str(self.last_drift)
+            return "watching: no drift", None, 0
+        self.rollout.note("drift", early=early, **self.last_drift.to_json())
+        since_us = (
+            window.start_us + self.last_drift.begin_bin * (window.end_us - window.start_us) // self.settings.drift.bins
+        )
+        # The window may hold some of how it was before: the first that does not is the reference from now on.
+        self._reference = None
+        self.memory.forget_reference()
+        self.memory.keep_checked(window.engine, since_us)
+        return "", str(self.last_drift), since_us
 
     def _evolve_when_it_may(self, due: Due) -> str:
         """Evolve once there is enough that came since work changed."""
@@ -284,23 +320,27 @@ class Controller(AbstractContextManager["Controller"]):
         window = None if seen is None else seen.window(since_us=due.since_us, length_s=length_s)
         if window is None:
             return f"watching: evolution waits for {length_s:g} s since the change"
+        like = alike(window, self.memory.remembered(), self.settings.drift.effects.lengths)
+        self.memory.remember(window)
         return self._evolve(
-            Evolving(window=window, seed=self.settings.seed + self._runs(), reason=due.reason, run=None)
+            Evolving(
+                window=window, seed=self.settings.seed + self._runs(), reason=due.reason, run=None, like=tuple(like)
+            )
         )
 
     def _round_s(self, due: Due) -> float:
         """How long a window the next evolution of a change wants."""
         return min(self.settings.window_s * 2.0**due.rounds, self.settings.longest_window_s)
 
-    def _compare(self, reference: Reference, window: Window) -> DriftReport:
-        before = self._profile(reference.window, reference.replicas, self._reference_busy)
+    def _compare(self, reference: Reference, window: Window, early: bool) -> DriftReport:
+        before = self._profile(reference.window, reference.replicas, self._reference_busy, early=False)
         busy = self.memory.evolving or window.start_us < self._busy_until_us
-        now = self._profile(window, self.observer.replicas, busy)
-        return detect(before, now, self.settings.drift)
+        now = self._profile(window, self.observer.replicas, busy, early=early)
+        return detect(before, now, self.settings.drift, early=early)
 
-    def _profile(self, window: Window, replicas: int, busy: bool) -> Profile:
+    def _profile(self, window: Window, replicas: int, busy: bool, *, early: bool) -> Profile:
         """Without the engine's speed where our own evolution may have slowed it: that would raise alarm after alarm."""
-        found = profile(window, self.calibration, self.settings.drift, replicas=replicas)
+        found = profile(window, self.calibration, self.settings.drift, replicas=replicas, early=early)
         return replace(found, slowness=None) if busy else found
 
     def _fresh_window(self, observer: Observer) -> Window | None:
@@ -314,13 +354,57 @@ class Controller(AbstractContextManager["Controller"]):
 
     # answering with what is known
 
-    def _answer_with_known(self, due: Due, window: Window, state: RolloutState) -> str | None:
-        """Let the best of the known policies decide at once, if one is better on what came since the change; None if none is.
+    def _begin_with_known(self, state: RolloutState) -> str | None:
+        """Let the best of the known policies decide from the first request on, if one was better on all that is remembered of
+        past work; None if none was, or nothing is remembered, or something has been decided here before."""
+        busiest = self.observer.busiest()
+        if busiest is None:
+            return None  # no engine is there yet
+        self._begun = True
+        fresh = state.active is None and not state.history and not state.frozen and self.memory.due() is None
+        windows = self.memory.remembered() if fresh and self._reference is None else {}
+        if not windows:
+            return None
+        traces = [window.trace() for window in windows.values()]
+        found = self._compare_known(traces, state, "remembered", looks=1)
+        return None if found is None else self._decide_with_known(*found, busiest.engine, busiest.now_us)
 
-        Nobody trained them on that, so it is as good a judge as what shadow would wait for; that the best of several is picked
-        after several looks is paid for in the width of the intervals.
+    def _answer_with_known(self, due: Due, state: RolloutState) -> str | None:
+        """Let the best of the known policies decide at once, if one is better since the change; None if none is.
+
+        It is compared on what came since, and on remembered windows of like work, which also tell what unfinished answers will
+        cost; without any it waits until few are unfinished. That the best of several is picked after several looks is paid for in
+        the width of the intervals. Some policies may once have been evolved on what is remembered, so what came since, on which
+        none was, must not speak against the best.
         """
-        self.memory.keep_due(replace(due, looks=due.looks + 1))
+        seen = self.observer.named(due.engine)
+        if seen is None or due.looks >= KNOWN_LOOKS or seen.now_us < due.next_look_us:
+            return None
+        since = seen.between(due.since_us, seen.last_us)
+        if len(since) < self.settings.drift.min_requests:
+            return None
+        like = alike(since, self.memory.remembered(), self.settings.drift.effects.lengths)
+        if float(np.mean(since.unfinished)) > OPEN and not like:
+            return None
+        next_look_us = seen.now_us + round(self.settings.window_s * 5e5)
+        self.memory.keep_due(replace(due, looks=due.looks + 1, next_look_us=next_look_us))
+        self._recalibrate(since)
+        came = since.completed(list(like.values())).trace()
+        traces = [came, *(window.trace() for window in like.values())]
+        found = self._compare_known(traces, state, "known", looks=KNOWN_LOOKS)
+        if found is None:
+            return None
+        if like:
+            (fresh,) = self._evidence([came], [found[0]], self._policy(state.active), looks=KNOWN_LOOKS)
+            self.rollout.note("evidence", found[0].digest, stage="since the change", **fresh.to_json())
+            if fresh.worse:
+                return None
+        return self._decide_with_known(*found, due.engine, due.since_us)
+
+    def _compare_known(
+        self, traces: Sequence[Trace], state: RolloutState, stage: str, *, looks: int
+    ) -> tuple[Policy, Evidence] | None:
+        """The known policy that is surest to be better than the active one, if any is."""
         active = self._policy(state.active)
         policies = {
             policy.digest: policy
@@ -329,23 +413,21 @@ class Controller(AbstractContextManager["Controller"]):
         }
         if not policies:
             return None
-        self._recalibrate(window)
-        seen = self.observer.named(window.engine)
-        since = window if seen is None else seen.between(due.since_us, window.end_us)
-        found = self._evidence(since.trace(), list(policies.values()), active, looks=LOOKS)
+        found = self._evidence(traces, list(policies.values()), active, looks=looks)
         best, evidence = max(zip(policies.values(), found, strict=True), key=lambda pair: pair[1].ci95[0])
-        self.rollout.note("evidence", best.digest, stage="known", among=len(policies), **evidence.to_json())
-        if not evidence.better:
-            return None
+        self.rollout.note("evidence", best.digest, stage=stage, among=len(policies), **evidence.to_json())
+        return (best, evidence) if evidence.better else None
+
+    def _decide_with_known(self, best: Policy, evidence: Evidence, engine: str, since_us: int) -> str:
         refusal = self._certify_and_propose(best)
         if refusal is not None:
             return refusal
         if self.rollout.held(self.rollout.state):
-            self.memory.keep_shadow(ShadowStart(candidate=best.digest, engine=window.engine, since_us=due.since_us))
+            self.memory.keep_shadow(ShadowStart(candidate=best.digest, engine=engine, since_us=since_us))
             return f"held: {best.digest[:12]} waits for approval"
         self._begin_canary()
         self.rollout.start_canary(evidence)
-        return f"canary: {best.digest[:12]}, known and {evidence.reduction:.0%} better since the change"
+        return f"canary: {best.digest[:12]}, known and {evidence.reduction:.0%} better"
 
     def _repertoire(self) -> list[Policy]:
         """The contract's baselines, the active policy, what the control plane was given, and what was certified last."""
@@ -374,7 +456,12 @@ class Controller(AbstractContextManager["Controller"]):
         if task.run is None:
             self._recalibrate(task.window)
         workload = Workload.of(task.window.trace(), self.calibration, slo=self.settings.slo, train_fraction=TRAIN)
-        self.rollout.note("evolve", reason=task.reason, seed=task.seed, resumed=task.run, window=describe(task.window))
+        evaluator = SimulationEvaluator.of(self.contract, workload)
+        remembered = self.memory.remembered()
+        like = [remembered[number].trace() for number in task.like if number in remembered]
+        self.rollout.note(
+            "evolve", reason=task.reason, seed=task.seed, resumed=task.run, window=describe(task.window), like=len(like)
+        )
 
         looked = time.monotonic()
 
@@ -385,13 +472,13 @@ class Controller(AbstractContextManager["Controller"]):
                 looked = time.monotonic()
                 self._stop_if_outdated()
             if task.run != news.run:
-                task = Evolving(window=task.window, seed=task.seed, reason=task.reason, run=news.run)
+                task = replace(task, run=news.run)
                 self.memory.keep_task(task)
 
         try:
             result = evolve(
                 self.contract,
-                workload,
+                replace(evaluator, train=(*evaluator.train, *like)),
                 self.proposer,
                 None if task.run is not None else self.settings.budget,
                 seed=task.seed,
@@ -430,9 +517,8 @@ class Controller(AbstractContextManager["Controller"]):
         state = self.rollout.state
         if self.settings.back_to_back or state.frozen:
             return
-        _, window, reason = self._look_for_change(state)
+        _, reason = self._look_for_change(state)
         if reason is not None:
-            self._unanswered = window
             raise _Outdated(reason)
 
     def _recalibrate(self, window: Window) -> None:
@@ -453,7 +539,7 @@ class Controller(AbstractContextManager["Controller"]):
         candidate, state = result.best, self.rollout.state
         active = self._policy(state.active)
         self.rollout.note("evolved", candidate.digest, run=result.run, seconds=round(result.seconds, 1))
-        (evidence,) = self._evidence(workload.held_out, [candidate], active)
+        (evidence,) = self._evidence([workload.held_out], [candidate], active)
         self.rollout.note("evidence", candidate.digest, stage="held-out", **evidence.to_json())
         why = (
             "it is active already" if candidate.digest == active.digest
@@ -471,14 +557,24 @@ class Controller(AbstractContextManager["Controller"]):
         return f"shadow: {candidate.digest[:12]}, {evidence.reduction:+.0%} on what was held out"
 
     def _evidence(
-        self, trace: Trace, candidates: Sequence[Policy], active: Policy, *, looks: int = 1
+        self, traces: Sequence[Trace], candidates: Sequence[Policy], active: Policy, *, looks: int = 1
     ) -> list[Evidence]:
         return evidence_on(
-            self.contract, trace, self.calibration, candidates, active,
+            self.contract, traces, self.calibration, candidates, active,
             objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed, looks=looks,
         )  # fmt: skip
 
     # rolling out
+
+    def _outdated(self, state: RolloutState) -> str | None:
+        """Drop the candidate in shadow when work has changed once more: it was evolved for how it was before."""
+        if self.settings.back_to_back or state.frozen or self.rollout.held(state):
+            return None
+        _, reason = self._look_for_change(state)
+        if reason is None:
+            return None
+        self.rollout.reject(f"work changed again: {reason}")
+        return f"rejected: {(state.candidate or '')[:12]}, because work changed again: {reason}"
 
     def _shadow(self, state: RolloutState) -> str:
         assert state.candidate is not None
@@ -509,11 +605,11 @@ class Controller(AbstractContextManager["Controller"]):
         if start is None:  # lost: it is judged on what comes from now on
             start = ShadowStart(candidate=state.candidate, engine=seen.engine, since_us=seen.now_us)
             self.memory.keep_shadow(start)
-        since = seen.between(start.since_us, seen.settled_us)
+        since = seen.between(start.since_us, seen.settled_us).completed()
         if seen.settled_us < start.next_us or len(since) < self.settings.drift.min_requests:
             return f"shadow: {short} waits for a new window"
         (evidence,) = self._evidence(
-            since.trace(), [self._policy(state.candidate)], self._policy(state.active), looks=LOOKS
+            [since.trace()], [self._policy(state.candidate)], self._policy(state.active), looks=LOOKS
         )
         start = replace(start, looks=start.looks + 1, next_us=since.end_us + round(self.settings.window_s * 1e6))
         self.memory.keep_shadow(start)
@@ -566,8 +662,8 @@ class Controller(AbstractContextManager["Controller"]):
         window = self._fresh_window(self.observer)
         if window is None or len(window) < self.settings.drift.min_requests:
             return None
-        self.memory.keep_checked(window)
-        (evidence,) = self._evidence(window.trace(), [self._policy(state.candidate)], self._policy(state.active))
+        self.memory.keep_checked(window.engine, window.end_us)
+        (evidence,) = self._evidence([window.trace()], [self._policy(state.candidate)], self._policy(state.active))
         self.rollout.note("evidence", state.candidate, stage=str(state.stage), **evidence.to_json())
         return evidence
 
@@ -595,10 +691,12 @@ class Controller(AbstractContextManager["Controller"]):
         return None if before is None or after is None else slowdown(before, after, self.settings.seed)
 
     def _live_times(self, seen: SlidingWindow, start_us: int, length_us: int, digest: str | None) -> LiveTimes | None:
-        window = seen.between(start_us - length_us, start_us + length_us)  # the first half only fills the queue
+        window = seen.between(
+            start_us - length_us, start_us + length_us
+        ).completed()  # the first half only fills the queue
         if len(window) < self.settings.drift.min_requests:
             return None
-        replays = replayer(self.contract, window.trace(), self.calibration, self.settings.slo)
+        replays = replayer(self.contract, [window.trace()], self.calibration, self.settings.slo)
         return live_times(window, start_us, self._policy(digest), replays, self.settings.guards.bins)
 
     def _harm_of_active(self, state: RolloutState) -> str | None:
@@ -619,7 +717,7 @@ class Controller(AbstractContextManager["Controller"]):
         """The change is answered, unless more of it is to be seen; drift goes on being measured against what showed it."""
         checked, due = self.memory.checked(), self.memory.due()
         if checked is None or checked[0] != task.window.engine or checked[1] < task.window.end_us:
-            self.memory.keep_checked(task.window)
+            self.memory.keep_checked(task.window.engine, task.window.end_us)
         if due is None or self._round_s(due) >= self.settings.longest_window_s:
             self.memory.forget_due()
         else:

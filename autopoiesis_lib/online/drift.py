@@ -5,14 +5,19 @@ predicted step time). Each feature is tested by permuting whole time bins betwee
 a bin is the unit, whatever happens inside it, so bursts and sessions shorter than a bin do not make false alarms, as they do in
 tests that take single requests for independent.
 
-**Stated false-alarm rate.** If nothing changed (the bins of both windows are exchangeable), a check raises an alarm with
-probability at most `false_alarm_rate`: permutation p-values are exact (Phipson, Smyth 2010: (1 + b) / (1 + m)), and Bonferroni
-divides the rate by the number of features tested. Over m checks the expected number of false alarms is at most m times that.
+How many come and how long their prompts are is known at once, what answers cost and how fast the engine is only of a settled
+window. So a window is looked at more than once: when it has settled, and `early_looks` times before, whenever a part of it has
+passed, at what came in the time of a window up to then.
+
+**Stated false-alarm rate.** If nothing changed (the bins of both windows are exchangeable), the looks at one window raise an
+alarm with probability at most `false_alarm_rate` together: permutation p-values are exact (Phipson, Smyth 2010: (1+b)/(1+m)),
+and Bonferroni divides the rate by the number of features tested and of looks, half of it for the settled window and half for the
+early looks, which overlap one another. Over m windows the expected number of false alarms is at most m times that.
 What breaks the assumption is correlation over more than a bin, such as a slow daily cycle: that is drift, and is meant to be
 found. Besides being significant a change must be large enough to matter (`Effects`), which can only lower the rate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,19 +61,30 @@ class DriftSettings:
     """How drift is looked for."""
 
     false_alarm_rate: float = 0.01
-    """Greatest probability of an alarm at one check when nothing changed."""
+    """Greatest probability of an alarm in the time of one window when nothing changed."""
+    early_looks: int = 4
+    """How often arrivals are looked at in the time of one window, before it has settled; 0 waits for that."""
     bins: int = 20
     """Time bins a window is cut into; the units that are permuted."""
     min_requests: int = 60
     """Requests a window needs before it is compared."""
     effects: Effects = field(default_factory=Effects)
-    resamples: int = 1_999
+    resamples: int = 5_999
     seed: int = 0
+
+    def level(self, *, early: bool) -> float:
+        """The share of the false-alarm rate that one look may take."""
+        if not self.early_looks:
+            return 0.0 if early else self.false_alarm_rate
+        return self.false_alarm_rate / 2 / (self.early_looks if early else 1)
 
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate < 1 or self.bins < 8:
             raise DriftError("the false-alarm rate lies between 0 and 1, and a window needs at least 8 bins")
-        if self.false_alarm_rate / 4 <= 1 / (self.resamples + 1):
+        if self.early_looks < 0:
+            raise DriftError(f"{self.early_looks} early looks are fewer than none; give 0 or more")
+        finest = min(self.level(early=False) / 4, self.level(early=True) / 2 if self.early_looks else 1.0)
+        if finest <= 1 / (self.resamples + 1):
             raise DriftError(
                 f"{self.resamples} resamples cannot show a rate of {self.false_alarm_rate:g}; raise resamples"
             )
@@ -84,8 +100,8 @@ class Profile:
     """(bins,) arrivals."""
     prompts: Ints
     """(bins, len(LENGTH_EDGES)) requests with a prompt of at most that many tokens."""
-    outputs: Ints
-    """(bins, len(LENGTH_EDGES)) likewise for outputs."""
+    outputs: Ints | None
+    """(bins, len(LENGTH_EDGES)) likewise for outputs; None before the window has settled."""
     slowness: Floats | None
     """(k,) mean log of measured over predicted step time of the bins that had steps; None when fewer than 8 had."""
     replicas: int = 1
@@ -113,6 +129,9 @@ class DriftReport:
 
     signals: tuple[Signal, ...]
     false_alarm_rate: float
+    """Of this look."""
+    begin_bin: int = 0
+    """In which bin of the later window the change that is surest seems to begin."""
 
     @property
     def drifted(self) -> bool:
@@ -146,8 +165,10 @@ class DriftReport:
         }
 
 
-def profile(window: Window, calibration: Calibration, settings: DriftSettings, *, replicas: int = 1) -> Profile:
-    """The profile of a window. Compare only profiles made with the same calibration and settings.
+def profile(
+    window: Window, calibration: Calibration, settings: DriftSettings, *, replicas: int = 1, early: bool = False
+) -> Profile:
+    """The profile of a window, `early` while it has not settled. Only profiles of one calibration and settings can be compared.
 
     Raises:
         DriftError: the window holds too few requests.
@@ -157,7 +178,7 @@ def profile(window: Window, calibration: Calibration, settings: DriftSettings, *
             f"{len(window)} requests in {window.seconds:.0f} s are too few to compare; lengthen the window"
         )
     bins = settings.bins
-    where = _bin(window.requests["stamp_us"], window, bins)
+    where, left = _bin(window.requests["stamp_us"], window, bins), ~window.unfinished
     at, residuals = step_residuals(window, calibration.engine, calibration.step_time)
     sums = np.bincount(_bin(at, window, bins), weights=residuals, minlength=bins)
     counts = np.bincount(_bin(at, window, bins), minlength=bins)
@@ -167,14 +188,14 @@ def profile(window: Window, calibration: Calibration, settings: DriftSettings, *
         requests=len(window),
         arrivals=np.bincount(where, minlength=bins),
         prompts=_below(window.requests["num_prompt_tokens"], where, bins),
-        outputs=_below(window.requests["num_output_tokens"], where, bins),
-        slowness=slowness if len(slowness) >= 8 else None,
+        outputs=None if early else _below(window.requests["num_output_tokens"][left], where[left], bins),
+        slowness=slowness if len(slowness) >= 8 and not early else None,
         replicas=replicas,
     )
 
 
-def detect(reference: Profile, current: Profile, settings: DriftSettings) -> DriftReport:
-    """Compare two windows of one length.
+def detect(reference: Profile, current: Profile, settings: DriftSettings, *, early: bool = False) -> DriftReport:
+    """Compare two windows of one length; `early` is one of several looks at the later.
 
     Raises:
         DriftError: they are of different lengths.
@@ -192,19 +213,20 @@ def detect(reference: Profile, current: Profile, settings: DriftSettings) -> Dri
             _lengths(reference.prompts, current.prompts),
             settings.effects.lengths,
         ),
-        "output-length": (
+    }
+    if reference.outputs is not None and current.outputs is not None:
+        tests["output-length"] = (
             *_sizes(reference.outputs, current.outputs),
             _lengths(reference.outputs, current.outputs),
             settings.effects.lengths,
-        ),
-    }
+        )
     if reference.slowness is not None and current.slowness is not None:
         tests["speed"] = (
             *_sizes(reference.slowness, current.slowness),
             _speed(reference.slowness, current.slowness),
             settings.effects.speed,
         )
-    level = settings.false_alarm_rate / len(tests)
+    level = settings.level(early=early) / len(tests)
     signals = [
         _test(feature, first, second, statistic, least, level, settings)
         for feature, (first, second, statistic, least) in tests.items()
@@ -212,7 +234,11 @@ def detect(reference: Profile, current: Profile, settings: DriftSettings) -> Dri
     if reference.replicas != current.replicas:  # a fact, not a test
         change = current.replicas / max(reference.replicas, 1) - 1
         signals.append(Signal(feature="replicas", change=change, p_value=0.0, drifted=True))
-    return DriftReport(signals=tuple(signals), false_alarm_rate=settings.false_alarm_rate)
+    return DriftReport(
+        signals=tuple(signals),
+        false_alarm_rate=settings.level(early=early),
+        begin_bin=_begin(reference, current, [signal for signal in signals if signal.drifted]),
+    )
 
 
 def _test(
@@ -248,8 +274,11 @@ def _lengths(reference: Ints, current: Ints) -> Any:
     table = np.concatenate([reference, current]).astype(np.float64)
 
     def change(x: Ints, y: Ints) -> Floats:
-        before, now = table[x].sum(axis=-2), table[y].sum(axis=-2)
-        return np.asarray(np.abs(_shares(now) - _shares(before)).max(axis=-1))
+        del y  # all that is not in x
+        chosen = np.zeros((*x.shape[:-1], len(table)))
+        np.put_along_axis(chosen, x, 1.0, axis=-1)
+        before = chosen @ table
+        return np.asarray(np.abs(_shares(table.sum(axis=0) - before) - _shares(before)).max(axis=-1))
 
     return change
 
@@ -261,6 +290,26 @@ def _speed(reference: Floats, current: Floats) -> Any:
         return np.asarray(np.expm1(logs[y].mean(axis=-1) - logs[x].mean(axis=-1)))
 
     return change
+
+
+def _begin(reference: Profile, current: Profile, drifted: Sequence[Signal]) -> int:
+    """Where the surest of some changes begins, as the bin that splits what came before it from the rest most clearly: by the
+    difference of the two sides in units of its error, sqrt(1/n + 1/m) (Page 1954 for the mean; Csorgo, Horvath 1997, 2.6, for
+    distributions). 0 when that cannot be told by bins."""
+    surest = min(drifted, key=lambda signal: signal.p_value, default=None)
+    known = {"arrival-rate": "arrivals", "prompt-length": "prompts", "output-length": "outputs"}
+    if surest is None or surest.feature not in known:
+        return 0
+    before, now = (np.asarray(getattr(part, known[surest.feature]), np.float64) for part in (reference, current))
+    sums = now.cumsum(axis=0) - now  # what came in the window before each bin
+    left, right = before.sum(axis=0) + sums, now.sum(axis=0) - sums
+    if surest.feature == "arrival-rate":
+        n, m = len(before) + np.arange(len(now)), len(now) - np.arange(len(now))
+        differences = np.abs(right / m - left / n)
+    else:
+        n, m = left[:, -1], right[:, -1]
+        differences = np.abs(_shares(right) - _shares(left)).max(axis=-1)
+    return int(np.argmax(differences / np.sqrt(1 / np.maximum(n, 1e-9) + 1 / np.maximum(m, 1e-9))))
 
 
 def _shares(below: Floats) -> Floats:

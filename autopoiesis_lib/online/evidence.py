@@ -22,7 +22,7 @@ __all__ = ["evidence_on", "replayer"]
 
 def evidence_on(
     contract: Contract,
-    trace: Trace,
+    traces: Sequence[Trace],
     calibration: Calibration,
     candidates: Sequence[Policy],
     active: Policy,
@@ -32,16 +32,17 @@ def evidence_on(
     seed: int = 0,
     looks: int = 1,
 ) -> list[Evidence]:
-    """Replay one window under every candidate and under the active policy, and compare with a paired block bootstrap.
+    """Replay windows under every candidate and under the active policy, and compare with a paired block bootstrap.
 
     The intervals hold together with 95% (`evolution.compare`), so that the best candidate may be picked by them, and so do those
     of so many looks at a growing window.
     """
-    evaluator = replayer(contract, trace, calibration, slo)
+    evaluator = replayer(contract, traces, calibration, slo)
 
     def measured(policy: Policy) -> tuple[Sequence[Measurement], NDArray[np.int64]]:
-        admitted = evaluator.replay(policy, trace).times.scheduled_ns
-        return evaluator.measure(policy, "held-out", samples=True), np.argsort(admitted, kind="stable")
+        admitted = [evaluator.replay(policy, trace).times.scheduled_ns for trace in traces]
+        orders = [np.argsort(times, kind="stable") for times in admitted]
+        return evaluator.measure(policy, "held-out", samples=True), np.concatenate(orders)
 
     theirs, their_order = measured(active)
     evidence: list[Evidence] = []
@@ -53,17 +54,17 @@ def evidence_on(
                 objective=objective,
                 reduction=found.reduction,
                 ci95=found.ci95,
-                requests=len(trace),
-                window=trace.name,
+                requests=sum(map(len, traces)),
+                window=traces[0].name if len(traces) == 1 else f"{traces[0].name} and {len(traces) - 1} more",
                 agreement=float(np.mean(our_order == their_order)),
             )
         )
     return evidence
 
 
-def replayer(contract: Contract, trace: Trace, calibration: Calibration, slo: Slo) -> SimulationEvaluator:
-    """Replays one recorded trace on the engine as it was calibrated."""
+def replayer(contract: Contract, traces: Sequence[Trace], calibration: Calibration, slo: Slo) -> SimulationEvaluator:
+    """Replays recorded traces on the engine as it was calibrated."""
     return SimulationEvaluator(
-        train=(trace,), held_out=(trace,), engine=calibration.engine, step_time=calibration.step_time, slo=slo,
-        slots=dict(contract.slots), name=trace.name,
+        train=tuple(traces), held_out=tuple(traces), engine=calibration.engine, step_time=calibration.step_time, slo=slo,
+        slots=dict(contract.slots), name=traces[0].name,
     )  # fmt: skip

@@ -6,6 +6,7 @@ decision: decisions are in the store's log.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from ..errors import AutopoiesisError
 from ..simulation.calibration import Calibration
 from .window import Window, WindowError
 
-__all__ = ["CanaryStart", "Due", "Evolving", "Memory", "Reference", "ShadowStart"]
+__all__ = ["WINDOWS", "CanaryStart", "Due", "Evolving", "Memory", "Reference", "ShadowStart"]
+
+WINDOWS = "windows"
+"""The folder in the state folder that holds what is remembered of past work."""
+REMEMBERED = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What drift is measured against: the window that was evolved on last."""
+    """What drift is measured against: the first full window since work last changed."""
 
     window: Window
     replicas: int
@@ -35,6 +40,8 @@ class Due:
     """By that engine's clock: where the window to evolve on may begin."""
     looks: int = 0
     """How often known policies were compared on what came since."""
+    next_look_us: int = 0
+    """By that engine's clock: when there is enough that is new to compare them again."""
     rounds: int = 0
     """Evolutions that answered it so far."""
 
@@ -48,6 +55,8 @@ class Evolving:
     reason: str
     run: str | None
     """None until the run has its id."""
+    like: tuple[int, ...] = ()
+    """Numbers of the remembered windows of like work that are evolved on besides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +118,30 @@ class Memory:
         reference.window.write(self.folder / "reference.npz")
         self._write("reference", {"replicas": reference.replicas})
 
+    def forget_reference(self) -> None:
+        """Work has changed: the next full window is the reference."""
+        (self.folder / "reference.json").unlink(missing_ok=True)
+
+    def remembered(self) -> dict[int, Window]:
+        """Settled windows of the past by number, oldest first; what is damaged is left out."""
+        found = {}
+        for path in self._remembered_paths():
+            with suppress(WindowError):
+                found[int(path.stem)] = Window.read(path)
+        return found
+
+    def remember(self, window: Window) -> None:
+        """Keep a settled window: work like it may come again. Of the oldest all but REMEMBERED are forgotten."""
+        paths = self._remembered_paths()
+        number = int(paths[-1].stem) + 1 if paths else 0
+        window.write(self.folder / WINDOWS / f"{number:06}.npz")
+        for path in paths[: max(0, len(paths) + 1 - REMEMBERED)]:
+            path.unlink(missing_ok=True)
+
+    def _remembered_paths(self) -> list[Path]:
+        paths = (self.folder / WINDOWS).glob("*.npz")
+        return sorted((path for path in paths if path.stem.isdigit()), key=lambda path: int(path.stem))
+
     @property
     def evolving(self) -> bool:
         """Whether an evolution was begun and not finished."""
@@ -124,7 +157,7 @@ class Memory:
         try:
             return Evolving(
                 window=Window.read(self.folder / "evolving.npz"), seed=int(kept["seed"]), reason=str(kept["reason"]),
-                run=kept["run"],
+                run=kept["run"], like=tuple(int(number) for number in kept["like"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise WindowError(f"what was kept of the evolution in {self.folder} is damaged ({error})") from None
@@ -133,7 +166,7 @@ class Memory:
         """An evolution begins, or has got its run's id."""
         if task.run is None:
             task.window.write(self.folder / "evolving.npz")
-        self._write("evolving", {"seed": task.seed, "reason": task.reason, "run": task.run})
+        self._write("evolving", {"seed": task.seed, "reason": task.reason, "run": task.run, "like": task.like})
 
     def forget_task(self) -> None:
         """The evolution is over."""
@@ -185,9 +218,9 @@ class Memory:
         except (KeyError, TypeError, ValueError):
             return None
 
-    def keep_checked(self, window: Window) -> None:
-        """No later window shall share a request with this one."""
-        self._write("checked", {"engine": window.engine, "end_us": window.end_us})
+    def keep_checked(self, engine: str, end_us: int) -> None:
+        """No later window shall have a request from before this."""
+        self._write("checked", {"engine": engine, "end_us": end_us})
 
     def _read(self, name: str) -> dict[str, Any]:
         try:

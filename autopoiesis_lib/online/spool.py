@@ -2,8 +2,9 @@
 
 An engine's helper thread leaves numbered pieces in `CHANNEL/telemetry/ENGINE/NUMBER.npz` (see `autopoiesis_adapters.channel`,
 which writes them all at once and deletes the oldest); the control plane reads those it has not seen. The arrays of a piece are
-int64 columns called `requests.FIELD` and `steps.FIELD`: counts and times, never request contents. Numbers count up by one
-while an engine lives and jump when it starts anew, so a jump says that records are missing or that a new clock began.
+int64 columns called `requests.FIELD`, `arrivals.FIELD` and `steps.FIELD`: counts and times, never request contents. Numbers
+count up by one while an engine lives and jump when it starts anew, so a jump says that records are missing or that a new clock
+began.
 """
 
 import zipfile
@@ -28,6 +29,8 @@ class Segment:
     number: int
     requests: Mapping[str, Ints] = field(default_factory=dict)
     """One row a request that left the engine."""
+    arrivals: Mapping[str, Ints] = field(default_factory=dict)
+    """One row a request that came."""
     steps: Mapping[str, Ints] = field(default_factory=dict)
     """One row a step."""
 
@@ -40,7 +43,7 @@ def read_segments(folder: Path, after: int = -1) -> list[Segment]:
 
 
 def _load(engine: str, number: int, path: Path) -> Segment | None:
-    columns: dict[str, dict[str, Ints]] = {"requests": {}, "steps": {}}
+    columns: dict[str, dict[str, Ints]] = {"requests": {}, "arrivals": {}, "steps": {}}
     try:
         with np.load(path, allow_pickle=False) as content:
             for key in content.files:
@@ -49,4 +52,4 @@ def _load(engine: str, number: int, path: Path) -> Segment | None:
                     columns[kind][name] = np.asarray(content[key], dtype=np.int64)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # deleted while we looked, or damaged: telemetry may be lost, serving and watching go on
-    return Segment(engine=engine, number=number, requests=columns["requests"], steps=columns["steps"])
+    return Segment(engine=engine, number=number, **columns)

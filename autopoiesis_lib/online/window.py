@@ -1,12 +1,12 @@
 """A sliding window of telemetry: what one engine served lately, as a trace to replay and as measurements to calibrate on.
 
-The engine's request record is written when a request leaves, so the newest arrivals of any moment are missing their slow
-ones. A window therefore ends before the present by the time 99% of its requests took (`SETTLED`): what lies in it is what
-arrived, not what happened to finish first.
+Who has come is known at once, what an answer cost only when it is there. A settled window therefore ends so long before the
+present that all but 5% (`OPEN`) of its requests have left: what lies in it is what arrived, not what happened to finish first.
+What those few will cost, and what all will that came just now, is guessed from requests with like prompts (`completed`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,11 +18,14 @@ from ..simulation.fitting import MeasuredRequests
 from ..simulation.trace import Trace
 from .spool import Segment
 
-__all__ = ["REQUEST_COLUMNS", "STEP_COLUMNS", "SlidingWindow", "Window", "WindowError"]
+__all__ = ["ARRIVAL_COLUMNS", "OPEN", "REQUEST_COLUMNS", "STEP_COLUMNS", "SlidingWindow", "Window", "WindowError"]
 
 Ints = NDArray[np.int64]
 
+ARRIVAL_COLUMNS = ("number", "stamp_us", "num_prompt_tokens", "max_tokens", "priority")
+"""Fields that are known of a request as soon as it has come; `number` tells an engine's requests apart."""
 REQUEST_COLUMNS = (
+    "number",
     "stamp_us",
     "admitted_us",
     "first_token_us",
@@ -39,8 +42,10 @@ REQUEST_COLUMNS = (
 STEP_COLUMNS = ("at_us", "num_waiting", "num_running", "free_blocks", "scheduled_tokens", "admitted", "preempted")
 """Step fields a window reads; `at_us` is when the step began."""
 
-SETTLED = 99.0
-"""Percentile of the times in the engine that a window waits for before it counts an arrival."""
+OPEN = 0.05
+"""Greatest share of a settled window's requests that are still in the engine."""
+NEIGHBOURS = 5
+"""Among how many requests with the nearest prompts it is drawn what an unfinished one will cost."""
 MAX_TOKENS_IN_VIEW = 1_048_576
 DEFAULT_PRIORITY = 8
 
@@ -57,7 +62,7 @@ class Window:
     start_us: int
     end_us: int
     requests: Mapping[str, Ints]
-    """REQUEST_COLUMNS of the requests stamped in the window, by stamp."""
+    """REQUEST_COLUMNS of the requests stamped in the window, by stamp; 0 where a request that has not left has no value yet."""
     steps: Mapping[str, Ints]
     """STEP_COLUMNS of the steps that began in the window, by time."""
 
@@ -78,6 +83,34 @@ class Window:
     def usable(self) -> NDArray[np.bool_]:
         """Requests with at least one output token: an aborted one without any leaves nothing to replay."""
         return np.asarray((self.requests["num_output_tokens"] > 0) & (self.requests["num_prompt_tokens"] > 0))
+
+    @property
+    def unfinished(self) -> NDArray[np.bool_]:
+        """Requests that are still in the engine."""
+        return np.asarray(self.requests["finished_us"] == 0)
+
+    def completed(self, alike: Sequence["Window"] = ()) -> Self:
+        """With an output length for every unfinished request: that of one of the NEIGHBOURS finished requests with the nearest
+        prompts (of all with that very prompt length, if they are more), taken from windows of like work if there are any, or
+        else from this one, where what has finished first was short.
+
+        As it was when nothing has finished anywhere.
+        """
+        open_rows = np.flatnonzero(self.unfinished & (self.requests["num_output_tokens"] == 0))
+        known = [_finished(window) for window in alike or (self,)]
+        prompts, outputs = (np.concatenate(columns) for columns in zip(*known, strict=True))
+        if len(open_rows) == 0 or len(prompts) == 0:
+            return self
+        order = np.argsort(prompts, kind="stable")
+        wanted = self.requests["num_prompt_tokens"][open_rows]
+        low, high = (np.searchsorted(prompts[order], wanted, side) for side in ("left", "right"))
+        near = np.clip((low + high - NEIGHBOURS) // 2, 0, max(len(prompts) - NEIGHBOURS, 0))
+        pick = np.random.default_rng(0).integers(
+            np.minimum(low, near), np.maximum(high, np.minimum(near + NEIGHBOURS, len(prompts)))
+        )
+        column = self.requests["num_output_tokens"].copy()
+        column[open_rows] = outputs[order][pick]
+        return replace(self, requests={**self.requests, "num_output_tokens": column})
 
     def trace(self, name: str | None = None) -> Trace:
         """The arrivals as a workload for the simulator; vLLM's priority p becomes clamp(8 - p, 0, 15).
@@ -107,7 +140,7 @@ class Window:
         Raises:
             WindowError: fewer than eight requests finished.
         """
-        keep = self.usable & (self.requests["first_token_us"] > 0) & (self.requests["aborted"] == 0)
+        keep = self.usable & ~self.unfinished & (self.requests["first_token_us"] > 0) & (self.requests["aborted"] == 0)
         if int(keep.sum()) < 8:
             raise WindowError(f"{int(keep.sum())} finished requests are too few to calibrate on; wait for more")
         column = {key: values[keep] for key, values in self.requests.items()}
@@ -160,6 +193,8 @@ class Window:
                         found[kind][name] = np.asarray(content[key], dtype=np.int64)
         except Exception as error:  # a damaged archive raises whatever its damage hits
             raise WindowError(f"the window {path} cannot be read ({error}); a new one is taken") from None
+        if set(found["requests"]) != set(REQUEST_COLUMNS) or set(found["steps"]) != set(STEP_COLUMNS):
+            raise WindowError(f"the window {path} is of another version; a new one is taken")
         return cls(engine=engine, start_us=start, end_us=end, **found)
 
 
@@ -178,55 +213,75 @@ class SlidingWindow:
         self._kept_us = 4 * round(max(length_s, longest_s or 0.0) * 1e6)
         self.position = -1
         """Number of the last segment taken in."""
-        self._requests: dict[str, Ints] = {name: np.zeros(0, np.int64) for name in REQUEST_COLUMNS}
-        self._steps: dict[str, Ints] = {name: np.zeros(0, np.int64) for name in STEP_COLUMNS}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._finished: dict[str, Ints] = _empty(REQUEST_COLUMNS)
+        self._arrivals: dict[str, Ints] = _empty(ARRIVAL_COLUMNS)
+        self._steps: dict[str, Ints] = _empty(STEP_COLUMNS)
+        self._requests: dict[str, Ints] = _empty(REQUEST_COLUMNS)
+        """Those that have left and those that have not, by stamp."""
 
     def add(self, segments: Sequence[Segment]) -> None:
         """Take in segments, oldest first."""
         for segment in segments:
             if segment.number != self.position + 1:
-                self._requests = {name: column[:0] for name, column in self._requests.items()}
-                self._steps = {name: column[:0] for name, column in self._steps.items()}
+                self._forget()
             self.position = segment.number
-            self._requests = _joined(self._requests, segment.requests)
+            self._finished = _joined(self._finished, segment.requests)
+            self._arrivals = _joined(self._arrivals, segment.arrivals)
             self._steps = _joined(self._steps, segment.steps)
         self._trim()
+        self._requests = _by_stamp(self._finished, self._arrivals)
 
     @property
     def count(self) -> int:
-        """Requests it holds."""
-        return len(self._requests["stamp_us"])
+        """Requests it holds that have left."""
+        return len(self._finished["stamp_us"])
 
     @property
     def now_us(self) -> int:
         """The newest time in any record; 0 when there is none."""
-        newest = [self._steps["at_us"].max(initial=0), self._requests["finished_us"].max(initial=0)]
-        return int(max(newest))
+        columns = (self._steps["at_us"], self._finished["finished_us"], self._arrivals["stamp_us"])
+        return int(max(column.max(initial=0) for column in columns))
 
     def window(self, *, since_us: int = 0, length_s: float | None = None) -> Window | None:
-        """The window of full length (or of `length_s`) that has settled last, no part of it before `since_us`; None until
-        there is one."""
+        """The window of full length (or of `length_s`) that has settled last, completed, no part of it before `since_us`; None
+        until there is one."""
         length_us = self.length_us if length_s is None else round(length_s * 1e6)
-        stamps = self._requests["stamp_us"]
-        if len(stamps) == 0:
-            return None
         end = self._settled_us(length_us)
         start = end - length_us
-        first = int(min(stamps.min(), self._steps["at_us"].min(initial=stamps.min())))
-        if start < max(since_us, first):
+        if start < max(since_us, self.first_us):
             return None
-        return self.between(start, end)
+        return self.between(start, end).completed()
+
+    def arrived(self, *, since_us: int = 0) -> Window | None:
+        """The window of full length that ends with the last request, as far as it is known; None if it would begin before
+        `since_us`."""
+        start = self.last_us - self.length_us
+        return self.between(start, self.last_us) if start >= max(since_us, self.first_us) else None
+
+    @property
+    def last_us(self) -> int:
+        """The moment after the last request came; 0 when none did."""
+        stamps = self._requests["stamp_us"]
+        return int(stamps[-1]) + 1 if len(stamps) else 0
+
+    @property
+    def first_us(self) -> int:
+        """The oldest time in any record; 0 when there is none."""
+        oldest = [int(column.min()) for column in (self._requests["stamp_us"], self._steps["at_us"]) if len(column)]
+        return min(oldest, default=0)
 
     @property
     def settled_us(self) -> int:
-        """Up to where arrivals are known, the slow ones as well; 0 when nothing is."""
+        """Up to where it is known what requests cost, the slow ones as well; 0 when nothing is."""
         return self._settled_us(self.length_us)
 
     def between(self, start_us: int, end_us: int) -> Window:
         """What is known of a stretch of the engine's time."""
-        stamps, at = self._requests["stamp_us"], self._steps["at_us"]
-        rows = np.flatnonzero((stamps >= start_us) & (stamps < end_us))
-        rows = rows[np.argsort(stamps[rows], kind="stable")]
+        at = self._steps["at_us"]
+        rows = slice(*np.searchsorted(self._requests["stamp_us"], (start_us, end_us)))
         steps = np.flatnonzero((at >= start_us) & (at < end_us))
         return Window(
             engine=self.engine,
@@ -237,17 +292,47 @@ class SlidingWindow:
         )
 
     def _settled_us(self, length_us: int) -> int:
-        stamps, finished = self._requests["stamp_us"], self._requests["finished_us"]
-        took = (finished - stamps)[stamps >= self.now_us - 3 * length_us]
-        return self.now_us - (int(np.percentile(took, SETTLED)) if len(took) else 0)
+        """The latest moment, no later than the last request, such that of the requests of the `length_us` before it all but a
+        share of OPEN have left."""
+        stamps = self._requests["stamp_us"]
+        waiting = stamps[self._requests["finished_us"] == 0]
+        ends = np.append(waiting, self.last_us)
+        unfinished, all_of_them = (
+            np.searchsorted(column, ends) - np.searchsorted(column, ends - length_us) for column in (waiting, stamps)
+        )
+        return int(ends[unfinished <= OPEN * all_of_them].max(initial=0))
 
     def _trim(self) -> None:
         oldest = self.now_us - self._kept_us
-        keep, steps = self._requests["finished_us"] >= oldest, self._steps["at_us"] >= oldest
-        if not keep.all():
-            self._requests = {name: column[keep] for name, column in self._requests.items()}
-        if not steps.all():
-            self._steps = {name: column[steps] for name, column in self._steps.items()}
+        self._finished = _since(self._finished, "finished_us", oldest)
+        self._arrivals = _since(self._arrivals, "stamp_us", oldest)
+        self._steps = _since(self._steps, "at_us", oldest)
+
+
+def _empty(names: Sequence[str]) -> dict[str, Ints]:
+    return {name: np.zeros(0, np.int64) for name in names}
+
+
+def _finished(window: Window) -> tuple[Ints, Ints]:
+    """Prompt and output lengths of the requests that ended by themselves."""
+    rows = ~window.unfinished & (window.requests["aborted"] == 0) & window.usable
+    return window.requests["num_prompt_tokens"][rows], window.requests["num_output_tokens"][rows]
+
+
+def _by_stamp(finished: Mapping[str, Ints], arrivals: Mapping[str, Ints]) -> dict[str, Ints]:
+    """All requests: those that have left as they left, the others as they came."""
+    inside = ~np.isin(arrivals["number"], finished["number"])
+    rest = np.zeros(int(inside.sum()), np.int64)
+    order = np.argsort(np.concatenate([finished["stamp_us"], arrivals["stamp_us"][inside]]), kind="stable")
+    return {
+        name: np.concatenate([column, arrivals[name][inside] if name in arrivals else rest])[order]
+        for name, column in finished.items()
+    }
+
+
+def _since(columns: dict[str, Ints], name: str, oldest: int) -> dict[str, Ints]:
+    keep = columns[name] >= oldest
+    return columns if keep.all() else {field: column[keep] for field, column in columns.items()}
 
 
 def _joined(have: Mapping[str, Ints], new: Mapping[str, Ints]) -> dict[str, Ints]:

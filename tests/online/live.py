@@ -15,7 +15,7 @@ from autopoiesis_contracts.request_ordering import RequestOrdering
 from autopoiesis_lib import Policy
 from autopoiesis_lib.simulation import StepTimeModel, Trace
 from autopoiesis_lib.simulation.slots import ORDERING_LAYOUT
-from tests.online.streams import STEP_TIME, recorded, served
+from tests.online.streams import STEP_TIME, leave, recorded, served
 
 GAP_US = 1_000_000
 
@@ -41,19 +41,23 @@ class LiveEngine:
     segments: int = 0
     source: str | None = None
 
-    def serve(self, trace: Trace) -> float:
-        """Serve a stretch; returns its mean time to first token in seconds."""
+    def serve(self, trace: Trace, leave_first_s: float | None = None) -> float:
+        """Serve a stretch; returns its mean time to first token in seconds.
+
+        With `leave_first_s` only what had happened up to then has been told, as in the middle of it.
+        """
         self._follow()
         native: dict[str, Any] = {}
         if self.source is not None:
             native = {"ordering": Policy.from_source(self.source, RequestOrdering()).native("score", ORDERING_LAYOUT)}
         result = served(trace, step_time=self.step_time, policies=native)
-        channel = Channel(self.channel)
-        stretch = recorded(result, trace, every_s=10.0, start_us=self.now_us, first=self.segments)
-        for segment in stretch:
-            columns = {f"requests.{name}": column for name, column in segment.requests.items()}
-            columns |= {f"steps.{name}": column for name, column in segment.steps.items()}
-            channel.record(self.name, segment.number, columns)
+        stretch = recorded(
+            result, trace, every_s=10.0, start_us=self.now_us, first=self.segments, first_number=self.completed + 1,
+            engine=self.name,
+        )  # fmt: skip
+        if leave_first_s is not None:
+            stretch = stretch[: round(leave_first_s / 10.0)]
+        leave(self.channel, stretch)
         self.segments += len(stretch)
         self.now_us += int(result.times.finish_ns.max()) // 1_000 + GAP_US
         self.completed += result.num_served

@@ -1,12 +1,14 @@
 """Telemetry streams for tests: drawn from distributions, or recorded from the simulator serving a trace."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from autopoiesis_adapters.channel import Channel
 from numpy.typing import NDArray
 
 from autopoiesis_lib.online.spool import Segment
-from autopoiesis_lib.online.window import REQUEST_COLUMNS, STEP_COLUMNS, Window
+from autopoiesis_lib.online.window import ARRIVAL_COLUMNS, REQUEST_COLUMNS, STEP_COLUMNS, Window
 from autopoiesis_lib.simulation import EngineConfig, SimulationResult, StepTimeModel, Trace, simulate
 from autopoiesis_lib.simulation.slots import NativeFunctionLike
 
@@ -39,6 +41,7 @@ def drawn_window(
     zeros = np.zeros(count, np.int64)
     requests: dict[str, Ints] = dict.fromkeys(REQUEST_COLUMNS, zeros)
     requests |= {
+        "number": np.arange(1, count + 1),
         "stamp_us": stamps,
         "admitted_us": stamps + 1_000,
         "first_token_us": stamps + 200_000,
@@ -73,7 +76,14 @@ def served(
 
 
 def recorded(
-    result: SimulationResult, trace: Trace, *, every_s: float = 1.0, start_us: int = 0, first: int = 0
+    result: SimulationResult,
+    trace: Trace,
+    *,
+    every_s: float = 1.0,
+    start_us: int = 0,
+    first: int = 0,
+    first_number: int = 1,
+    engine: str = "engine-0",
 ) -> list[Segment]:
     """What an engine would have put into its spool while serving the trace: a segment every `every_s` seconds.
 
@@ -84,6 +94,7 @@ def recorded(
     rows = np.flatnonzero(times.served)
     requests: dict[str, Ints] = {name: np.zeros(len(rows), np.int64) for name in REQUEST_COLUMNS}
     requests |= {
+        "number": first_number + rows,
         "stamp_us": start_us + times.arrival_ns[rows] // 1_000,
         "admitted_us": start_us + times.scheduled_ns[rows] // 1_000,
         "first_token_us": start_us + times.first_token_ns[rows] // 1_000,
@@ -107,23 +118,36 @@ def recorded(
         "scheduled_tokens": tokens,
         "admitted": np.where(number == 0, np.maximum(prefills, 0), 0),
     }
+    # `rows` are in order of arrival, so these are too
+    arrivals = {name: requests[name] for name in ARRIVAL_COLUMNS}
     order = np.argsort(requests["finished_us"], kind="stable")
     requests = {name: column[order] for name, column in requests.items()}
     last = int(max(requests["finished_us"].max(initial=0), steps["at_us"].max(initial=0)))
     edges = np.arange(start_us, last + round(every_s * 1e6), round(every_s * 1e6)) + round(every_s * 1e6)
-    cuts = np.searchsorted(requests["finished_us"], edges), np.searchsorted(steps["at_us"], edges)
-    segments, before = [], (0, 0)
-    for index, cut in enumerate(zip(cuts[0].tolist(), cuts[1].tolist(), strict=True)):
+    whens = (requests["finished_us"], steps["at_us"], arrivals["stamp_us"])
+    cuts = [np.searchsorted(when, edges).tolist() for when in whens]
+    segments, before = [], (0, 0, 0)
+    for index, cut in enumerate(zip(*cuts, strict=True)):
         segments.append(
             Segment(
-                engine="engine-0",
+                engine=engine,
                 number=first + index,
                 requests={name: column[before[0] : cut[0]] for name, column in requests.items()},
                 steps={name: column[before[1] : cut[1]] for name, column in steps.items()},
+                arrivals={name: column[before[2] : cut[2]] for name, column in arrivals.items()},
             )
         )
         before = cut
     return segments
+
+
+def leave(channel: Path, segments: Sequence[Segment], keep: int = 64) -> Path:
+    """Put segments into a channel as the adapter does; returns the spool's folder."""
+    for segment in segments:
+        kinds = {"requests": segment.requests, "arrivals": segment.arrivals, "steps": segment.steps}
+        columns = {f"{kind}.{name}": column for kind, part in kinds.items() for name, column in part.items()}
+        Channel(channel).record(segment.engine, segment.number, columns, keep=keep)
+    return channel / "telemetry" / "engine-0"
 
 
 def poisson_trace(

@@ -175,6 +175,47 @@ def test_a_policy_given_to_the_control_plane_is_among_the_known(tmp_path: Path) 
         assert row.detail["among"] == len(BASELINES) - 1 + 1
 
 
+def test_a_change_is_answered_before_a_window_has_settled_by_what_is_remembered_of_like_work(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, known_first=True)
+    with controlling(tmp_path, settings) as controller:
+        live = engine(tmp_path)
+        live.serve(crowded(1))
+        controller.observer.look()
+        day_before = controller.observer.settled()
+        assert day_before is not None
+        for seed in (2, 3):
+            live.serve(quiet(seed))
+        assert controller.tick().startswith("watching")
+        # What has come up to now: most of it waits, and nobody knows what it will cost.
+        live.serve(crowded(4), leave_first_s=70.0)
+        said = controller.tick()
+        assert said.startswith("watching: evolution waits"), said
+        (drift,) = [row for row in controller.store.deployments() if row.action == "drift"]
+        assert drift.detail["early"]
+        due = controller.memory.due()
+        assert due is not None and due.looks == 0
+        controller.memory.remember(day_before)
+        assert controller.tick().startswith("canary"), "likewise work is remembered now"
+        stages = [row.detail["stage"] for row in controller.store.deployments() if row.action == "evidence"]
+        assert stages == ["known", "since the change"]
+
+
+def test_a_control_plane_begins_with_what_was_best_on_the_work_it_remembers(tmp_path: Path) -> None:
+    with controlling(tmp_path, replace(SETTINGS, known_first=True)) as controller:
+        live = engine(tmp_path)
+        live.serve(crowded(1))
+        controller.observer.look()
+        day_before = controller.observer.settled()
+        assert day_before is not None
+        controller.memory.remember(day_before)
+        shortest = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
+        assert controller.tick().startswith(f"canary: {shortest.digest[:12]}, known")
+        (row,) = [row for row in controller.store.deployments() if row.action == "evidence"]
+        assert row.detail["stage"] == "remembered"
+        live.serve(crowded(2))
+        assert live.decided_by[-1] == shortest.digest
+
+
 @pytest.mark.slow
 def test_a_change_is_answered_by_evolutions_on_ever_longer_windows(tmp_path: Path) -> None:
     settings = replace(SETTINGS, evolve_window_s=180.0, evolve_first=True)

@@ -1,5 +1,7 @@
 """Claims about drift detection: its false-alarm rate is what it states, and it finds what matters."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -14,8 +16,24 @@ ANY = Effects(rate=0.0, lengths=0.0, speed=0.0)
 """Every significant change is an alarm: the worst case for false alarms."""
 
 
-def report(reference: Window, current: Window, settings: DriftSettings) -> DriftReport:
-    return detect(profile(reference, CALIBRATION, settings), profile(current, CALIBRATION, settings), settings)
+def report(reference: Window, current: Window, settings: DriftSettings, *, early: bool = False) -> DriftReport:
+    before, now = profile(reference, CALIBRATION, settings), profile(current, CALIBRATION, settings, early=early)
+    return detect(before, now, settings, early=early)
+
+
+def stretch(window: Window, begin_s: float, end_s: float) -> Window:
+    """What came in a part of a window."""
+    stamps = window.requests["stamp_us"]
+    rows = (stamps >= begin_s * 1e6) & (stamps < end_s * 1e6)
+    requests = {name: column[rows] for name, column in window.requests.items()}
+    return replace(window, start_us=int(begin_s * 1e6), end_us=int(end_s * 1e6), requests=requests)
+
+
+def one_after_the_other(first: Window, second: Window) -> Window:
+    """The second window's requests and steps after the first's."""
+    later = {**second.requests, "stamp_us": second.requests["stamp_us"] + first.end_us}
+    requests = {name: np.concatenate([column, later[name]]) for name, column in first.requests.items()}
+    return replace(first, end_us=first.end_us + second.end_us, requests=requests)
 
 
 def alarms(settings: DriftSettings, checks: int, burstiness: float) -> int:
@@ -40,8 +58,47 @@ def test_the_false_alarm_rate_is_the_stated_one(burstiness: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("burstiness", [1.0, 4.0], ids=["poisson", "bursty"])
+def test_the_early_looks_at_a_window_raise_a_false_alarm_no_more_often_than_stated_all_together(
+    burstiness: float,
+) -> None:
+    settings = DriftSettings(false_alarm_rate=0.1, resamples=399, effects=ANY)
+    windows, raised = 200, 0
+    for seed in range(windows):
+        draw = np.random.default_rng([seed, 8])
+        reference, *parts = (drawn_window(draw, rate=2.0, seconds=100, burstiness=burstiness) for _ in range(3))
+        both = one_after_the_other(parts[0], parts[1])
+        looks = (stretch(both, begin, begin + 100) for begin in (25, 50, 75, 100))
+        raised += any(report(reference, look, settings, early=True).drifted for look in looks)
+    assert binomtest(raised, windows, settings.false_alarm_rate / 2, alternative="greater").pvalue > 0.001, raised
+    assert raised > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "feature"), [({"rate": 15.0}, "arrival-rate"), ({"prompt": 2_400.0}, "prompt-length")]
+)
+def test_a_change_is_found_in_what_has_just_come_and_where_it_began_is_told_to_a_bin(
+    change: dict[str, float], feature: str
+) -> None:
+    draw = np.random.default_rng(12)
+    reference, before, after = drawn_window(draw), drawn_window(draw), drawn_window(draw, **change)
+    last = stretch(one_after_the_other(before, after), 180, 480)  # 180 s of 300 are new: bins 8 and later of 20
+    found = report(reference, last, DriftSettings(), early=True)
+    assert [signal.feature for signal in found.signals if signal.drifted] == [feature]
+    assert abs(found.begin_bin - 8) <= 1
+    assert report(reference, before, DriftSettings(), early=True).begin_bin == 0
+
+
+def test_an_early_look_says_nothing_of_what_is_not_known_yet() -> None:
+    draw = np.random.default_rng(13)
+    found = report(drawn_window(draw), drawn_window(draw, output=60.0, slowness=1.5), DriftSettings(), early=True)
+    assert [signal.feature for signal in found.signals] == ["arrival-rate", "prompt-length"]
+    assert not found.drifted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("burstiness", [1.0, 4.0], ids=["poisson", "bursty"])
 def test_the_default_false_alarm_rate_holds_over_many_checks(burstiness: float) -> None:
-    settings = DriftSettings(effects=ANY, resamples=799)
+    settings = DriftSettings(effects=ANY, resamples=799, early_looks=0)
     checks = 1_000
     raised = alarms(settings, checks, burstiness)
     assert binomtest(raised, checks, settings.false_alarm_rate, alternative="greater").pvalue > 0.001, raised
@@ -94,3 +151,5 @@ def test_windows_that_cannot_be_compared_are_refused() -> None:
         profile(drawn_window(draw, seconds=2), CALIBRATION, settings)
     with pytest.raises(DriftError, match="resamples"):
         DriftSettings(false_alarm_rate=0.001, resamples=999)
+    with pytest.raises(DriftError, match="fewer than none"):
+        DriftSettings(early_looks=-1)

@@ -28,10 +28,10 @@ def stretch(seed: int, rate: float, step_time: StepTimeModel = STEP_TIME) -> Win
 
 def harm(before: Window, after: Window) -> str | None:
     times = [
-        live_times(window, 30_000_000, FCFS, replayer(CONTRACT, window.trace(), CALIBRATION, SLO), Guards().bins)
+        live_times(window, 30_000_000, FCFS, replayer(CONTRACT, [window.trace()], CALIBRATION, SLO), Guards().bins)
         for window in (before, after)
     ]
-    return tripped({}, "candidate", Guards(), slower=slowdown(*times))
+    return tripped({}, "candidate", Guards(), slower=slowdown(times[0], times[1]))
 
 
 def test_four_times_the_load_is_not_the_policys_harm() -> None:
@@ -51,7 +51,7 @@ def test_an_engine_that_got_slower_than_its_replay_says_is_harm_even_in_a_lull()
 
 def test_a_stretch_with_next_to_nothing_in_it_says_nothing() -> None:
     some = stretch(1, 3.0)
-    replays = replayer(CONTRACT, some.trace(), CALIBRATION, SLO)
+    replays = replayer(CONTRACT, [some.trace()], CALIBRATION, SLO)
     whole, end = (live_times(some, start, FCFS, replays, 12) for start in (0, 119_900_000))
     assert slowdown(whole, end) is None
     assert np.allclose(whole.live_s, whole.replayed_s, rtol=0.02), "an engine that is the simulator is as fast as it"

@@ -5,14 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autopoiesis_adapters.channel import Channel
-from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, STEP_FIELDS
+from autopoiesis_adapters.vllm.telemetry import ARRIVAL_FIELDS, REQUEST_FIELDS, STEP_FIELDS
 
 from autopoiesis_lib.online.recalibration import recalibrate, step_residuals
 from autopoiesis_lib.online.spool import Segment, read_segments
-from autopoiesis_lib.online.window import REQUEST_COLUMNS, STEP_COLUMNS, SlidingWindow, Window, WindowError
+from autopoiesis_lib.online.window import (
+    ARRIVAL_COLUMNS,
+    OPEN,
+    REQUEST_COLUMNS,
+    STEP_COLUMNS,
+    SlidingWindow,
+    Window,
+    WindowError,
+)
 from autopoiesis_lib.simulation import Calibration, StepTimeModel
-from tests.online.streams import ENGINE, STEP_TIME, poisson_trace, recorded, served
+from tests.online.streams import ENGINE, STEP_TIME, leave, poisson_trace, recorded, served
 
 TRACE = poisson_trace(1, rate=6.0, seconds=120)
 SLOWER = StepTimeModel(c0=0.018, c1=6e-5, c2=2.4e-4, c3=2e-8, c4=0.0)
@@ -29,13 +36,9 @@ def sliding(segments: list[Segment], length_s: float = 60.0) -> SlidingWindow:
     return window
 
 
-def leave(folder: Path, segments: list[Segment], keep: int = 64) -> Path:
-    """What the adapter does."""
-    for segment in segments:
-        columns = {f"requests.{name}": column for name, column in segment.requests.items()}
-        columns |= {f"steps.{name}": column for name, column in segment.steps.items()}
-        Channel(folder).record("engine-0", segment.number, columns, keep=keep)
-    return folder / "telemetry" / "engine-0"
+def known(segments: list[Segment]) -> int:
+    """Requests that have come or left."""
+    return len({number for item in segments for part in (item.requests, item.arrivals) for number in part["number"]})
 
 
 def test_an_engines_records_come_back_from_its_channel(segments: list[Segment], tmp_path: Path) -> None:
@@ -47,12 +50,15 @@ def test_an_engines_records_come_back_from_its_channel(segments: list[Segment], 
             assert np.array_equal(ours.requests[name], column)
         for name, column in theirs.steps.items():
             assert np.array_equal(ours.steps[name], column)
+        for name, column in theirs.arrivals.items():
+            assert np.array_equal(ours.arrivals[name], column)
     assert [segment.number for segment in read_segments(folder, 2)] == [3, 4]
 
 
 def test_a_window_reads_the_very_fields_that_the_adapter_writes() -> None:
     assert set(REQUEST_COLUMNS) <= set(REQUEST_FIELDS)
     assert set(STEP_COLUMNS) <= set(STEP_FIELDS)
+    assert set(ARRIVAL_COLUMNS) <= set(ARRIVAL_FIELDS)
 
 
 def test_a_damaged_piece_leaves_no_hole_in_a_window(segments: list[Segment], tmp_path: Path) -> None:
@@ -61,8 +67,7 @@ def test_a_damaged_piece_leaves_no_hole_in_a_window(segments: list[Segment], tmp
     path.write_bytes(path.read_bytes()[:200])
     read = read_segments(folder)
     assert [segment.number for segment in read] == [0, 1, 3, 4, 5]
-    known = sum(len(segment.requests["stamp_us"]) for segment in segments[3:6])
-    assert len(sliding(read).between(0, 10**12)) == known
+    assert len(sliding(read).between(0, 10**12)) == known(segments[3:6])
 
 
 def test_a_restarted_engines_old_clock_is_forgotten(segments: list[Segment], tmp_path: Path) -> None:
@@ -70,7 +75,7 @@ def test_a_restarted_engines_old_clock_is_forgotten(segments: list[Segment], tmp
     read = read_segments(leave(tmp_path, [*segments[:3], *again]))
     window = sliding(read)
     assert window.position == 1_700_000_001
-    assert len(window.between(0, 10**12)) == sum(len(segment.requests["stamp_us"]) for segment in segments[:2])
+    assert len(window.between(0, 10**12)) == known(segments[:2])
 
 
 def test_a_settled_window_is_the_trace_that_was_served(segments: list[Segment]) -> None:
@@ -79,12 +84,37 @@ def test_a_settled_window_is_the_trace_that_was_served(segments: list[Segment]) 
     trace = window.trace()
     rows = np.flatnonzero((TRACE.arrival_us >= window.start_us) & (TRACE.arrival_us < window.end_us))
     expected = TRACE.select(rows)
-    # 99% have settled; of all that arrived in the window at most that share may still be unknown
-    assert len(expected) * 0.97 <= len(trace) <= len(expected)
+    assert np.array_equal(trace.arrival_us, expected.arrival_us)
+    assert np.array_equal(trace.num_prompt_tokens, expected.num_prompt_tokens)
+    guessed = trace.num_output_tokens != expected.num_output_tokens
+    assert guessed.mean() <= OPEN
     finished = sliding(segments).between(0, 10**12).trace()
     assert np.array_equal(finished.arrival_us, TRACE.arrival_us)
     assert np.array_equal(finished.num_prompt_tokens, TRACE.num_prompt_tokens)
     assert np.array_equal(finished.num_output_tokens, TRACE.num_output_tokens)
+
+
+def test_what_unfinished_requests_will_cost_is_drawn_from_those_with_the_nearest_prompts(
+    segments: list[Segment],
+) -> None:
+    now = sliding(segments[:30], 10.0)
+    arrived = now.arrived()
+    assert arrived is not None and arrived.unfinished.any()
+    assert arrived.end_us == now.last_us > now.settled_us
+    seen = dict(
+        zip(arrived.requests["stamp_us"].tolist(), arrived.completed().requests["num_output_tokens"], strict=True)
+    )
+    truth = dict(zip(TRACE.arrival_us.tolist(), TRACE.num_output_tokens, strict=True))
+    assert all(seen[stamp] == truth[stamp] for stamp in arrived.requests["stamp_us"][~arrived.unfinished].tolist())
+    # By another window's requests, where a prompt tells the answer exactly:
+    whole = sliding(segments).between(0, 10**12)
+    telling = replace(whole, requests={**whole.requests, "num_output_tokens": 3 * whole.requests["num_prompt_tokens"]})
+    guessed = arrived.completed([telling])
+    waiting = arrived.unfinished
+    assert np.array_equal(
+        guessed.requests["num_output_tokens"][waiting], 3 * arrived.requests["num_prompt_tokens"][waiting]
+    )
+    assert len(guessed.trace()) == len(arrived)
 
 
 def test_there_is_no_window_until_one_is_full(segments: list[Segment]) -> None:

@@ -11,7 +11,7 @@ From the front end: `engine.engine_core.call_utility("autopoiesis_swap", text, c
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -95,19 +95,22 @@ def autopoiesis_status(core: Any) -> dict[str, Any]:
     return _side(core).watcher.status()
 
 
-def autopoiesis_telemetry(core: Any, first_step: int = 0, first_request: int = 0) -> "Future[dict[str, Any]]":
-    """Telemetry since the given rows as lists by field; copied beside the engine."""
+def autopoiesis_telemetry(core: Any, first: Sequence[int] = (0, 0, 0)) -> "Future[dict[str, Any]]":
+    """Telemetry since the given rows of steps, requests and arrivals, as lists by field; copied beside the engine.
+
+    `next` is what to ask with the next time; `lost` counts rows that were overwritten before anybody asked.
+    """
     side = _side(core)
 
     def snapshot() -> dict[str, Any]:
-        taken = side.telemetry.snapshot(first_step, first_request)
+        step, request, arrival = first
+        taken = side.telemetry.snapshot((step, request, arrival))
         return {
             "steps": {name: column.tolist() for name, column in taken.steps.items()},
             "requests": {name: column.tolist() for name, column in taken.requests.items()},
-            "next_step": taken.next_step,
-            "next_request": taken.next_request,
-            "lost_steps": taken.lost_steps,
-            "lost_requests": taken.lost_requests,
+            "arrivals": {name: column.tolist() for name, column in taken.arrivals.items()},
+            "next": list(taken.next),
+            "lost": list(taken.lost),
         }
 
     return _in_thread(snapshot)

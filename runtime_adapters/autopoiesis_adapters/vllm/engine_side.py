@@ -91,6 +91,7 @@ class EngineSide:
         "_levers_awake",
         "_now_us",
         "_record",
+        "_record_arrival",
         "_record_request",
         "_scheduler",
         "_step_ns",
@@ -120,6 +121,7 @@ class EngineSide:
         self._lever_fallbacks = 0
         self._awaiting_first_token: list[Any] = []
         self._record, self._record_request = self.telemetry.steps.put, self.telemetry.requests.append
+        self._record_arrival = self.telemetry.arrivals.append
         self._scheduler = scheduler
         self._free_blocks = pool.get_num_free_blocks
         self.settings = settings
@@ -187,6 +189,12 @@ class EngineSide:
         if clock is None:
             self._next_seq += 1
             clock = request.autopoiesis_clock = RequestClock(self._read_clock(), self._next_seq)
+            try:
+                self._record_arrival(
+                    clock.seq, clock.stamp_us, request.num_prompt_tokens, request.max_tokens, request.priority
+                )
+            except Exception as error:
+                self.governor.drop("adapter", f"{type(error).__name__}: {error}")
         return clock
 
     def updated(self, request_id: str) -> None:
@@ -260,6 +268,7 @@ class EngineSide:
             if aborted:
                 self.governor.counters["aborted"] += 1
             self._record_request(
+                clock.seq,
                 clock.stamp_us,
                 clock.admitted_us,
                 clock.first_token_us,

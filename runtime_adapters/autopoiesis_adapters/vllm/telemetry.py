@@ -1,5 +1,5 @@
-"""What an engine did, step by step and request by request, in rings of fixed size: written by the engine, read by
-anybody.
+"""What an engine did, step by step, and which requests came and left, in rings of fixed size: written by the engine, read
+by anybody.
 
 Writing is one call. Reading copies while the engine goes on and throws away what was overwritten meanwhile,
 so that no snapshot ever waits for a step or a step for a snapshot. No request content is recorded, only counts and
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.native import MachineCode
 
-__all__ = ["REQUEST_FIELDS", "STEP_FIELDS", "Ring", "Snapshot", "Telemetry"]
+__all__ = ["ARRIVAL_FIELDS", "REQUEST_FIELDS", "STEP_FIELDS", "Ring", "Snapshot", "Telemetry"]
 
 Int64s = NDArray[np.int64]
 
@@ -32,7 +32,10 @@ STEP_FIELDS = (
     "fallbacks",
 )
 """`at_us`: the step's clock; `adapter_ns`: time spent in this adapter during the step; `fallbacks`: total so far."""
+ARRIVAL_FIELDS = ("number", "stamp_us", "num_prompt_tokens", "max_tokens", "priority")
+"""Of a request that has just come: `number` counts an engine's requests from 1, and is in its request record again."""
 REQUEST_FIELDS = (
+    "number",
     "stamp_us",
     "admitted_us",
     "first_token_us",
@@ -124,33 +127,33 @@ def _put(width: int) -> Callable[..., int]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Telemetry since some row, as columns; `next_step` and `next_request` are where the next snapshot goes on."""
+    """Telemetry since some row of each ring, as columns."""
 
     steps: dict[str, Int64s]
     requests: dict[str, Int64s]
-    next_step: int
-    next_request: int
-    lost_steps: int
-    """Rows overwritten before anybody read them."""
-    lost_requests: int
+    arrivals: dict[str, Int64s]
+    next: tuple[int, int, int]
+    """Rows of the three where the next snapshot goes on."""
+    lost: tuple[int, int, int]
+    """Rows of the three that were overwritten before anybody read them."""
 
 
 class Telemetry:
-    """The two rings of one engine."""
+    """The rings of one engine: steps, requests that left, and requests that came."""
 
     def __init__(self, capacity: int) -> None:
         self.steps = Ring(STEP_FIELDS, capacity)
         self.requests = Ring(REQUEST_FIELDS, capacity)
+        self.arrivals = Ring(ARRIVAL_FIELDS, capacity)
 
-    def snapshot(self, first_step: int = 0, first_request: int = 0) -> Snapshot:
-        """What has been recorded since the given rows. Never blocks a step."""
-        step, steps = self.steps.since(first_step)
-        request, requests = self.requests.since(first_request)
-        return Snapshot(
-            dict(zip(STEP_FIELDS, steps.T.copy(), strict=True)),
-            dict(zip(REQUEST_FIELDS, requests.T.copy(), strict=True)),
-            step + len(steps),
-            request + len(requests),
-            step - first_step,
-            request - first_request,
-        )
+    def snapshot(self, first: tuple[int, int, int] = (0, 0, 0)) -> Snapshot:
+        """What has been recorded since the given rows of steps, requests and arrivals. Never blocks a step."""
+        # Requests before arrivals: whoever has left by then is among those that have come.
+        rings = (self.steps, self.requests, self.arrivals)
+        found = [ring.since(row) for ring, row in zip(rings, first, strict=True)]
+        columns = [
+            dict(zip(ring.fields, rows.T.copy(), strict=True)) for ring, (_, rows) in zip(rings, found, strict=True)
+        ]
+        ends = [start + len(rows) for start, rows in found]
+        lost = [start - row for (start, _), row in zip(found, first, strict=True)]
+        return Snapshot(columns[0], columns[1], columns[2], (ends[0], ends[1], ends[2]), (lost[0], lost[1], lost[2]))

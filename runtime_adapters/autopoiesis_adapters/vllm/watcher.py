@@ -86,7 +86,7 @@ class Watcher:
         self._telemetry = telemetry if snapshot_s > 0 else None
         self._snapshot_s = snapshot_s
         self._snapshot_at = time.monotonic()
-        self._next_rows = (0, 0)
+        self._next_rows = (0, 0, 0)
         self._pieces = time.time_ns() // 1_000_000_000  # later than any piece a former engine of this name left
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -289,14 +289,15 @@ class Watcher:
         if not (force or time.monotonic() - self._snapshot_at >= self._snapshot_s):
             return
         self._snapshot_at = time.monotonic()
-        taken = self._telemetry.snapshot(*self._next_rows)
-        if (taken.next_step, taken.next_request) == self._next_rows:
+        taken = self._telemetry.snapshot(self._next_rows)
+        if taken.next == self._next_rows:
             return
         columns = {f"steps.{name}": column for name, column in taken.steps.items()}
         columns |= {f"requests.{name}": column for name, column in taken.requests.items()}
+        columns |= {f"arrivals.{name}": column for name, column in taken.arrivals.items()}
         self._channel.record(self.engine, self._pieces + 1, columns)
         # Only now: what could not be written is in the next piece, as long as the ring holds it.
-        self._next_rows = (taken.next_step, taken.next_request)
+        self._next_rows = taken.next
         self._pieces += 1
 
     def _write_status(self, force: bool = False) -> None:
