@@ -65,7 +65,8 @@ def watch(
         int, typer.Option(min=2, help="Requests a window needs before anything is concluded from it.")
     ] = 60,
     false_alarm_rate: Annotated[
-        float, typer.Option(min=0.003, max=0.5, help="Greatest probability of a false drift alarm in the time of a window.")
+        float,
+        typer.Option(min=0.003, max=0.5, help="Greatest probability of a false drift alarm in the time of a window."),
     ] = 0.01,
     seconds: Annotated[float, typer.Option(min=1, help="Budget of one evolution.")] = 60.0,
     candidates: Annotated[int | None, typer.Option(min=1, help="Budget of one evolution, in candidates.")] = None,
@@ -89,7 +90,8 @@ def watch(
         ),
     ] = False,
     state: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where windows are kept and remembered; default: CHANNEL/controller.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where windows are kept and remembered; default: CHANNEL/controller."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first evolution; each has its own.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a CPU.")] = None,
