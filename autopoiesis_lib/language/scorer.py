@@ -25,8 +25,8 @@ __all__ = ["ARGMAX", "Bound", "Int64s", "Scorer", "compile_scorer"]
 
 Int64s = NDArray[np.int64]
 
-BLOCK = 1_024
-"""Rows `argmax` scores at a time: 8 KiB of stack, well inside the first-level cache."""
+BLOCK = 128
+"""Rows `argmax` scores at a time: 1 KiB of stack, because a stack that was not used just before must come from memory too."""
 
 # What the policy is inlined into. The loop runs at least one turn (callers see to n > 0), so that LLVM may hoist even
 # divisions by engine terms out of it. `stride` is the row length of `columns` in elements; `context` has the addresses of the
