@@ -120,8 +120,8 @@ class AdmissionLever(Seat[VerifiedAdmission]):
             started = time.perf_counter_ns()
             admits, reserve = policy.admit(*fields, *memory) != 0, int(policy.reserve_blocks(*fields))
             took = time.perf_counter_ns() - started
-            self.counters["decisions"] += 1
-            self.counters["decision_ns"] += took
+            self.decisions += 1
+            self.decision_ns += took
             if self.candidate and self.shadow is None:
                 self.tried += 1
             broken = self._broken(fields, memory, admits, reserve) or self.lateness(took, "an answer")

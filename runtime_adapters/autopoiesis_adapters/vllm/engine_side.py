@@ -84,11 +84,13 @@ class EngineSide:
     # than what is done with it. So in all classes that a step goes through.
     __slots__ = (
         "__dict__",
+        "_admissions",
         "_awaiting_first_token",
         "_clock_behind_us",
         "_free_blocks",
         "_lever_fallbacks",
         "_levers_awake",
+        "_next_seq",
         "_now_us",
         "_record",
         "_record_request",

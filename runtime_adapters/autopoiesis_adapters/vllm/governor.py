@@ -90,9 +90,8 @@ class Governor(Seat[VerifiedPolicy]):
             return self._choose_by_steps(started)
         self._snapshot = True
         self._late = 0
-        counters = self.counters
-        counters["decisions"] += 1
-        counters["decision_ns"] += took
+        self.decisions += 1
+        self.decision_ns += took
         if self.candidate:
             self.tried += 1
         self.step_ns += took
@@ -154,9 +153,8 @@ class Governor(Seat[VerifiedPolicy]):
         except Exception as error:
             return self.give_up("exception", f"{type(error).__name__}: {error}")
         ended = perf_counter_ns()
-        counters = self.counters
-        counters["decisions"] += 1
-        counters["decision_ns"] += ended - called
+        self.decisions += 1
+        self.decision_ns += ended - called
         if self.candidate:
             self.tried += 1 - (self.shadow is not None)
         broken = self._broken(policy, slot, oldest_stamp)

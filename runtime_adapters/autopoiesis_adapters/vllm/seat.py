@@ -98,6 +98,7 @@ class Seat(Generic[P]):
     # What a step reads lies together (see `EngineSide`).
     __slots__ = (
         "__dict__",
+        "_counted",
         "_dropped",
         "_late",
         "_now_us",
@@ -105,8 +106,9 @@ class Seat(Generic[P]):
         "_snapshot",
         "active",
         "candidate",
-        "counters",
         "deadline_ns",
+        "decision_ns",
+        "decisions",
         "disabled",
         "ended",
         "fallbacks",
@@ -139,7 +141,11 @@ class Seat(Generic[P]):
         """Decisions of the shadow or canary so far."""
         self.agreed = 0
         """Those on which a shadow would have done the same as what decided."""
-        self.counters: Counter[str] = Counter()
+        self.decisions = 0
+        """Decisions of policies that decide, not of shadows."""
+        self.decision_ns = 0
+        """Nanoseconds they took."""
+        self._counted = Counter(decisions=0, decision_ns=0)
         self.swaps: deque[Swap] = deque(maxlen=64)
         self.fallbacks = 0
         """Passes left to the built-in rule, as in `counters`."""
@@ -166,6 +172,13 @@ class Seat(Generic[P]):
         """Whether what this pass shows a policy has been read and checked."""
         self._late = 0
         self._reported: set[tuple[str, str]] = set()
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What happened here, by name. What every decision counts stands in attributes of its own and is copied here."""
+        counted = self._counted
+        counted["decisions"], counted["decision_ns"] = self.decisions, self.decision_ns
+        return counted
 
     def offer(
         self,

@@ -134,8 +134,8 @@ class VictimLever(Seat[VerifiedVictims]):
             started = time.perf_counter_ns()
             order, broken = self._ranked(policy, n)
             took = time.perf_counter_ns() - started
-            self.counters["decisions"] += 1
-            self.counters["decision_ns"] += took
+            self.decisions += 1
+            self.decision_ns += took
             if self.candidate and self.shadow is None:
                 self.tried += 1
             broken = broken or self.lateness(took, "an ordering")

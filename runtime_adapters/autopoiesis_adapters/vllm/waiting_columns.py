@@ -23,13 +23,14 @@ PLAIN = ("num_prompt_tokens", "num_output_tokens", "max_tokens", "num_preemption
 STAGED = (*PLAIN, "priority", "num_cached_tokens", "waited_us")
 """Every field of a request view this engine can supply, in the order in which they are staged."""
 
+DEFAULT_PRIORITY = 8
+
 _plain = attrgetter(*PLAIN)
 
 
 def priority_of(request: Any) -> int:
     """vLLM serves low numbers first and defaults to 0; contracts serve high numbers first and call the default 8."""
-    priority = request.priority
-    return 8 if priority == 0 else min(max(8 - int(priority), 0), 15)
+    return min(max(DEFAULT_PRIORITY - int(request.priority), 0), 15)
 
 
 class UnknownFieldError(AutopoiesisError):
@@ -195,8 +196,8 @@ class WaitingColumns:
         clock = getattr(request, "autopoiesis_clock", None) or self._stamp(request)
         cached = self._ask_prefix_cache(request, clock) if self.reads_cached_tokens else 0
         try:
-            plain = _plain(request)
-            good = self._place(self._words_at, slot, *plain, priority_of(request), cached, 0, clock.stamp_us, clock.seq)
+            given = *_plain(request), priority_of(request) if request.priority else DEFAULT_PRIORITY
+            good = self._place(self._words_at, slot, *given, cached, 0, clock.stamp_us, clock.seq)
         except (OverflowError, TypeError, ValueError):  # a value that fits no int64
             good = 0
         if not good:
