@@ -86,11 +86,11 @@ class EngineSide:
         "_admissions",
         "_awaiting_first_token",
         "_clock_behind_us",
-        "_free_blocks",
         "_lever_fallbacks",
         "_levers_awake",
         "_next_seq",
         "_now_us",
+        "_pool",
         "_record",
         "_record_request",
         "_scheduler",
@@ -124,7 +124,7 @@ class EngineSide:
         self._record, self._record_request = self.telemetry.steps.put, self.telemetry.requests.append
         self._steps_at = self.telemetry.steps.at
         self._scheduler = scheduler
-        self._free_blocks = pool.get_num_free_blocks
+        self._pool = pool  # its queue knows how many are free; the method that asks it is a call every step
         self.settings = settings
         self._next_seq = 0
         self._admissions = 0
@@ -246,7 +246,7 @@ class EngineSide:
                 self._now_us,
                 self.columns.n,
                 len(self._scheduler.running),
-                self._free_blocks(),
+                self._pool.free_block_queue.num_free_blocks,
                 output.total_num_scheduled_tokens,
                 admitted,
                 preempted,
@@ -367,7 +367,7 @@ class EngineSide:
         return (
             self.columns.n,
             len(scheduler.running),
-            self._free_blocks(),
+            self._pool.free_block_queue.num_free_blocks,
             self._total_blocks,
             scheduler.block_size,
             scheduler.max_num_running_reqs,
