@@ -13,36 +13,45 @@ from .native import MachineCode
 __all__ = ["builtin", "entry"]
 
 METH_FASTCALL = 0x0080
+_PYTHON = ("PyErr_BadArgument", "PyErr_Occurred", "PyLong_AsLongLong", "PyLong_FromLongLong")
+_TYPES = {"p": "ptr", "i": "i64"}
 
+# A loop, and not to be unrolled (`optsize`): what calls this is about to run it from memory, where short code is fast code.
+# A word of -1 is also how a failed conversion is told.
 _ENTRY = """\
-define ptr @py.{name}(ptr %self, ptr %arguments, i64 %count) nounwind {{
+define ptr @py.{name}(ptr %self, ptr %arguments, i64 %count) nounwind optsize {{
 entry:
+  %words = alloca [{arity} x i64]
   %as.wanted = icmp eq i64 %count, {arity}
-  br i1 %as.wanted, label %read.0, label %wrong
+  br i1 %as.wanted, label %read, label %wrong
 wrong:
   call i32 inttoptr (i64 {PyErr_BadArgument} to ptr)()
   br label %raise
-{reads}read.{arity}:
+read:
+  %i = phi i64 [0, %entry], [%next, %good]
+  %argument = getelementptr ptr, ptr %arguments, i64 %i
+  %object = load ptr, ptr %argument
+  %word = call i64 inttoptr (i64 {PyLong_AsLongLong} to ptr)(ptr %object)
+  %minus.one = icmp eq i64 %word, -1
+  br i1 %minus.one, label %check, label %good
+check:
+  %error = call ptr inttoptr (i64 {PyErr_Occurred} to ptr)()
+  %none = icmp eq ptr %error, null
+  br i1 %none, label %good, label %raise
+good:
+  %to = getelementptr i64, ptr %words, i64 %i
+  store i64 %word, ptr %to
+  %next = add nuw nsw i64 %i, 1
+  %more = icmp ult i64 %next, {arity}
+  br i1 %more, label %read, label %call
+call:
+{loads}
 {call}
   %answer = call ptr inttoptr (i64 {PyLong_FromLongLong} to ptr)(i64 {result})
   ret ptr %answer
 raise:
   ret ptr null
 }}
-"""
-
-# A word of -1 is also how a failed conversion is told.
-_READ = """\
-read.{i}:
-  %at.{i} = getelementptr ptr, ptr %arguments, i64 {i}
-  %object.{i} = load ptr, ptr %at.{i}
-  %word.{i} = call i64 inttoptr (i64 {PyLong_AsLongLong} to ptr)(ptr %object.{i})
-{pointer}  %minus.one.{i} = icmp eq i64 %word.{i}, -1
-  br i1 %minus.one.{i}, label %check.{i}, label %read.{next}
-check.{i}:
-  %error.{i} = call ptr inttoptr (i64 {PyErr_Occurred} to ptr)()
-  %none.{i} = icmp eq ptr %error.{i}, null
-  br i1 %none.{i}, label %read.{next}, label %raise
 """
 
 
@@ -65,25 +74,18 @@ def entry(name: str, kinds: str, *, returns: bool = True) -> str:
         kinds: one letter an argument: `p` for an address, `i` for an integer.
         returns: whether it returns an i64; the builtin of one that returns nothing answers 0.
     """
-    reads = "".join(
-        _READ.format(
-            i=position,
-            next=position + 1,
-            pointer=f"  %pointer.{position} = inttoptr i64 %word.{position} to ptr\n" if kind == "p" else "",
-            PyLong_AsLongLong=_address("PyLong_AsLongLong"),
-            PyErr_Occurred=_address("PyErr_Occurred"),
-        )
-        for position, kind in enumerate(kinds)
+    loads = "\n".join(
+        f"  %at.{i} = getelementptr i64, ptr %words, i64 {i}\n  %word.{i} = load {_TYPES[kind]}, ptr %at.{i}"
+        for i, kind in enumerate(kinds)
     )
-    passed = ", ".join(f"ptr %pointer.{i}" if kind == "p" else f"i64 %word.{i}" for i, kind in enumerate(kinds))
+    passed = ", ".join(f"{_TYPES[kind]} %word.{i}" for i, kind in enumerate(kinds))
     return _ENTRY.format(
         name=name,
         arity=len(kinds),
-        reads=reads,
+        loads=loads,
         call=f"  %result = call i64 @{name}({passed})" if returns else f"  call void @{name}({passed})",
         result="%result" if returns else "0",
-        PyErr_BadArgument=_address("PyErr_BadArgument"),
-        PyLong_FromLongLong=_address("PyLong_FromLongLong"),
+        **{function: _address(function) for function in _PYTHON},
     )
 
 

@@ -2,9 +2,12 @@
 
 LLVM hoists what depends on the context alone out of the loop and vectorises the rest where it can. Nothing is written
 but the scores; `argmax` keeps them in a block on its own stack, so that threads may share a scorer.
+
+Of each policy only that loop is compiled. What is the same for all of them, and the way in from Python, is compiled once a
+process and calls the loop by its address: the code around it takes LLVM longer than the policy.
 """
 
-import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from operator import index, is_
@@ -18,18 +21,18 @@ from .ir import Module, Signature
 from .llvm import DECLARATIONS, arguments_of, emit_functions
 from .native import MachineCode, NativeError
 
-__all__ = ["Bound", "Int64s", "Scorer", "compile_scorer"]
+__all__ = ["ARGMAX", "Bound", "Int64s", "Scorer", "compile_scorer"]
 
 Int64s = NDArray[np.int64]
 
-BLOCK = 1_024
-"""Rows `argmax` scores at a time: 8 KiB of stack, well inside the first-level cache."""
+BLOCK = 128
+"""Rows `argmax` scores at a time: 1 KiB of stack, because a stack that was not used just before must come from memory too."""
 
-# What the policy is inlined into, once. The loop runs at least one turn (callers see to n > 0), so that LLVM may hoist
-# even divisions by engine terms out of it. `stride` is the row length of `columns` in elements.
+# What the policy is inlined into. The loop runs at least one turn (callers see to n > 0), so that LLVM may hoist even
+# divisions by engine terms out of it. `stride` is the row length of `columns` in elements; `context` has the addresses of the
+# context rows.
 _ROWS = """\
-define internal void @rows(ptr noalias %columns, i64 %stride, i64 %n, ptr noalias %out{context_params})
-    noinline nounwind {{
+define void @rows(ptr noalias %columns, i64 %stride, i64 %n, ptr noalias %out, ptr %context) nounwind {{
 entry:
 {context_loads}
   br label %row
@@ -47,52 +50,11 @@ done:
 }}
 """
 
-# The entries take a block of eight-byte words: columns, stride, `out` or `tiebreak`, then the context rows. One pointer
-# and `n` are the cheapest call from Python, and a block is built once for the arrays of a queue.
-_ENTRIES = """\
-define void @score(ptr %words, i64 %n) nounwind {{
-entry:
-{word_loads}
-  %some = icmp sgt i64 %n, 0
-  br i1 %some, label %start, label %done
-start:
-  call void @rows(ptr %columns, i64 %stride, i64 %n, ptr %third{context_arguments})
-  br label %done
-done:
-  ret void
-}}
-
-define i64 @argmax(ptr %words, i64 %n) nounwind {{
-entry:
-  %scores = alloca [{block} x i64], align 64
-  %state = alloca [3 x i64]
-{word_loads}
-  %state.index = getelementptr i64, ptr %state, i64 2
-  store i64 -1, ptr %state.index
-  %some = icmp sgt i64 %n, 0
-  br i1 %some, label %block, label %done
-block:
-  %base = phi i64 [0, %entry], [%base.next, %block]
-  %left = sub i64 %n, %base
-  %count = call i64 @llvm.smin.i64(i64 %left, i64 {block})
-  %from = getelementptr i64, ptr %columns, i64 %base
-  call void @rows(ptr %from, i64 %stride, i64 %count, ptr %scores{context_arguments})
-  %ties = getelementptr i64, ptr %third, i64 %base
-  call void inttoptr (i64 {reduce} to ptr)(ptr %scores, ptr %ties, i64 %count, i64 %base, ptr %state)
-  %base.next = add nuw nsw i64 %base, {block}
-  %again = icmp slt i64 %base.next, %n
-  br i1 %again, label %block, label %done
-done:
-  %index = load i64, ptr %state.index
-  ret i64 %index
-}}
-"""
-
-# The same for every policy, so compiled once a process: fold a block of scores into (best, its tiebreak, its index), with
-# index -1 at first. The maximum first, in a loop that vectorises; then the smallest tiebreak among the maxima, reading those
-# tiebreaks only: there are few, and all of them would be as much to fetch from memory as the scored field.
+# Fold a block of scores into (best, its tiebreak, its index), with index -1 at first. The maximum first, in a loop that
+# vectorises; then the smallest tiebreak among the maxima, reading those tiebreaks only: there are few, and all of them would
+# be as much to fetch from memory as the scored field.
 _REDUCE = """\
-define void @reduce(ptr noalias %scores, ptr noalias %ties, i64 %n, i64 %base, ptr noalias %state) nounwind {{
+define internal void @reduce(ptr noalias %scores, ptr noalias %ties, i64 %n, i64 %base, ptr noalias %state) nounwind {{
 entry:
   %state.tie = getelementptr i64, ptr %state, i64 1
   %state.index = getelementptr i64, ptr %state, i64 2
@@ -154,15 +116,69 @@ done:
 }}
 """
 
+# The entries take a block of eight-byte words: the policy's `rows`, columns, stride, `out` or `tiebreak`, then the context
+# rows. One pointer and `n` are the cheapest call from Python, and a block is built once for the arrays of a queue.
+_WORDS = "".join(
+    f"  %{name}.word = getelementptr i64, ptr %words, i64 {position}\n"
+    + (f"  %{name} = load {kind}, ptr %{name}.word\n" if kind else "")
+    for position, (name, kind) in enumerate(
+        [("rows", "ptr"), ("columns", "ptr"), ("stride", "i64"), ("third", "ptr"), ("context", "")]
+    )
+)
+
+_SCORE = """\
+define void @score(ptr %words, i64 %n) nounwind {{
+entry:
+{words}  %some = icmp sgt i64 %n, 0
+  br i1 %some, label %start, label %done
+start:
+  call void %rows(ptr %columns, i64 %stride, i64 %n, ptr %third, ptr %context.word)
+  br label %done
+done:
+  ret void
+}}
+"""
+
+_ARGMAX = """\
+define i64 @argmax(ptr %words, i64 %n) nounwind {{
+entry:
+  %scores = alloca [{block} x i64], align 64
+  %state = alloca [3 x i64]
+{words}  %state.index = getelementptr i64, ptr %state, i64 2
+  store i64 -1, ptr %state.index
+  %some = icmp sgt i64 %n, 0
+  br i1 %some, label %block, label %done
+block:
+  %base = phi i64 [0, %entry], [%base.next, %block]
+  %left = sub i64 %n, %base
+  %count = call i64 @llvm.smin.i64(i64 %left, i64 {block})
+  %from = getelementptr i64, ptr %columns, i64 %base
+  call void %rows(ptr %from, i64 %stride, i64 %count, ptr %scores, ptr %context.word)
+  %ties = getelementptr i64, ptr %third, i64 %base
+  call void @reduce(ptr %scores, ptr %ties, i64 %count, i64 %base, ptr %state)
+  %base.next = add nuw nsw i64 %base, {block}
+  %again = icmp slt i64 %base.next, %n
+  br i1 %again, label %block, label %done
+done:
+  %index = load i64, ptr %state.index
+  ret i64 %index
+}}
+"""
+
+ARGMAX = _REDUCE.format(lowest=-(2**63), highest=2**63 - 1) + _ARGMAX.format(block=BLOCK, words=_WORDS)
+"""Assembly of `i64 @argmax(ptr %words, i64 %n)`, for machine code that picks (see `Scorer.argmax_over`); it needs
+`DECLARATIONS`."""
+
 
 @dataclass(frozen=True)
 class Bound:
-    """Arrays that were checked, and the block of words that tells machine code where they are; it keeps them alive."""
+    """Arrays that were checked, and the words that tell machine code where they and a policy's loop are; it keeps the arrays
+    alive."""
 
     columns: Int64s
     third: Int64s
     context: tuple[Int64s, ...]
-    words: Any
+    words: Int64s
     address: int
     """Of the words."""
     capacity: int
@@ -183,8 +199,7 @@ class Scorer:
         self.signature = signature
         self.fields = fields
         """How many fields each view has, the scored one first."""
-        self._score = builtin(code, "score")
-        self._argmax = builtin(code, "argmax")
+        self._score, self._argmax = _entries()
         self._scored: Bound | None = None
         self._picked: Bound | None = None
 
@@ -226,14 +241,14 @@ class Scorer:
             n = _count(bound, n, "tiebreak")
         return self._argmax(bound.address, n)
 
-    def argmax_over(self, columns: Int64s, tiebreak: Int64s, *context: Int64s) -> tuple[int, Bound]:
-        """`argmax` for machine code to call: the address of a function (words, n) -> index, and what it is to be given,
-        which is valid while this scorer and the second value live. `n` is not checked: at most `capacity`.
+    def argmax_over(self, columns: Int64s, tiebreak: Int64s, *context: Int64s) -> Bound:
+        """What the `argmax` of other machine code is to be given (see `ARGMAX`), valid while this scorer and the answer live.
+        `n` is not checked there: at most `capacity`.
 
         Raises:
             TypeError, ValueError: as `argmax`.
         """
-        return self.code.address("argmax"), self._bind(columns, tiebreak, "tiebreak", context)
+        return self._bind(columns, tiebreak, "tiebreak", context)
 
     def _bind(self, columns: Int64s, third: Int64s, name: str, context: tuple[Int64s, ...]) -> Bound:
         self._check_columns(columns)
@@ -250,10 +265,10 @@ class Scorer:
                 raise ValueError(
                     f"{param.name} has shape {row.shape}; expected ({length},), its fields in declared order"
                 )
-        pointers = [array.ctypes.data for array in (columns, third, *context)]
-        words = (ctypes.c_int64 * (len(pointers) + 1))(pointers[0], columns.shape[1], *pointers[1:])
+        rows, at = self.code.address("rows"), [array.ctypes.data for array in (columns, third, *context)]
+        words = np.array([rows, at[0], columns.shape[1], *at[1:]], np.int64)
         capacity = min(columns.shape[1], third.shape[0])
-        return Bound(columns, third, context, words, ctypes.addressof(words), capacity)
+        return Bound(columns, third, context, words, words.ctypes.data, capacity)
 
     def _check_columns(self, columns: Int64s) -> None:
         _check(columns, "columns")
@@ -276,6 +291,9 @@ def compile_scorer(module: Module, signature: Signature) -> Scorer:
     context_loads: list[str] = []
     arguments: list[str] = []
     row_in_view = dict.fromkeys((param.name for param in params), 0)
+    for position, param in enumerate(params[1:]):
+        context_loads.append(f"  %c.{param.name}.at = getelementptr ptr, ptr %context, i64 {position}")
+        context_loads.append(f"  %c.{param.name} = load ptr, ptr %c.{param.name}.at")
     for param, field in arguments_of(module, params):
         row, value = row_in_view[param.name], f"%x.{param.name}.{field}"
         row_in_view[param.name] += 1
@@ -288,43 +306,22 @@ def compile_scorer(module: Module, signature: Signature) -> Scorer:
             context_loads.append(f"  {value}.ptr = getelementptr i64, ptr %c.{param.name}, i64 {row}")
             context_loads.append(f"  {value} = load i64, ptr {value}.ptr")
         arguments.append(f"i64 {value}")
-    values = {
-        "name": signature.name,
-        "context_params": "".join(f", ptr noalias %c.{param.name}" for param in params[1:]),
-        "context_arguments": "".join(f", ptr %c.{param.name}" for param in params[1:]),
-        "word_loads": "\n".join(_load_words([param.name for param in params[1:]])),
-        "context_loads": "\n".join(context_loads),
-        "field_loads": "\n".join(loads),
-        "arguments": ", ".join(arguments),
-        "block": BLOCK,
-        "reduce": _reduce().address("reduce"),
-    }
-    assembly = "\n".join(
-        [
-            DECLARATIONS,
-            emit_functions(module, signature.name),
-            _ROWS.format(**values),
-            _ENTRIES.format(**values),
-            entry("score", "pi", returns=False),
-            entry("argmax", "pi"),
-        ]
+    loop = _ROWS.format(
+        name=signature.name,
+        context_loads="\n".join(context_loads),
+        field_loads="\n".join(loads),
+        arguments=", ".join(arguments),
     )
-    return Scorer(MachineCode(assembly), signature, tuple(len(module.views[param.type].fields()) for param in params))
-
-
-def _load_words(context: list[str]) -> list[str]:
-    lines: list[str] = []
-    for position, (name, kind) in enumerate(
-        [("columns", "ptr"), ("stride", "i64"), ("third", "ptr"), *((f"c.{name}", "ptr") for name in context)]
-    ):
-        lines.append(f"  %{name}.word = getelementptr i64, ptr %words, i64 {position}")
-        lines.append(f"  %{name} = load {kind}, ptr %{name}.word")
-    return lines
+    code = MachineCode("\n".join([DECLARATIONS, emit_functions(module, signature.name), loop]))
+    return Scorer(code, signature, tuple(len(module.views[param.type].fields()) for param in params))
 
 
 @cache
-def _reduce() -> MachineCode:
-    return MachineCode(DECLARATIONS + _REDUCE.format(lowest=-(2**63), highest=2**63 - 1))
+def _entries() -> tuple[Callable[..., int], Callable[..., int]]:
+    """`score` and `argmax`, each called with (words, n)."""
+    assembly = DECLARATIONS + ARGMAX + _SCORE.format(words=_WORDS)
+    code = MachineCode(assembly + entry("score", "pi", returns=False) + entry("argmax", "pi"))
+    return builtin(code, "score"), builtin(code, "argmax")
 
 
 def _same(bound: Bound, columns: Int64s, third: Int64s, context: tuple[Int64s, ...]) -> bool:

@@ -36,6 +36,13 @@ def raising(*_args: object) -> Any:
     raise RuntimeError("a bug of our own")
 
 
+class Unreadable:
+    """Asked whether it is anything, it raises."""
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("a bug of our own")
+
+
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of one object is another one for a while."""
@@ -109,14 +116,13 @@ def engine_says(field: str, value: int) -> Fault:
 
 def outside_its_domain(side: Any) -> AbstractContextManager[None]:
     """Requests that arrive hold a value that no proof covers."""
-    honest = side.stamp
+    honest = side.columns._stamp
 
     def stamp(request: Any) -> Any:
-        if getattr(request, "autopoiesis_clock", None) is None:
-            request.num_preemptions = -1
+        request.num_preemptions = -1
         return honest(request)
 
-    return replaced(side, "stamp", stamp)
+    return replaced(side.columns, "_stamp", stamp)
 
 
 def ended(*_args: object) -> Any:
@@ -139,7 +145,7 @@ FAULTS: Mapping[str, Fault] = {
     "engine-value-beyond-64-bits": engine_says("total_blocks", 2**70),
     "assumption-on-blocks-broken": engine_says("free_blocks", 16_000_000),
     "assumption-on-running-broken": engine_says("num_running", 1_000_000),
-    "bug-before-the-step": lambda side: replaced(side.governor, "begin_pass", raising),
+    "bug-before-the-step": lambda side: replaced(side.queue, "unsettled", Unreadable()),
     "bug-in-the-pick": lambda side: replaced(side.governor, "read_engine", raising),
     "bug-after-the-step": lambda side: replaced(side, "_record", raising),
     "bug-when-a-request-leaves": lambda side: replaced(side, "_record_request", raising),

@@ -25,6 +25,7 @@ from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, Ring
 
 from autopoiesis_lib.online.spool import read_segments
 
+from .faulty_scheduler import Unreadable
 from .test_vllm_ordering import activate, model, verified  # noqa: F401  # `model` is a fixture
 from .vllm_bench import Bench, policy_bench, request, vllm_config
 
@@ -229,14 +230,14 @@ def raising(*_args: object) -> Any:
     raise RuntimeError("a bug of our own")
 
 
-@pytest.mark.parametrize("where", ["begin_pass", "telemetry", "read_engine", "finished"])
+@pytest.mark.parametrize("where", ["begin_step", "telemetry", "read_engine", "finished"])
 def test_an_exception_in_our_own_code_never_reaches_the_engine(bench: Bench, where: str) -> None:
     side = bench.scheduler.autopoiesis
     activate(bench, verified(SHORTEST))
 
     def inject(_bench: Bench) -> None:
-        if where == "begin_pass":
-            side.governor.begin_pass = raising
+        if where == "begin_step":
+            side.queue.unsettled = Unreadable()
         elif where == "telemetry":
             side._record = raising
         elif where == "read_engine":

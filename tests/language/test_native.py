@@ -11,8 +11,9 @@ from numba import types
 
 from autopoiesis_lib import Policy
 from autopoiesis_lib.language.builtin import builtin, entry
+from autopoiesis_lib.language.llvm import DECLARATIONS
 from autopoiesis_lib.language.native import MachineCode, NativeError, NativeFunction
-from autopoiesis_lib.language.scorer import BLOCK, Scorer
+from autopoiesis_lib.language.scorer import ARGMAX, BLOCK, Scorer
 from tests.language.programs import Kind, Wide, program
 
 HEAD = "from tests.language.programs import Crate, Kind, Yard\ndef score(crate: Crate, yard: Yard) -> int:\n"
@@ -182,9 +183,10 @@ def test_argmax_is_the_first_of_the_best_at_every_block_boundary(n: int, body: s
     assert scorer.argmax(columns, tiebreak, place, n=n) == first_of_the_best(scores, tiebreak, n)
     level = np.full_like(tiebreak, HIGHEST)
     assert scorer.argmax(columns, level, place, n=n) == first_of_the_best(scores, level, n)
-    address, arrays = scorer.argmax_over(columns, tiebreak, place)
-    called = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(address)
-    assert called(arrays.address, n) == first_of_the_best(scores, tiebreak, n), "other machine code picks the same"
+    elsewhere = MachineCode(DECLARATIONS + ARGMAX + entry("argmax", "pi"))
+    bound = scorer.argmax_over(columns, tiebreak, place)
+    picked = builtin(elsewhere, "argmax")(bound.address, n)
+    assert picked == first_of_the_best(scores, tiebreak, n), "other machine code picks the same"
 
 
 def test_a_scorer_sees_new_values_in_the_same_arrays() -> None:

@@ -92,7 +92,7 @@ class AdmissionLever(Seat[VerifiedAdmission]):
         scheduler = self._scheduler
         scheduler.max_num_active_reqs = self._limit
         running = len(scheduler.running) + getattr(scheduler, "num_waiting_for_streaming_input", 0)
-        if self._dropped or running >= self._limit or not self._columns.n:
+        if self.dropped or running >= self._limit or not self._columns.n:
             return
         started = time.perf_counter_ns()
         try:
@@ -120,8 +120,8 @@ class AdmissionLever(Seat[VerifiedAdmission]):
             started = time.perf_counter_ns()
             admits, reserve = policy.admit(*fields, *memory) != 0, int(policy.reserve_blocks(*fields))
             took = time.perf_counter_ns() - started
-            self.counters["decisions"] += 1
-            self.counters["decision_ns"] += took
+            self.decisions += 1
+            self.decision_ns += took
             if self.candidate and self.shadow is None:
                 self.tried += 1
             broken = self._broken(fields, memory, admits, reserve) or self.lateness(took, "an answer")
@@ -138,7 +138,7 @@ class AdmissionLever(Seat[VerifiedAdmission]):
     def _views(self, request: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         columns = self._columns
         slot = columns.slot(request.request_id)
-        columns.set_waits(self._now_us)
+        columns.set_waits(self.now_us)
         scheduler = self._scheduler
         running = len(scheduler.running)
         free = self._free_blocks()

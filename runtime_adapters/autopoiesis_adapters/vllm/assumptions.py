@@ -101,9 +101,10 @@ class Assumptions:
         self.request_check = of_one.address("all_hold")
         """Address of the check of requests alone, (columns, stride, n, columns) -> 1 when the n requests whose first fields
         start at `columns` lie in their domains and every assumption about a request alone holds of them."""
-        of_pass = _compile(_module(self._of_pass, request, engine, bounded=engine))
-        self.pass_check = of_pass.address("all_hold")
-        """Address of `hold`."""
+        pass_module = _module(self._of_pass, request, engine, bounded=engine)
+        self.pass_check = _loop(pass_module)
+        """Assembly of `hold`, as `@all_hold`; it needs `DECLARATIONS`."""
+        of_pass = _compile(pass_module)
         self.hold: Callable[[int, int, int, int], int] = builtin(of_pass, "all_hold")
         """(columns, stride, n, engine) -> 1 when the engine row lies in its domains and every assumption holds of it and of
         each of n >= 1 requests. `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of
@@ -139,7 +140,7 @@ def _compile(module: Module) -> MachineCode:
     )
     with_values = _HOLD_WITH.format(values="".join(f", i64 %value.{i}" for i in fields), stores=stores)
     entries = entry("all_hold", "piip") + entry("all_hold_with", "piip" + "i" * len(fields))
-    return MachineCode("\n".join((_loop(module), with_values, entries)))
+    return MachineCode("\n".join((DECLARATIONS, _loop(module), with_values, entries)))
 
 
 def _module(formulas: list[Formula], request: type[View], engine: type[View], bounded: type[View]) -> Module:
@@ -182,4 +183,4 @@ def _loop(module: Module) -> str:
     loop = _ALL_HOLD.format(
         request_loads="\n".join(request_loads), engine_loads="\n".join(engine_loads), arguments=", ".join(arguments)
     )
-    return "\n".join((DECLARATIONS, emit_functions(module, "holds"), loop))
+    return "\n".join((emit_functions(module, "holds"), loop))

@@ -2,8 +2,7 @@
 scheduler."""
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from time import perf_counter_ns
 from typing import Any
@@ -77,25 +76,28 @@ class EngineSide:
         scheduler: a vLLM scheduler whose `__init__` has run.
         settings: how the operator set the adapter up.
         load: turns a policy text and certificate into a policy that may run.
-        clock_ns: the monotonic clock, in nanoseconds.
+        clock_ns: a monotonic clock, in nanoseconds; by default the one that also times what the adapter does.
     """
 
     # What every step reads lies together: between two steps vLLM has emptied the caches, and a line from memory costs more
     # than what is done with it. So in all classes that a step goes through.
     __slots__ = (
         "__dict__",
+        "_admissions",
         "_awaiting_first_token",
         "_clock_behind_us",
-        "_free_blocks",
         "_lever_fallbacks",
         "_levers_awake",
+        "_next_seq",
         "_now_us",
+        "_pool",
         "_record",
         "_record_arrival",
         "_record_request",
         "_scheduler",
         "_step_ns",
         "_steps",
+        "_steps_at",
         "clock_ns",
         "columns",
         "governor",
@@ -104,7 +106,7 @@ class EngineSide:
     )
 
     def __init__(
-        self, scheduler: Any, settings: Settings, load: Load, clock_ns: Callable[[], int] = time.monotonic_ns
+        self, scheduler: Any, settings: Settings, load: Load, clock_ns: Callable[[], int] = perf_counter_ns
     ) -> None:
         contract = RequestOrdering()
         request_view, engine_view = (contract.views[param.type] for param in contract.decisions["score"].params)
@@ -119,11 +121,12 @@ class EngineSide:
         self._levers_awake = False
         """Whether a lever other than the ordering may have something to do."""
         self._lever_fallbacks = 0
-        self._awaiting_first_token: list[Any] = []
+        self._awaiting_first_token: Sequence[Any] = ()
         self._record, self._record_request = self.telemetry.steps.put, self.telemetry.requests.append
         self._record_arrival = self.telemetry.arrivals.append
+        self._steps_at = self.telemetry.steps.at
         self._scheduler = scheduler
-        self._free_blocks = pool.get_num_free_blocks
+        self._pool = pool  # its queue knows how many are free; the method that asks it is a call every step
         self.settings = settings
         self._next_seq = 0
         self._admissions = 0
@@ -213,7 +216,11 @@ class EngineSide:
             self._now_us = now_us
             queue = self.queue
             queue.peeked = None  # what was on top may not be any more
-            self.governor.begin_pass(now_us)
+            governor = self.governor
+            governor.now_us = now_us
+            governor.dropped = governor.snapshot = False
+            if governor.pending is not None or governor.candidate:
+                governor.begin_pass(now_us)
             if self._levers_awake:
                 for lever in self._levers:
                     if not lever.idle:
@@ -224,7 +231,7 @@ class EngineSide:
                 queue.settle()
             self._steps = steps = self._steps + 1
             if not steps % WATCHER_CHECK_STEPS and not self.watcher.alive:
-                self.governor.counters["watcher_restarts"] += 1
+                governor.counters["watcher_restarts"] += 1
                 self.watcher.start()
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
@@ -234,8 +241,8 @@ class EngineSide:
         """Record the step. Never raises."""
         started = perf_counter_ns()
         try:
-            popped = self.queue.popped
-            admitted = self._note_admissions(popped) if popped else 0
+            queue = self.queue
+            admitted = self._note_admissions(queue) if queue.popped else 0
             preempted = len(output.preempted_req_ids) if output.preempted_req_ids else 0
             governor = self.governor
             spent_ns = self._step_ns + governor.step_ns
@@ -243,10 +250,11 @@ class EngineSide:
             if self._levers_awake:
                 spent_ns += self._end_passes(preempted)
             self._record(
+                self._steps_at,
                 self._now_us,
                 self.columns.n,
                 len(self._scheduler.running),
-                self._free_blocks(),
+                self._pool.free_block_queue.num_free_blocks,
                 output.total_num_scheduled_tokens,
                 admitted,
                 preempted,
@@ -284,10 +292,9 @@ class EngineSide:
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
 
-    def _note_admissions(self, popped: list[Any]) -> int:
+    def _note_admissions(self, queue: PolicyQueue) -> int:
         """How many of the requests handed out in this step were admitted; the others were skipped and wait again."""
-        handed_out = popped.copy()
-        popped.clear()
+        handed_out, queue.popped = queue.popped, ()
         admitted = 0
         for request in handed_out:
             if request.status is RUNNING:
@@ -297,7 +304,7 @@ class EngineSide:
                 clock.admission = self._admissions
                 if not clock.admitted_us:
                     clock.admitted_us = self._now_us
-                    self._awaiting_first_token.append(request)
+                    self._awaiting_first_token = (*self._awaiting_first_token, request)
         return admitted
 
     def _note_first_tokens(self, now_us: int) -> None:
@@ -308,7 +315,7 @@ class EngineSide:
                 request.autopoiesis_clock.first_token_us = request.autopoiesis_clock.first_token_us or now_us
             elif not request.is_finished():
                 still.append(request)
-        self._awaiting_first_token = still
+        self._awaiting_first_token = tuple(still)
 
     def _end_passes(self, preempted: int) -> int:
         """The step is over for the levers; returns the nanoseconds they took."""
@@ -369,7 +376,7 @@ class EngineSide:
         return (
             self.columns.n,
             len(scheduler.running),
-            self._free_blocks(),
+            self._pool.free_block_queue.num_free_blocks,
             self._total_blocks,
             scheduler.block_size,
             scheduler.max_num_running_reqs,

@@ -70,29 +70,28 @@ class Governor(Seat[VerifiedPolicy]):
         """The slot to serve next, or `BUILT_IN`. Never raises."""
         started = perf_counter_ns()
         policy, picking = self.active, self._picking
-        if picking is None or picking.policy is not policy or self.shadow is not None or self._dropped or self.disabled:
+        if picking is None or picking.policy is not policy or self.shadow is not None or self.dropped or self.disabled:
             return self._choose_by_steps(started)
         # All of a pick in one call. When anything is not as it should be, the steps say what.
         columns = self.columns
         try:
             if columns.out_of_domain or columns.located is not picking.located:
                 slot = NO_PICK
-            elif self._snapshot:
-                slot = picking.again(picking.words, columns.n, self._now_us)
+            elif self.snapshot:
+                slot = picking.again(picking.words, columns.n, self.now_us)
             else:
                 if columns.reads_cached_tokens:
                     columns.reread_next()
-                slot = picking.first(picking.words, columns.n, self._now_us, *self.read_engine(0))
+                slot = picking.first(picking.words, columns.n, self.now_us, *self.read_engine(0))
         except Exception:
             slot = NO_PICK
         took = perf_counter_ns() - started
         if slot == NO_PICK or took > self.deadline_ns:
             return self._choose_by_steps(started)
-        self._snapshot = True
+        self.snapshot = True
         self._late = 0
-        counters = self.counters
-        counters["decisions"] += 1
-        counters["decision_ns"] += took
+        self.decisions += 1
+        self.decision_ns += took
         if self.candidate:
             self.tried += 1
         self.step_ns += took
@@ -101,7 +100,7 @@ class Governor(Seat[VerifiedPolicy]):
     def _choose_by_steps(self, started: int) -> int:
         """As `choose`, which is said to have begun at `started`: one thing after the other, so that a fault has a name."""
         policy, shadow = self.active, self.shadow
-        if (policy is None and shadow is None) or self._dropped or self.disabled:
+        if (policy is None and shadow is None) or self.dropped or self.disabled:
             return BUILT_IN
         try:
             if self._picking is None or self._picking.located is not self.columns.located:
@@ -109,7 +108,7 @@ class Governor(Seat[VerifiedPolicy]):
             slot = self._pick(policy, started)
         except Exception as error:  # ours: the policy's own are caught where it is called
             slot = self.give_up("adapter", f"{type(error).__name__}: {error}")
-        if shadow is not None and self._snapshot and not self._dropped:
+        if shadow is not None and self.snapshot and not self.dropped:
             self._compare(shadow, slot)
         self.step_ns += perf_counter_ns() - started
         return slot
@@ -136,13 +135,13 @@ class Governor(Seat[VerifiedPolicy]):
         n = columns.n
         if columns.out_of_domain:
             return self.give_up("view-domain", f"{columns.out_of_domain} waiting requests hold a value no proof covers")
-        self._oldest_stamp = oldest_stamp = columns.set_waits(self._now_us)
-        oldest_waited_us = self._now_us - oldest_stamp
+        self._oldest_stamp = oldest_stamp = columns.set_waits(self.now_us)
+        oldest_waited_us = self.now_us - oldest_stamp
         if oldest_waited_us > columns.max_wait_us:
             # The view cannot hold such a wait and clamping it would break AGE: the overdue lane, first in, first out.
             self.counters["overdue"] += 1
             return columns.oldest_slot()
-        if not self._snapshot:
+        if not self.snapshot:
             problem = self._take_snapshot(oldest_waited_us, n)
             if problem is not None:
                 return self.give_up("assumption" if problem.startswith("assumption") else "view-domain", problem)
@@ -154,9 +153,8 @@ class Governor(Seat[VerifiedPolicy]):
         except Exception as error:
             return self.give_up("exception", f"{type(error).__name__}: {error}")
         ended = perf_counter_ns()
-        counters = self.counters
-        counters["decisions"] += 1
-        counters["decision_ns"] += ended - called
+        self.decisions += 1
+        self.decision_ns += ended - called
         if self.candidate:
             self.tried += 1 - (self.shadow is not None)
         broken = self._broken(policy, slot, oldest_stamp)
@@ -211,7 +209,7 @@ class Governor(Seat[VerifiedPolicy]):
         except (OverflowError, TypeError):
             return "an engine value does not fit 64 bits"
         if holds:
-            self._snapshot = True
+            self.snapshot = True
             return None
         return self.assumptions.problem(columns.fields, self._engine, n)
 

@@ -1,7 +1,7 @@
 """What is done to the columns of waiting requests, as machine code: waits brought up to date, a row placed, a row moved.
 
 As machine code because a step has touched so much memory since the last one that a few numpy calls cost tens of microseconds
-here. All three take a block of words that says where the columns are; it is filled again when they grow.
+here. Placing and moving take a block of words that says where the columns are; it is filled again when they grow.
 """
 
 from functools import cache
@@ -13,9 +13,9 @@ from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.llvm import DECLARATIONS
 from autopoiesis_lib.language.native import MachineCode
 
-__all__ = ["WORDS", "Moves", "moves_for", "words_of"]
+__all__ = ["WAITS", "WORDS", "Moves", "moves_for", "words_of"]
 
-WORDS = ("columns", "stride", "stamps", "seqs", "waits", "check")
+WORDS = ("columns", "stride", "stamps", "seqs", "check")
 """What the words are: addresses, but for `stride`, the length of a row of `columns` in elements. `check` is the address of
 a function (columns, stride, n, columns) -> 1 when the n requests from there on may be shown to a policy."""
 
@@ -24,37 +24,33 @@ _WORD = """\
   %{name} = load {kind}, ptr %{name}.word
 """
 
-# waits[i] = now - stamps[i] for 0 <= i < n; returns the least stamp. n is at least 1.
-_WAITS = """\
-define i64 @waits(ptr %words, i64 %n, i64 %now) nounwind {{
+WAITS = """\
+define i64 @waits(ptr noalias %stamps, ptr noalias %waits, i64 %n, i64 %now) nounwind {
 entry:
-{stamps}{waits}  br label %row
+  br label %row
 row:
   %i = phi i64 [0, %entry], [%next, %row]
   %least = phi i64 [9223372036854775807, %entry], [%least.next, %row]
   %stamp.at = getelementptr i64, ptr %stamps, i64 %i
-  %stamp = load i64, ptr %stamp.at, !alias.scope !1, !noalias !2
+  %stamp = load i64, ptr %stamp.at
   %wait = sub i64 %now, %stamp
   %wait.at = getelementptr i64, ptr %waits, i64 %i
-  store i64 %wait, ptr %wait.at, !alias.scope !2, !noalias !1
+  store i64 %wait, ptr %wait.at
   %least.next = call i64 @llvm.smin.i64(i64 %least, i64 %stamp)
   %next = add nuw nsw i64 %i, 1
   %more = icmp slt i64 %next, %n
   br i1 %more, label %row, label %done
 done:
   ret i64 %least.next
-}}
-!0 = !{{!0}}
-!1 = !{{!3}}
-!2 = !{{!4}}
-!3 = !{{!3, !0}}
-!4 = !{{!4, !0}}
+}
 """
+"""Assembly of waits[i] = now - stamps[i] for 0 <= i < n, n at least 1; it answers the least stamp. It needs `DECLARATIONS`."""
 
 
 class Moves:
-    """`waits(words, n, now_us)` -> least stamp; `place(words, slot, *values, stamp, seq)` spreads a request's values over a
-    slot's column and answers whether it may be shown to a policy; `move(words, slot, last)` copies column `last` to `slot`.
+    """`waits(stamps, waits, n, now_us)` -> least stamp; `place(words, slot, *values, stamp, seq)` spreads a request's values
+    over a slot's column and answers whether it may be shown to a policy; `move(words, slot, last)` copies column `last` to
+    `slot`.
 
     Args:
         given: how many values a request is given by.
@@ -84,19 +80,17 @@ class Moves:
         arrays = words["columns"] + words["stride"] + words["stamps"] + words["seqs"]
         call = "  %at = getelementptr i64, ptr %columns, i64 %slot\n"
         call += "  %good = call i64 %check(ptr %at, i64 %stride, i64 1, ptr %at)\n  ret i64 %good\n}\n"
-        assembly = DECLARATIONS + _WAITS.format(**words)
+        assembly = DECLARATIONS + WAITS
         values = "".join(f", i64 %given.{value}" for value in range(given)) + ", i64 %stamps.value, i64 %seqs.value"
         assembly += f"define i64 @place(ptr %words, i64 %slot{values}) nounwind {{\n{arrays}"
         assembly += words["check"] + "\n".join(place) + "\n" + call
         assembly += "define void @move(ptr %words, i64 %slot, i64 %last) nounwind {\n" + arrays
         assembly += "\n".join(move) + "\n  ret void\n}\n"
         assembly += (
-            entry("waits", "pii") + entry("place", "pi" + "i" * (given + 2)) + entry("move", "pii", returns=False)
+            entry("waits", "ppii") + entry("place", "pi" + "i" * (given + 2)) + entry("move", "pii", returns=False)
         )
         code = MachineCode(assembly)
         self.waits, self.place, self.move = builtin(code, "waits"), builtin(code, "place"), builtin(code, "move")
-        self.waits_at = code.address("waits")
-        """Address of `waits`."""
 
 
 @cache

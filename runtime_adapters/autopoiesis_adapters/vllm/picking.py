@@ -2,19 +2,23 @@
 the pick held against the proved bound.
 
 The governor can do each of these by itself, and does when the answer here is no, to say what is wrong and whose fault it is.
-One call because between two steps vLLM has emptied the caches: there the way from call to call costs more than the calls.
+One call because between two steps vLLM has emptied the caches: there the way from call to call costs more than the calls. For
+the same reason all of it but the policy's own loop lies in one piece of machine code, and all that it is told in one block.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 
 from autopoiesis_lib.language.builtin import builtin, entry
+from autopoiesis_lib.language.llvm import DECLARATIONS
 from autopoiesis_lib.language.native import MachineCode
-from autopoiesis_lib.language.scorer import Int64s, Scorer
+from autopoiesis_lib.language.scorer import ARGMAX, Int64s, Scorer
 
 from ..loading import VerifiedPolicy
 from .assumptions import Assumptions
+from .moves import WAITS
 from .waiting_columns import Located
 
 __all__ = ["NO_PICK", "Picking", "warm_up_picking"]
@@ -23,19 +27,19 @@ NO_PICK = -1
 """Something is not as it should be."""
 NO_BOUND = 2**63 - 1
 
-WORDS = ("queue", "waits", "columns", "stride", "stamps", "longest", "engine", "check", "argmax", "arrays", "aging")
-"""Addresses, but for `stride`, `longest` (the longest wait that a view can hold, us) and `aging` (the proved T, us)."""
+WORDS = ("rows", "columns", "stride", "tiebreak", "engine", "stamps", "waits", "longest", "aging")
+"""What `argmax` is given (see `Bound`), then addresses, the longest wait that a view can hold (us), and the proved T (us)."""
 
 _FIRST = """\
 define i64 @first(ptr %words, i64 %n, i64 %now{values}) nounwind {{
 entry:
-{loads}  %least = call i64 %waits(ptr %queue, i64 %n, i64 %now)
+{loads}  %least = call i64 @waits(ptr %stamps, ptr %waits, i64 %n, i64 %now)
   %oldest = sub i64 %now, %least
   %overdue = icmp sgt i64 %oldest, %longest
   br i1 %overdue, label %no, label %look
 look:
 {stores}
-  %holds = call i64 %check(ptr %columns, i64 %stride, i64 %n, ptr %engine)
+  %holds = call i64 @all_hold(ptr %columns, i64 %stride, i64 %n, ptr %engine)
   %good = icmp ne i64 %holds, 0
   br i1 %good, label %pick, label %no
 {pick}"""
@@ -43,7 +47,7 @@ look:
 _AGAIN = """\
 define i64 @again(ptr %words, i64 %n, i64 %now) nounwind {{
 entry:
-{loads}  %least = call i64 %waits(ptr %queue, i64 %n, i64 %now)
+{loads}  %least = call i64 @waits(ptr %stamps, ptr %waits, i64 %n, i64 %now)
   %oldest = sub i64 %now, %least
   %overdue = icmp sgt i64 %oldest, %longest
   br i1 %overdue, label %no, label %pick
@@ -51,7 +55,7 @@ entry:
 
 _PICK = """\
 pick:
-  %slot = call i64 %argmax(ptr %arrays, i64 %n)
+  %slot = call i64 @argmax(ptr %words, i64 %n)
   %inside = icmp ult i64 %slot, %n
   br i1 %inside, label %rule, label %no
 rule:
@@ -95,32 +99,24 @@ class Picking:
         engine: Int64s,
     ) -> None:
         self.policy = policy
-        code = _compiled(assumptions.engine_names)
-        self.first, self.again = builtin(code, "first"), builtin(code, "again")
+        self.first, self.again = _compiled(assumptions.engine_names, assumptions.pass_check)
         self.located = located
         """The arrays it was made for: when the queue has grown, a new one is due."""
-        argmax, arrays = scorer.argmax_over(located.fields, located.seqs, engine)
-        addresses = {
-            **located.addresses,
-            "longest": longest_us,
-            "engine": engine.ctypes.data,
-            "check": assumptions.pass_check,
-            "argmax": argmax,
-            "arrays": arrays.address,
-            "aging": NO_BOUND if policy.aging_us is None else policy.aging_us,
-        }
-        words = np.array([addresses[name] for name in WORDS], np.int64)
-        self._alive = (scorer, arrays, words, assumptions, engine)
+        bound = scorer.argmax_over(located.fields, located.seqs, engine)
+        aging = NO_BOUND if policy.aging_us is None else policy.aging_us
+        at = [array.ctypes.data for array in (located.stamps, located.waits)]
+        words = np.array([*bound.words, *at, longest_us, aging], np.int64)
+        self._alive = (scorer, located, engine, words)
         self.words: int = words.ctypes.data
 
 
 def warm_up_picking(assumptions: Assumptions) -> None:
     """Compile what every policy shares, some ten milliseconds, before the engine serves."""
-    _compiled(assumptions.engine_names)
+    _compiled(assumptions.engine_names, assumptions.pass_check)
 
 
 @cache
-def _compiled(engine_names: tuple[str, ...]) -> MachineCode:
+def _compiled(engine_names: tuple[str, ...], pass_check: str) -> tuple[Callable[..., int], Callable[..., int]]:
     loads = "".join(
         f"  %{name}.word = getelementptr i64, ptr %words, i64 {position}\n"
         f"  %{name} = load {'i64' if name in _INTEGERS else 'ptr'}, ptr %{name}.word\n"
@@ -132,7 +128,8 @@ def _compiled(engine_names: tuple[str, ...]) -> MachineCode:
         for i, name in enumerate(engine_names)
     )
     values = "".join(f", i64 %value.{i}" for i in range(len(engine_names)))
-    assembly = _FIRST.format(values=values, loads=loads, stores=stores, pick=_PICK) + _AGAIN.format(
-        loads=loads, pick=_PICK
-    )
-    return MachineCode(assembly + entry("first", "pii" + "i" * len(engine_names)) + entry("again", "pii"))
+    first = _FIRST.format(values=values, loads=loads, stores=stores, pick=_PICK)
+    again = _AGAIN.format(loads=loads, pick=_PICK)
+    entries = entry("first", "pii" + "i" * len(engine_names)) + entry("again", "pii")
+    code = MachineCode(DECLARATIONS + WAITS + ARGMAX + pass_check + first + again + entries)
+    return builtin(code, "first"), builtin(code, "again")

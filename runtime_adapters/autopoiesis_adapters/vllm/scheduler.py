@@ -33,12 +33,13 @@ class PolicyScheduler:
             logger.exception("autopoiesis: the adapter could not be attached; serving with vLLM's own order")
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stamp the request with the engine's clock, once in its life, then hand it to vLLM."""
+        """Hand the request to vLLM; it is stamped with the engine's clock, once in its life, by our queue or else here."""
         side = self.autopoiesis
         if side is None:
             return super().add_request(request, *args, **kwargs)  # type: ignore[misc]
-        side.stamp(request)
         answer = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
+        if not hasattr(request, "autopoiesis_clock"):
+            side.stamp(request)  # vLLM keeps it elsewhere for now, where it waits all the same
         if getattr(request, "resumable", False):
             side.updated(request.request_id)
         return answer

@@ -98,19 +98,21 @@ class Seat(Generic[P]):
     # What a step reads lies together (see `EngineSide`).
     __slots__ = (
         "__dict__",
-        "_dropped",
+        "_counted",
         "_late",
-        "_now_us",
-        "_pending",
-        "_snapshot",
         "active",
         "candidate",
-        "counters",
         "deadline_ns",
+        "decision_ns",
+        "decisions",
         "disabled",
+        "dropped",
         "ended",
         "fallbacks",
+        "now_us",
+        "pending",
         "shadow",
+        "snapshot",
         "step_ns",
     )
 
@@ -139,7 +141,11 @@ class Seat(Generic[P]):
         """Decisions of the shadow or canary so far."""
         self.agreed = 0
         """Those on which a shadow would have done the same as what decided."""
-        self.counters: Counter[str] = Counter()
+        self.decisions = 0
+        """Decisions of policies that decide, not of shadows."""
+        self.decision_ns = 0
+        """Nanoseconds they took."""
+        self._counted = Counter(decisions=0, decision_ns=0)
         self.swaps: deque[Swap] = deque(maxlen=64)
         self.fallbacks = 0
         """Passes left to the built-in rule, as in `counters`."""
@@ -155,17 +161,26 @@ class Seat(Generic[P]):
         """Told of every fault that quarantines, and of the first of each kind otherwise; must not block."""
         self.step_ns = 0
         """Nanoseconds spent in decisions of this seat since the owner last set it to 0."""
-        self._pending: Offer[P] | None = None
+        self.pending: Offer[P] | None = None
+        """What the next pass takes."""
         self._limit_us: int | None = None
         self._limit_decisions: int | None = None
         self._ends_us: int | None = None
-        self._now_us = 0
-        self._dropped = False
+        self.now_us = 0
+        """When this pass began."""
+        self.dropped = False
         """Whether this pass is left to the built-in rule."""
-        self._snapshot = False
+        self.snapshot = False
         """Whether what this pass shows a policy has been read and checked."""
         self._late = 0
         self._reported: set[tuple[str, str]] = set()
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What happened here, by name. What every decision counts stands in attributes of its own and is copied here."""
+        counted = self._counted
+        counted["decisions"], counted["decision_ns"] = self.decisions, self.decision_ns
+        return counted
 
     def offer(
         self,
@@ -177,15 +192,18 @@ class Seat(Generic[P]):
         limit_decisions: int | None = None,
     ) -> None:
         """Hand over what the next step is to find (see `Offer`). Safe from any thread; the last offer wins."""
-        self._pending = Offer(policy, requested_us, mode, base, limit_us, limit_decisions)
+        self.pending = Offer(policy, requested_us, mode, base, limit_us, limit_decisions)
         self.idle = False
         self.wake()
 
     def begin_pass(self, now_us: int) -> None:
-        """A scheduling step begins: the one place where the deciding policy changes."""
-        self._now_us = now_us
-        self._dropped = self._snapshot = False
-        if self._pending is not None:
+        """A scheduling step begins: the one place where the deciding policy changes.
+
+        With nothing pending and no candidate it does no more than its first two lines.
+        """
+        self.now_us = now_us
+        self.dropped = self.snapshot = False
+        if self.pending is not None:
             self._take(now_us)
         elif self.candidate and not self.ended:
             self._check_bounds(now_us)
@@ -194,13 +212,13 @@ class Seat(Generic[P]):
         """Become idle when there is nothing to do."""
         self.idle = True
         # Looked at afterwards: an offer made meanwhile must not be slept through.
-        if busy or self.active is not None or self.shadow is not None or self._pending is not None:
+        if busy or self.active is not None or self.shadow is not None or self.pending is not None:
             self.idle = False
 
     def drop(self, kind: str, detail: str, **state: Any) -> None:
         """Leave the rest of this pass to the built-in rule; unless the world is to blame, take the policy out for
         good."""
-        self._dropped = True
+        self.dropped = True
         self.fallbacks += 1
         self.counters["fallbacks"] += 1
         self.counters[f"fault:{kind}"] += 1
@@ -214,7 +232,7 @@ class Seat(Generic[P]):
             if was_canary:
                 self.ended = f"{kind}: {detail}"
             self._seated()
-            self._changed(Swap(digest_of(self.active), self._now_us, self._now_us, 0, requested=False))
+            self._changed(Swap(digest_of(self.active), self.now_us, self.now_us, 0, requested=False))
         self._tell(kind, detail, digest, quarantine, state)
 
     def drop_shadow(self, kind: str, detail: str, **state: Any) -> None:
@@ -265,8 +283,8 @@ class Seat(Generic[P]):
 
     def _take(self, now_us: int) -> None:
         started = time.perf_counter_ns()
-        assert self._pending is not None
-        offer, self._pending = self._pending, None
+        assert self.pending is not None
+        offer, self.pending = self.pending, None
         policy = offer.policy
         if policy is not None and policy.digest in self.quarantined:
             self.counters["refused"] += 1
@@ -311,7 +329,7 @@ class Seat(Generic[P]):
     def _tell(self, kind: str, detail: str, digest: str, quarantine: bool, state: dict[str, Any]) -> None:
         if quarantine or (kind, digest) not in self._reported:
             self._reported.add((kind, digest))
-            self.report(Fault(kind, detail, digest, self._now_us, quarantine, contract=self.contract, **state))
+            self.report(Fault(kind, detail, digest, self.now_us, quarantine, contract=self.contract, **state))
 
 
 def digest_of(policy: Runnable | None) -> str | None:

@@ -8,7 +8,7 @@ times.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class Ring:
     last, and rows kept as Python objects until there are many of them are more for the garbage collector to look at.
     """
 
-    __slots__ = ("_capacity", "_rows", "_words", "fields", "put")
+    __slots__ = ("_capacity", "_rows", "_words", "at", "fields", "put")
 
     def __init__(self, fields: Sequence[str], capacity: int) -> None:
         self.fields = tuple(fields)
@@ -89,16 +89,18 @@ class Ring:
         # Row k lies at k modulo the length.
         self._rows: Int64s = np.zeros((capacity + SLACK, len(self.fields)), np.int64)
         self._words = np.array([self._rows.ctypes.data, len(self._rows), 0], np.int64)
-        self.put: Callable[..., int] = partial(_put(len(self.fields)), self._words.ctypes.data)
-        """Write one row of ints; `OverflowError` or `TypeError` when one of them is not an int64, and nothing is written."""
+        self.put = _put(len(self.fields))
+        """`put(at, *row)` writes one row of ints; `OverflowError` or `TypeError` when one of them is not an int64, and nothing is
+        written."""
+        self.at: int = self._words.ctypes.data
 
     def append(self, *row: int) -> None:
         """Write one row; what does not fit 64 bits becomes the nearest that does, what is no integer 0."""
         try:
-            self.put(*row)
+            self.put(self.at, *row)
         except (OverflowError, TypeError):
             fitting = (int(value) if isinstance(value, int | np.integer) else 0 for value in row)
-            self.put(*(min(max(value, INT64.min), INT64.max) for value in fitting))
+            self.put(self.at, *(min(max(value, INT64.min), INT64.max) for value in fitting))
 
     def since(self, first: int = 0) -> tuple[int, Int64s]:
         """Rows `first` and later that are still there: (number of the first row given, rows of shape (k, fields))."""

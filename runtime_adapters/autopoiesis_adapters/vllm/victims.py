@@ -134,8 +134,8 @@ class VictimLever(Seat[VerifiedVictims]):
             started = time.perf_counter_ns()
             order, broken = self._ranked(policy, n)
             took = time.perf_counter_ns() - started
-            self.counters["decisions"] += 1
-            self.counters["decision_ns"] += took
+            self.decisions += 1
+            self.decision_ns += took
             if self.candidate and self.shadow is None:
                 self.tried += 1
             broken = broken or self.lateness(took, "an ordering")
@@ -198,7 +198,7 @@ class VictimLever(Seat[VerifiedVictims]):
         held = 0
         for group in self._scheduler.kv_cache_manager.get_blocks(request.request_id).blocks:
             held += sum(block.ref_cnt == 1 and not block.is_null for block in group)
-        waited_us = self._now_us - request.autopoiesis_clock.stamp_us
+        waited_us = self.now_us - request.autopoiesis_clock.stamp_us
         return waited_us, prompt, max(computed, 0), output, max_tokens, priority_of(request), preemptions, held
 
     def _restore(self) -> None:

@@ -1,7 +1,7 @@
 """The waiting requests as int64 columns, kept up to date as requests come and go, so that a step scores without a
 loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -23,13 +23,14 @@ PLAIN = ("num_prompt_tokens", "num_output_tokens", "max_tokens", "num_preemption
 STAGED = (*PLAIN, "priority", "num_cached_tokens", "waited_us")
 """Every field of a request view this engine can supply, in the order in which they are staged."""
 
+DEFAULT_PRIORITY = 8
+
 _plain = attrgetter(*PLAIN)
 
 
 def priority_of(request: Any) -> int:
     """vLLM serves low numbers first and defaults to 0; contracts serve high numbers first and call the default 8."""
-    priority = request.priority
-    return 8 if priority == 0 else min(max(8 - int(priority), 0), 15)
+    return min(max(DEFAULT_PRIORITY - int(request.priority), 0), 15)
 
 
 class UnknownFieldError(AutopoiesisError):
@@ -59,10 +60,9 @@ class Located(NamedTuple):
 
     fields: Int64s
     seqs: Int64s
-    addresses: Mapping[str, int]
-    """Of `queue` (the words of `moves`), `waits` (the function), `columns` and `stamps`; and `stride`, in elements."""
-    words: Int64s
-    """Kept alive here."""
+    stamps: Int64s
+    waits: Int64s
+    """The row of `fields` that holds waits; another one where the view has no waits."""
 
 
 class WaitingColumns:
@@ -119,7 +119,6 @@ class WaitingColumns:
         self._rotation = 0
         moves = moves_for(len(STAGED), (*(STAGED.index(spec.name) for spec in specs),))
         self._waits, self._place, self._move = moves.waits, moves.place, moves.move
-        self._waits_at = moves.waits_at
         self.fields: Int64s = np.zeros((len(specs), capacity), np.int64)
         self.stamps: Int64s = np.zeros(capacity, np.int64)
         self.seqs: Int64s = np.zeros(capacity, np.int64)
@@ -180,7 +179,7 @@ class WaitingColumns:
 
     def set_waits(self, now_us: int) -> int:
         """Bring the `waited_us` row to `now_us` and return the earliest stamp (us); at least one request must wait."""
-        least: int = self._waits(self._words_at, self.n, now_us)
+        least: int = self._waits(self._stamps_at, self._waits_row_at, self.n, now_us)
         return least
 
     def oldest_slot(self) -> int:
@@ -197,8 +196,8 @@ class WaitingColumns:
         clock = getattr(request, "autopoiesis_clock", None) or self._stamp(request)
         cached = self._ask_prefix_cache(request, clock) if self.reads_cached_tokens else 0
         try:
-            plain = _plain(request)
-            good = self._place(self._words_at, slot, *plain, priority_of(request), cached, 0, clock.stamp_us, clock.seq)
+            given = *_plain(request), priority_of(request) if request.priority else DEFAULT_PRIORITY
+            good = self._place(self._words_at, slot, *given, cached, 0, clock.stamp_us, clock.seq)
         except (OverflowError, TypeError, ValueError):  # a value that fits no int64
             good = 0
         if not good:
@@ -236,23 +235,15 @@ class WaitingColumns:
         self._find_addresses()
 
     def _find_addresses(self) -> None:
-        row = self.fields[self._waited_row] if self._waited_row is not None else np.zeros_like(self.stamps)
-        self._spare = row  # a view without waits still needs somewhere to write them
+        waits = self.fields[self._waited_row] if self._waited_row is not None else np.zeros_like(self.stamps)
+        self.located = Located(self.fields, self.seqs, self.stamps, waits)
         self.fields_at, self.capacity = self.fields.ctypes.data, self.stamps.shape[0]
+        self._stamps_at, self._waits_row_at = self.stamps.ctypes.data, waits.ctypes.data
         self._words = words_of(
             columns=self.fields_at,
             stride=self.capacity,
-            stamps=self.stamps.ctypes.data,
+            stamps=self._stamps_at,
             seqs=self.seqs.ctypes.data,
-            waits=row.ctypes.data,
             check=self._assumptions.request_check,
         )
         self._words_at: int = self._words.ctypes.data
-        addresses = {
-            "queue": self._words_at,
-            "waits": self._waits_at,
-            "columns": self.fields_at,
-            "stride": self.capacity,
-            "stamps": self.stamps.ctypes.data,
-        }
-        self.located = Located(self.fields, self.seqs, addresses, self._words)

@@ -1,6 +1,6 @@
 """The waiting queue a policy orders: vLLM's own queue interface over int64 columns. Nothing is ever permuted."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
@@ -33,9 +33,10 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self.gate: Callable[[], None] | None = None
         """Called whenever vLLM asks whether anybody waits, which it does before each admission."""
         self.on_pop: Callable[[Request], None] | None = None
-        self.popped: list[Request] = []
-        """Requests handed out since the owner last emptied the list: admitted in this step, or skipped by vLLM."""
-        self.unsettled: list[Request] = []
+        # Whether there are any is asked every step: of `()`, which is one object in all of Python and never far away.
+        self.popped: Sequence[Request] = ()
+        """Requests handed out since the owner last set it to `()`: admitted in this step, or skipped by vLLM."""
+        self.unsettled: Sequence[Request] = ()
         """Preempted requests whose last tokens are still on their way: their fields will change while they wait."""
 
     def peek_request(self) -> Request:
@@ -61,7 +62,7 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self._columns.remove(request)
         self._order.discard(request)
         self.peeked = None
-        self.popped.append(request)
+        self.popped = (*self.popped, request)
         if self.gate is not None and self.on_pop is not None:
             self.on_pop(request)
         return request
@@ -79,7 +80,7 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self._order.prepend(request)
         self.peeked = None
         if getattr(request, "num_stale_output_tokens", 0):
-            self.unsettled.append(request)
+            self.unsettled = (*self.unsettled, request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         """One after the other to the front, as a deque's `extendleft` does."""
@@ -104,7 +105,7 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         waiting = [request for request in self.unsettled if request in columns]
         for request in waiting:
             columns.reread(request)
-        self.unsettled = [request for request in waiting if request.num_stale_output_tokens]
+        self.unsettled = tuple([request for request in waiting if request.num_stale_output_tokens])
 
     def __bool__(self) -> bool:
         if self.gate is not None:
