@@ -33,8 +33,8 @@ HIGHER_IS_BETTER = frozenset({"goodput_rps", "slo_attainment", "throughput_rps",
 Row = Mapping[str, int]
 
 BUSIER = 1.25
-"""What the rate of the train windows is multiplied by for a second look at the best: a policy that is fitted to the coincidences
-of a window shows it at another rate."""
+"""What the rate of the train windows is multiplied by for a second look at each candidate. Where little queues, a window tells
+policies apart by a few coincidences; at a higher rate the same requests make more queues, and more of the order counts."""
 SHORT = 16_384
 """Requests of the short window; a train window under four times as long is cheap enough to run whole."""
 
@@ -53,8 +53,8 @@ class Evaluator(Protocol):
     def measure(self, policy: Policy, window: Window, *, samples: bool = False) -> Sequence[Measurement]:
         """One measurement for each part of a window; none where there is no such window.
 
-        "short" and "train" guide the search, "busier" (the train windows at a higher rate) helps to tell its best apart, and
-        "held-out" only judges.
+        The parts of "train" and of "busier" (the train windows at a higher rate) together are what fitness is about, "short" only
+        tells what is hopeless, and "held-out" only judges.
         """
 
     def probes(self, contract: Contract, decision: str) -> Sequence[Sequence[Row]]:
@@ -79,7 +79,7 @@ class SimulationEvaluator:
     short: tuple[Trace, ...] = ()
     """A cheaper look at the beginning of the train windows; none when the whole is cheap."""
     busier: float = BUSIER
-    """Multiple of the train windows' rate at which they tell the best apart; 1 leaves that out."""
+    """Multiple of the train windows' rate at which they are replayed as well; 1 leaves that out."""
     slots: Mapping[str, str]
     """Decision -> simulator slot."""
     name: str = ""

@@ -7,7 +7,7 @@ result: it names the cell of the archive in which policies of one kind compete.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..contract import Contract
 from ..language.columns import Rows, evaluate_columns
+from ..language.ir import Field, walk
 from ..policy import Policy
 from ..view import INT64_MAX, INT64_MIN
 
@@ -24,7 +25,7 @@ __all__ = ["Behaviour", "Probes", "behaviour"]
 
 Row = Mapping[str, int]
 MOVES_AT = 0.15
-"""Rank correlation from which a field counts as moving the result."""
+"""Standardised regression coefficient (of ranks) from which a field counts as moving the result."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ class Probes:
         return tuple(slice(start, end) for start, end in zip((0, *self.group_ends), self.group_ends, strict=False))
 
     @cached_property
-    def ranks(self) -> tuple[tuple[NDArray[np.float64], ...], ...]:
-        """By group: the standardised ranks of each field of the item."""
+    def regressions(self) -> tuple[NDArray[np.float64], ...]:
+        """By group: what takes standardised ranks of results to least-squares coefficients on those of the item's fields."""
         return tuple(
-            tuple(_standard(_ranks(self.columns[field, group])) for field in range(self.item_fields))
+            np.linalg.pinv(np.array([_standard(_ranks(row)) for row in self.columns[: self.item_fields, group]]).T)
             for group in self.groups
         )
 
@@ -118,13 +119,16 @@ def behaviour(policy: Policy, probes: Sequence[Probes]) -> Behaviour:
     """Run every decision on its probes."""
     digest = hashlib.sha256()
     words: list[str] = []
+    read = {
+        node.name for function in policy.module.functions.values() for node in walk(function) if isinstance(node, Field)
+    }
     for probe in probes:
         values = _answers(policy, probe)
         ordinal = policy.contract.decisions[probe.decision].result.unit == "score"
         for group in probe.groups:
             shown = np.unique(values[group], return_inverse=True)[1].astype(np.int64) if ordinal else values[group]
             digest.update(shown.tobytes())
-        words += _directions(probe, values)
+        words += _directions(probe, values, read)
     return Behaviour(digest.hexdigest(), " ".join(words) or "constant")
 
 
@@ -146,15 +150,22 @@ def _value(function: Callable[..., int], row: Sequence[object]) -> int:
     return value if INT64_MIN < value <= INT64_MAX else INT64_MIN
 
 
-def _directions(probe: Probes, values: NDArray[np.int64]) -> list[str]:
-    """Fields of the item that move the result, by mean rank correlation over the groups."""
+def _directions(probe: Probes, values: NDArray[np.int64], read: Set[str]) -> list[str]:
+    """Fields of the item that are read and move the result while the others stay, by the mean coefficient over the groups.
+
+    Correlation would not do: cached tokens grow with the prompt, and policies that read the prompt alone would share a cell with
+    those that care for the uncached part.
+    """
     sums = np.zeros(probe.item_fields)
-    for group, fields in zip(probe.groups, probe.ranks, strict=True):
-        target = _standard(_ranks(values[group]))
-        sums += [float(field @ target) for field in fields]
+    for group, regression in zip(probe.groups, probe.regressions, strict=True):
+        sums += regression @ _standard(_ranks(values[group]))
     means = sums / len(probe.groups)
     names = [name.partition(".")[2] for name in probe.layout[: probe.item_fields]]
-    return [("+" if mean > 0 else "-") + name for name, mean in zip(names, means, strict=True) if abs(mean) > MOVES_AT]
+    return [
+        ("+" if mean > 0 else "-") + name
+        for name, mean in zip(names, means, strict=True)
+        if name in read and abs(mean) > MOVES_AT
+    ]
 
 
 def _ranks(values: NDArray[np.int64]) -> NDArray[np.float64]:

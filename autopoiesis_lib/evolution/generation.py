@@ -6,22 +6,14 @@ one of its generation has been screened.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..store import CandidateRow, ProposalRow
+from .evaluator import Window
 from .executor import Done, Executor, Failure
-from .work import Judge, Judged, Screen, Screened, packed
+from .work import Judge, Judged, Reference, Screen, Screened, packed
 
-__all__ = ["Reference", "evaluate"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """What fitness is relative to: the default baseline's metrics on the train windows."""
-
-    train: Mapping[str, float]
-    short: Mapping[str, float] = field(default_factory=dict)
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -31,7 +23,7 @@ def evaluate(
     fingerprints: Mapping[str, int],
     known: Mapping[int, CandidateRow],
     reference: Reference,
-    cutoff: float | None,
+    cutoffs: Mapping[Window, float],
     regressions: Mapping[str, Sequence[Any]],
     commit: Callable[[CandidateRow], None],
     deadline: float | None = None,
@@ -72,10 +64,7 @@ def evaluate(
                 continue
             assert isinstance(screened, Screened) and screened.fingerprint is not None
             seen[screened.fingerprint] = number
-            job = Judge(
-                source=sources[number], reference=reference.train, short_reference=reference.short, cutoff=cutoff
-            )
-            executor.submit(("judge", number), job)
+            executor.submit(("judge", number), Judge(source=sources[number], reference=reference, cutoffs=cutoffs))
         if len(rows) == len(order):
             break
         left = None if deadline is None else deadline - time.monotonic()

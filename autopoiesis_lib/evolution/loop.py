@@ -27,12 +27,13 @@ from .errors import EvolutionError
 from .evaluator import HIGHER_IS_BETTER, Evaluator, Measurement
 from .executor import Executor
 from .fingerprint import Probes
-from .generation import Reference, evaluate
+from .generation import evaluate
 from .result import REJECTIONS, EvolutionResult, Progress
 from .selection import MIGRATION_EVERY, select
 from .starting import evaluator_of, executor_of
 from .winner import answer, certified, surest_first
-from .work import Measure, Setup
+from .work import Measure, Reference, Setup
+from .yardstick import Yardstick
 
 __all__ = ["evolve"]
 
@@ -152,9 +153,9 @@ class _Run:
     def execute(self, executor: Executor) -> EvolutionResult:
         """The whole run."""
         try:
-            reference = self._reference(executor)
+            yardstick = Yardstick(executor, self.setup)
             self.searching_since = time.monotonic()
-            self._search(executor, reference)
+            self._search(executor, yardstick)
             executor.clear()
             result = self._finish(executor)
         except BaseException:
@@ -178,14 +179,14 @@ class _Run:
         reserve = min(60.0, max(RESERVE_S, RESERVE * self.budget.seconds), 0.5 * self.budget.seconds)
         return self.searching_since + self.budget.seconds - self.spent_before - reserve
 
-    def _search(self, executor: Executor, reference: Reference) -> None:
+    def _search(self, executor: Executor, yardstick: Yardstick) -> None:
         proposals = self.store.proposals(self.id)
         committed = {row.id: row for row in self.store.candidates(self.id)}
         best_at, best_fitness = 0, float("inf")
         while True:
             mine = [row for row in proposals if row.generation == self.generation]
             if not mine:
-                mine = self._propose(reference)
+                mine = self._propose(yardstick.reference)
                 if not mine:
                     return
                 self.store.propose(self.id, mine)
@@ -198,8 +199,8 @@ class _Run:
                 executor,
                 fingerprints=self.archive.fingerprints,
                 known=committed,
-                reference=reference,
-                cutoff=self._cutoff(reference),
+                reference=yardstick.reference,
+                cutoffs=yardstick.cutoffs(self.archive),
                 regressions=regressions,
                 commit=self._committed,
                 deadline=self.deadline,
@@ -252,7 +253,7 @@ class _Run:
             workload=self.workload,
             typical=self.typical,
             objectives=self.objectives,
-            reference=reference.train,
+            reference=reference.scored,
             deadline_s=None if self.deadline is None else max(0.0, self.deadline - time.monotonic()),
             tokens_left=None if self.budget.tokens is None else self.budget.tokens - int(self.used["tokens"]),
             dollars_left=None if self.budget.dollars is None else self.budget.dollars - self.used["dollars"],
@@ -273,26 +274,6 @@ class _Run:
             rationale=draft.rationale,
             details=draft.details,
         )
-
-    def _cutoff(self, reference: Reference) -> float | None:
-        """On the short window, 30% worse than the worst elite of the best cell is hopeless."""
-        if not reference.short:
-            return None
-        leaders = self.archive.elites()[:8]
-        return None if len(leaders) < 8 else 1.3 * leaders[-1].fitness
-
-    def _reference(self, executor: Executor) -> Reference:
-        """The default baseline's metrics; every metric counts as it is when the contract has no baseline."""
-        source = next(iter(self.contract.baselines().values()), None)
-        if source is None:
-            return Reference(train={})
-        parts = answer(executor, Measure(source=source, window="train"), "the default baseline cannot be measured")
-        train = pooled(parts)
-        missing = [name for name in self.objectives if name not in train]
-        if missing:
-            raise EvolutionError(f"objective {missing[0]!r} is not measured; there are {', '.join(sorted(train))}")
-        short = answer(executor, Measure(source=source, window="short"), "the short window cannot be measured")
-        return Reference(train=train, short=pooled(short) if short else {})
 
     def _committed(self, row: CandidateRow) -> None:
         self.store.commit(self.id, row)

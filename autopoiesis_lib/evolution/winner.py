@@ -6,9 +6,9 @@ from ..certificate import Certificate
 from .archive import Archive, Elite
 from .compare import improvement
 from .errors import EvolutionError
-from .evaluator import Measurement, Window
+from .evaluator import Measurement
 from .executor import Executor, Failure, Key
-from .work import Certify, Judged, Measure
+from .work import SCORED, Certify, Judged, Measure
 
 __all__ = ["answer", "certified", "surest_first"]
 
@@ -16,16 +16,15 @@ PATIENT_S = 900.0
 """Time limit of jobs on trusted texts; the first on a fresh machine compiles the simulator."""
 NEAR_BEST, TOLERANCE = 32, 0.02
 """Elites within TOLERANCE of the best fitness, NEAR_BEST at most, are told apart by how sure their gain is."""
-WINDOWS: tuple[Window, ...] = ("train", "busier")
 TRIES = 9
 """Candidates that may fail to be certified before the run does."""
 
 
 def surest_first(archive: Archive, executor: Executor, objective: str, default: str | None) -> list[Elite]:
-    """The best elites; those within TOLERANCE of the best lead, the surest gain over the default (on the train windows, at their
-    own rate and at the higher one together) first.
+    """The best elites; those within TOLERANCE of the best lead, the surest gain over the default (on the windows that make the
+    fitness) first.
 
-    So close together the ranking is noise of the train window, and the very best of many often bought its mean with a few
+    So close together the ranking is noise of those windows, and the very best of many often bought its mean with a few
     enormous waits: the lower end of the bootstrap interval tells them apart without looking at held-out windows. `default` is
     the default baseline's text; without one the order is that of fitness. One that cannot be
     measured again comes after those that can.
@@ -38,15 +37,15 @@ def surest_first(archive: Archive, executor: Executor, objective: str, default: 
     jobs: dict[Key, Measure] = {
         (window, number): Measure(source=text, window=window, samples=True)
         for number, text in texts.items()
-        for window in WINDOWS
+        for window in SCORED
     }
     for key, job in jobs.items():
         executor.submit(key, job, PATIENT_S)
     answers = {key: parts for key, parts in _gather(executor, set(jobs)) if isinstance(parts, Sequence)}
     found = {
-        number: [part for window in WINDOWS for part in answers[window, number]]
+        number: [part for window in SCORED for part in answers[window, number]]
         for number in texts
-        if all((window, number) in answers for window in WINDOWS)
+        if all((window, number) in answers for window in SCORED)
     }
     if -1 not in found:
         return ranked

@@ -22,10 +22,29 @@ from ..gates.verdict import GateResult, Verdict
 from ..language import LanguageError
 from ..policy import Policy
 from .compare import pooled
-from .evaluator import HIGHER_IS_BETTER, Evaluator, Window
+from .evaluator import HIGHER_IS_BETTER, Evaluator, Measurement, Window
 from .fingerprint import Probes, behaviour
 
-__all__ = ["Certify", "Judge", "Judged", "Measure", "Screen", "Screened", "Setup", "Worker", "fitness_of", "packed"]
+__all__ = [
+    "LOOKS",
+    "SCORED",
+    "Certify",
+    "Judge",
+    "Judged",
+    "Measure",
+    "Reference",
+    "Screen",
+    "Screened",
+    "Setup",
+    "Worker",
+    "fitness_of",
+    "packed",
+]
+
+SCORED: tuple[Window, ...] = ("busier", "train")
+"""Windows whose parts make the fitness together, those that tell candidates apart best first."""
+LOOKS: tuple[Window, ...] = ("short", "busier")
+"""Windows that a hopeless candidate does not get beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +82,27 @@ class Screened:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The default baseline's metrics, which fitness is relative to; empty, every metric counts as it is."""
+
+    scored: Mapping[str, float] = field(default_factory=dict)
+    """Over all windows that make the fitness."""
+    looks: Mapping[Window, Mapping[str, float]] = field(default_factory=dict)
+    """On each window after which a candidate may be measured no further, as far as there is such a window."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Types, proof, then the short window, then the whole train window.
+    """Types, proof, then the windows one after the other, as long as there is hope.
 
     Types are checked here and not with the other cheap gates: mypy costs more than all of them together, and a quarter of a
     search's candidates turn out to be duplicates first.
     """
 
     source: str
-    reference: Mapping[str, float]
-    """The default baseline's train metrics."""
-    short_reference: Mapping[str, float]
-    cutoff: float | None = None
-    """A fitness on the short window above which the whole is not run."""
+    reference: Reference
+    cutoffs: Mapping[Window, float] = field(default_factory=dict)
+    """Fitness on some of `LOOKS` above which the windows after it are not run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +115,6 @@ class Judged:
     counterexample: Mapping[str, Any] | None = None
     scores: Mapping[str, float] | None = None
     fitness: float | None = None
-    short_fitness: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -221,23 +247,23 @@ class Worker:
         if not result.verdict.green:
             return Judged(seconds=clock.seconds, **_rejection(result))
         evaluator, objectives = self.setup.evaluator, self.setup.objectives
-        short_fitness = None
-        if job.cutoff is not None and job.short_reference:
-            scores = pooled(evaluator.measure(policy, "short"))
-            short_fitness = fitness_of(scores, job.short_reference, objectives)
-            clock.lap("short")
-            if short_fitness > job.cutoff:
+        measured: dict[Window, Sequence[Measurement]] = {}
+        for window in dict.fromkeys((*job.cutoffs, *SCORED)):
+            measured[window] = evaluator.measure(policy, window)
+            clock.lap("replay")
+            if window not in job.cutoffs:
+                continue
+            scores = pooled(measured[window])
+            if fitness_of(scores, job.reference.looks[window], objectives) > job.cutoffs[window]:
                 return Judged(
-                    verdict=str(result.verdict), detail="stopped after the short window", scores=scores,
-                    short_fitness=short_fitness, seconds=clock.seconds,
+                    verdict=str(result.verdict), detail=f"stopped after the {window} window", scores=scores,
+                    seconds=clock.seconds,
                 )  # fmt: skip
-        scores = pooled(evaluator.measure(policy, "train"))
-        clock.lap("replay")
+        scores = pooled([part for window in SCORED for part in measured[window]])
         return Judged(
             verdict=str(result.verdict),
             scores=scores,
-            fitness=fitness_of(scores, job.reference, objectives),
-            short_fitness=short_fitness,
+            fitness=fitness_of(scores, job.reference.scored, objectives),
             seconds=clock.seconds,
         )
 
@@ -269,7 +295,7 @@ class _Clock:
     def lap(self, stage: str) -> None:
         """What was used since the last call belongs to a stage."""
         now = time.thread_time()
-        self.seconds[stage], self._last = now - self._last, now
+        self.seconds[stage], self._last = self.seconds.get(stage, 0.0) + now - self._last, now
 
 
 def _gate(result: GateResult) -> str:

@@ -60,7 +60,7 @@ class CandidateRow:
     descriptor: str | None = None
     counterexample: Mapping[str, Any] | None = None
     scores: Mapping[str, float] | None = None
-    """Metrics over the train windows (the whole, or the short window only when it stopped there)."""
+    """Metrics over the train windows at their own rate and the higher one, or over the window alone that it was stopped after."""
     fitness: float | None = None
     """Lower is better; None when it was not evaluated in full."""
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -379,7 +379,7 @@ MOVES: Mapping[str, tuple[Move, float]] = {
     "bend": (bend, 0.08),
     "stretch": (stretch, 0.05),
     "drop-term": (drop_term, 0.05),
-    "swap-field": (swap_field, 0.07),
+    "swap-field": (swap_field, 0.15),
     "swap-operator": (swap_operator, 0.04),
     "wrap": (wrap, 0.05),
     "guard": (guard, 0.05),

@@ -24,7 +24,7 @@ class Parent:
     fitness: float | None = None
     """Relative to the default baseline, lower is better; None when it was rejected."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Its metrics over the train windows."""
+    """Its metrics over the train windows, at their own rate and a higher one together."""
     gate: str | None = None
     """The gate that rejected it, if any."""
     detail: str = ""
