@@ -41,6 +41,7 @@ RESERVE = 0.1
 """Share of a time budget kept for held-out evaluation and certification (at least RESERVE_S, at most 60 s)."""
 RESERVE_S = 4.0
 MAX_WARM_START = 16
+RUNNERS_UP = 2
 MAX_REGRESSIONS = 64
 """Kept counterexamples, newest first, that a candidate is tried on before its proof. Without a limit the cost of a candidate
 grows with the run; the proof catches what they miss."""
@@ -336,6 +337,11 @@ class _Run:
             best=policy,
             best_id=best.id,
             best_origin=best.move,
+            runners_up=tuple(
+                Policy.from_source(elite.source, self.contract)
+                for elite in self.archive.runners_up(1 + RUNNERS_UP)
+                if elite.digest != policy.digest
+            )[:RUNNERS_UP],
             fitness=best.fitness,
             held_out=pooled(ours),
             baselines=baselines,

@@ -53,6 +53,8 @@ class EvolutionResult:
     best_id: int
     best_origin: str
     """The move that made it; "baseline:NAME" when no candidate beat that baseline."""
+    runners_up: tuple[Policy, ...]
+    """The next best; whoever certifies for himself may have to turn to them."""
     fitness: float
     held_out: Mapping[str, float]
     """The winner's metrics on held-out windows."""

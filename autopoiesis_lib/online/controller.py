@@ -8,9 +8,9 @@ from the audit log, an interrupted evolution from its run, the reference window 
 import fcntl
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -20,27 +20,28 @@ import numpy as np
 from ..certificate import Rejected, verify
 from ..contract import Contract
 from ..errors import AutopoiesisError
-from ..evolution import Budget, EvolutionResult, Progress, SimulationEvaluator, evolve
+from ..evolution import EvolutionResult, Progress, SimulationEvaluator, evolve
 from ..policy import Policy
 from ..signing import SigningKey, sign
 from ..simulation.calibration import Calibration
-from ..simulation.result import Slo
 from ..simulation.trace import Trace
 from ..simulation.workload import Workload
 from ..store import Store
 from ..synthesis import Proposer
-from .drift import DriftReport, DriftSettings, Profile, describe, detect, profile
+from .drift import describe
 from .evidence import evidence_on, replayer
-from .guard import Guards, LiveTimes, Slowdown, ended_by_engine, fallbacks_of, live_times, slowdown, tripped
-from .memory import CanaryStart, Due, Evolving, Memory, Reference, ShadowStart
+from .guard import LiveTimes, Slowdown, ended_by_engine, fallbacks_of, live_times, slowdown, tripped
+from .lookout import Look, Lookout
+from .memory import CanaryStart, Due, Evolving, Memory, ShadowStart
 from .observer import Observer
 from .recalibration import recalibrate, with_limits
 from .recall import alike
-from .rollout import CANARY_BOUND_S, Evidence, Rollout
+from .rollout import Evidence, Rollout
+from .settings import WatchSettings
 from .state import RolloutState, Stage
 from .window import OPEN, SlidingWindow, Window, WindowError
 
-__all__ = ["Controller", "ControllerError", "WatchSettings"]
+__all__ = ["Controller", "ControllerError"]
 
 logger = logging.getLogger("autopoiesis.online")
 
@@ -62,48 +63,6 @@ class ControllerError(AutopoiesisError):
 
 class _Outdated(Exception):
     """What is being evolved for is not how work is any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchSettings:
-    """How a channel is watched. Seconds of windows and canaries are the engines' own."""
-
-    window_s: float = 300.0
-    """Length of a telemetry window: what drift is looked for in, and what candidates are judged on."""
-    evolve_window_s: float | None = None
-    """Longest window to evolve on. A change is answered by an evolution on the first telemetry window since, then on twice as
-    much, and so on up to this; without it, by the first alone."""
-    back_to_back: bool = False
-    """Evolve on every new window, drift or not."""
-    evolve_first: bool = False
-    """Answer the first requests as if work had changed, instead of only measuring drift against them."""
-    known_first: bool = True
-    """Let a known policy answer a change at once if one is better, before anything is evolved."""
-    drift: DriftSettings = field(default_factory=DriftSettings)
-    budget: Budget = field(default_factory=lambda: Budget(seconds=60.0))
-    """Of one evolution."""
-    objectives: Mapping[str, float] = field(default_factory=lambda: {"ttft_mean_us": 1.0})
-    slo: Slo = field(default_factory=lambda: Slo(ttft_s=2.0, tpot_s=0.1))
-    seed: int = 0
-    workers: int | None = None
-    canary_s: float = 120.0
-    """How long a canary decides before it is judged."""
-    canary_timeout_s: float = CANARY_BOUND_S
-    """Wall seconds after which a canary without enough telemetry is rolled back."""
-    guards: Guards = field(default_factory=Guards)
-    allow_single_solver: bool = False
-    """Publish proofs that only one solver finished; engines must allow them too."""
-    poll_s: float = 1.0
-
-    @property
-    def longest_window_s(self) -> float:
-        """Length of the longest window to evolve on."""
-        return max(self.window_s, self.evolve_window_s or 0.0)
-
-    @property
-    def objective(self) -> str:
-        """The metric with the largest weight: the one promotions are judged on."""
-        return max(self.objectives, key=lambda name: self.objectives[name])
 
 
 class Controller(AbstractContextManager["Controller"]):
@@ -144,18 +103,12 @@ class Controller(AbstractContextManager["Controller"]):
         self.canary_observer = (
             Observer(rollout.canary_channel.root, self.settings.window_s) if separate else self.observer
         )
-        self.last_drift: DriftReport | None = None
         self.calibration = self.memory.calibration(with_limits(calibration, rollout.channel.engines()))
         self._wall_s = wall_s
         self._lock: IO[str] | None = None
-        self._reference = self.memory.reference()
-        self._busy_until_us = 0
-        """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
-        self._looked_us = 0
-        """By the busiest engine's clock: up to where arrivals were looked at before they had settled."""
+        self.lookout = Lookout(self.observer, self.memory, self.settings, lambda: self._runs() > 0)
         self._begun = False
         """Whether the known policies were compared on what is remembered."""
-        self._reference_busy = False
         self._said = ""
 
     def __enter__(self) -> Self:
@@ -241,77 +194,24 @@ class Controller(AbstractContextManager["Controller"]):
             begun = self._begin_with_known(state)
             if begun is not None:
                 return begun
-        said, reason = self._look_for_change(state)
-        if reason is not None and state.frozen:
-            return f"frozen: {reason}, but nothing is done about it"
+        look = self._look_for_change(state)
+        if look.reason is not None and state.frozen:
+            return f"frozen: {look.reason}, but nothing is done about it"
         due = self.memory.due()
         if due is None or state.frozen:
-            return said
+            return look.said
         if self.settings.known_first:
             answered = self._answer_with_known(due, state)
             if answered is not None:
                 return answered
         return self._evolve_when_it_may(due)
 
-    def _look_for_change(self, state: RolloutState) -> tuple[str, str | None]:
-        """What to say of the newest window, and why something is due, which is then remembered."""
-        window = self._fresh_window(self.observer)
-        early = window is None
-        if window is None:
-            window = self._early_window()
-            if window is None:
-                return "watching: no new full window yet", None
-        else:
-            self.memory.keep_checked(window.engine, window.end_us)
-        said, reason, since_us = self._changed(window, early)
-        if reason is not None and not state.frozen:
-            self.memory.keep_due(Due(reason=reason, engine=window.engine, since_us=since_us))
-        return said, reason
-
-    def _early_window(self) -> Window | None:
-        """What came in the time of a window up to now, or of a first one since the first request; None when it is too early."""
-        busiest = self.observer.busiest()
-        if busiest is None or self.settings.back_to_back or not self.settings.drift.early_looks:
-            return None
-        if busiest.last_us < self._looked_us:  # a restarted engine's clock
-            self._looked_us = 0
-        if busiest.last_us < self._looked_us + busiest.length_us // self.settings.drift.early_looks:
-            return None
-        self._looked_us = busiest.last_us
-        if self._first_is_due():
-            return busiest.between(busiest.first_us, busiest.last_us)
-        if self._reference is None or self._reference.window.engine != busiest.engine:
-            return None
-        return busiest.arrived(since_us=self._reference.window.end_us)
-
-    def _first_is_due(self) -> bool:
-        return (
-            self.settings.evolve_first and self._reference is None and self.memory.due() is None and self._runs() == 0
-        )
-
-    def _changed(self, window: Window, early: bool) -> tuple[str, str | None, int]:
-        """What to say of a new window; why something is to be done about it, if anything is, and since when."""
-        if len(window) < self.settings.drift.min_requests:
-            return f"watching: {len(window)} requests in the last window are too few", None, 0
-        if self.settings.back_to_back or self._first_is_due():
-            if not early:
-                self._keep_reference(window)
-            return "", "back to back" if self.settings.back_to_back else "the first requests", window.start_us
-        if self._reference is None or self._reference.window.engine != window.engine:
-            self._keep_reference(window)
-            return "watching: the first full window is the reference from now on", None, 0
-        self.last_drift = self._compare(self._reference, window, early)
-        if not self.last_drift.drifted:
-            return "watching: no drift", None, 0
-        self.rollout.note("drift", early=early, **self.last_drift.to_json())
-        since_us = (
-            window.start_us + self.last_drift.begin_bin * (window.end_us - window.start_us) // self.settings.drift.bins
-        )
-        # The window may hold some of how it was before: the first that does not is the reference from now on.
-        self._reference = None
-        self.memory.forget_reference()
-        self.memory.keep_checked(window.engine, since_us)
-        return "", str(self.last_drift), since_us
+    def _look_for_change(self, state: RolloutState) -> Look:
+        """Has work changed? A change is due from now on, unless nothing may be done about it."""
+        look = self.lookout.look(self.calibration, frozen=state.frozen)
+        if look.report is not None and look.report.drifted:
+            self.rollout.note("drift", early=look.early, **look.report.to_json())
+        return look
 
     def _evolve_when_it_may(self, due: Due) -> str:
         """Evolve once there is enough that came since work changed."""
@@ -332,26 +232,6 @@ class Controller(AbstractContextManager["Controller"]):
         """How long a window the next evolution of a change wants."""
         return min(self.settings.window_s * 2.0**due.rounds, self.settings.longest_window_s)
 
-    def _compare(self, reference: Reference, window: Window, early: bool) -> DriftReport:
-        before = self._profile(reference.window, reference.replicas, self._reference_busy, early=False)
-        busy = self.memory.evolving or window.start_us < self._busy_until_us
-        now = self._profile(window, self.observer.replicas, busy, early=early)
-        return detect(before, now, self.settings.drift, early=early)
-
-    def _profile(self, window: Window, replicas: int, busy: bool, *, early: bool) -> Profile:
-        """Without the engine's speed where our own evolution may have slowed it: that would raise alarm after alarm."""
-        found = profile(window, self.calibration, self.settings.drift, replicas=replicas, early=early)
-        return replace(found, slowness=None) if busy else found
-
-    def _fresh_window(self, observer: Observer) -> Window | None:
-        busiest = observer.busiest()
-        if busiest is None:
-            return None
-        since, checked = 0, self.memory.checked()
-        if checked is not None and checked[0] == busiest.engine and checked[1] <= busiest.now_us:
-            since = checked[1]  # checks never share a request; a clock behind that is a restarted engine's
-        return busiest.window(since_us=since)
-
     # answering with what is known
 
     def _begin_with_known(self, state: RolloutState) -> str | None:
@@ -362,7 +242,7 @@ class Controller(AbstractContextManager["Controller"]):
             return None  # no engine is there yet
         self._begun = True
         fresh = state.active is None and not state.history and not state.frozen and self.memory.due() is None
-        windows = self.memory.remembered() if fresh and self._reference is None else {}
+        windows = self.memory.remembered() if fresh and self.lookout.reference is None else {}
         if not windows:
             return None
         traces = [window.trace() for window in windows.values()]
@@ -517,9 +397,9 @@ class Controller(AbstractContextManager["Controller"]):
         state = self.rollout.state
         if self.settings.back_to_back or state.frozen:
             return
-        _, reason = self._look_for_change(state)
-        if reason is not None:
-            raise _Outdated(reason)
+        look = self._look_for_change(state)
+        if look.reason is not None:
+            raise _Outdated(look.reason)
 
     def _recalibrate(self, window: Window) -> None:
         engines = self.rollout.channel.engines()
@@ -532,29 +412,35 @@ class Controller(AbstractContextManager["Controller"]):
 
     def _mark_busy(self) -> None:
         self.observer.look()
-        busiest = self.observer.busiest()
-        self._busy_until_us = busiest.now_us if busiest is not None else 0
+        self.lookout.mark_busy()
 
     def _propose(self, result: EvolutionResult, workload: Workload, window: Window) -> str:
-        candidate, state = result.best, self.rollout.state
+        """Put the winner into shadow, or the next best when it does not pass the gates here."""
+        self.rollout.note("evolved", result.best.digest, run=result.run, seconds=round(result.seconds, 1))
+        state = self.rollout.state
         active = self._policy(state.active)
-        self.rollout.note("evolved", candidate.digest, run=result.run, seconds=round(result.seconds, 1))
-        (evidence,) = self._evidence([workload.held_out], [candidate], active)
-        self.rollout.note("evidence", candidate.digest, stage="held-out", **evidence.to_json())
-        why = (
-            "it is active already" if candidate.digest == active.digest
-            else f"it is in quarantine ({state.quarantined[candidate.digest]})" if candidate.digest in state.quarantined
-            else "it is worse beyond noise on what was held out" if evidence.worse else ""
-        )  # fmt: skip
-        if why:
-            self.rollout.note("no-candidate", candidate.digest, reason=why)
-            return f"no candidate: {candidate.digest[:12]}: {why}"
-        refusal = self._certify_and_propose(candidate)
-        if refusal is not None:
-            return refusal
-        unseen = window.requests["stamp_us"][window.usable][-len(workload.held_out) :]
-        self.memory.keep_shadow(ShadowStart(candidate=candidate.digest, engine=window.engine, since_us=int(unseen[0])))
-        return f"shadow: {candidate.digest[:12]}, {evidence.reduction:+.0%} on what was held out"
+        said = ""
+        for candidate in (result.best, *result.runners_up):
+            (evidence,) = self._evidence([workload.held_out], [candidate], active)
+            self.rollout.note("evidence", candidate.digest, stage="held-out", **evidence.to_json())
+            why = (
+                "it is active already" if candidate.digest == active.digest
+                else f"it is in quarantine ({state.quarantined[candidate.digest]})"
+                if candidate.digest in state.quarantined
+                else "it is worse beyond noise on what was held out" if evidence.worse else ""
+            )  # fmt: skip
+            if why:
+                self.rollout.note("no-candidate", candidate.digest, reason=why)
+                return f"no candidate: {candidate.digest[:12]}: {why}"
+            refusal = self._certify_and_propose(candidate)
+            if refusal is None:
+                unseen = window.requests["stamp_us"][window.usable][-len(workload.held_out) :]
+                self.memory.keep_shadow(
+                    ShadowStart(candidate=candidate.digest, engine=window.engine, since_us=int(unseen[0]))
+                )
+                return f"shadow: {candidate.digest[:12]}, {evidence.reduction:+.0%} on what was held out"
+            said = refusal
+        return said
 
     def _evidence(
         self, traces: Sequence[Trace], candidates: Sequence[Policy], active: Policy, *, looks: int = 1
@@ -570,11 +456,11 @@ class Controller(AbstractContextManager["Controller"]):
         """Drop the candidate in shadow when work has changed once more: it was evolved for how it was before."""
         if self.settings.back_to_back or state.frozen or self.rollout.held(state):
             return None
-        _, reason = self._look_for_change(state)
-        if reason is None:
+        look = self._look_for_change(state)
+        if look.reason is None:
             return None
-        self.rollout.reject(f"work changed again: {reason}")
-        return f"rejected: {(state.candidate or '')[:12]}, because work changed again: {reason}"
+        self.rollout.reject(f"work changed again: {look.reason}")
+        return f"rejected: {(state.candidate or '')[:12]}, because work changed again: {look.reason}"
 
     def _shadow(self, state: RolloutState) -> str:
         assert state.candidate is not None
@@ -659,7 +545,7 @@ class Controller(AbstractContextManager["Controller"]):
     def _evidence_on_fresh(self, state: RolloutState) -> Evidence | None:
         """Candidate against active on the newest window that nothing has been judged on before."""
         assert state.candidate is not None
-        window = self._fresh_window(self.observer)
+        window = self.lookout.fresh()
         if window is None or len(window) < self.settings.drift.min_requests:
             return None
         self.memory.keep_checked(window.engine, window.end_us)
@@ -723,11 +609,6 @@ class Controller(AbstractContextManager["Controller"]):
         else:
             self.memory.keep_due(replace(due, rounds=due.rounds + 1))
         self.memory.forget_task()
-
-    def _keep_reference(self, window: Window) -> None:
-        self._reference = Reference(window=window, replicas=max(1, self.observer.replicas))
-        self._reference_busy = window.start_us < self._busy_until_us
-        self.memory.keep_reference(self._reference)
 
     def _begin_canary(self) -> CanaryStart:
         busiest = self.canary_observer.busiest()

@@ -102,8 +102,9 @@ def watch(
     """Watch engines, evolve when their work changes, and roll out what is proved and better. Runs until it is stopped."""
     from autopoiesis_lib.errors import AutopoiesisError
     from autopoiesis_lib.evolution import Budget
-    from autopoiesis_lib.online.controller import Controller, WatchSettings
+    from autopoiesis_lib.online.controller import Controller
     from autopoiesis_lib.online.drift import DriftSettings
+    from autopoiesis_lib.online.settings import WatchSettings
     from autopoiesis_lib.policy import Policy
     from autopoiesis_lib.signing import load_key
     from autopoiesis_lib.store import Store
@@ -145,7 +146,7 @@ def watch(
         ) as controller:
             controller.run(_stop_after(rounds))
             standing = rollout.state
-            drift = controller.last_drift
+            drift = controller.lookout.last_drift
     return _answer(channel, standing, {"drift": None if drift is None else drift.to_json()})
 
 

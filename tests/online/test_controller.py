@@ -17,9 +17,10 @@ from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.evolution import Budget, Limits
-from autopoiesis_lib.online.controller import Controller, ControllerError, WatchSettings
+from autopoiesis_lib.online.controller import Controller, ControllerError
 from autopoiesis_lib.online.drift import DriftSettings
 from autopoiesis_lib.online.rollout import Rollout
+from autopoiesis_lib.online.settings import WatchSettings
 from autopoiesis_lib.online.state import Stage
 from autopoiesis_lib.signing import load_key, new_key
 from autopoiesis_lib.simulation import Calibration, StepTimeModel, Trace
@@ -415,8 +416,8 @@ def test_a_slower_engine_is_drift_in_speed(tmp_path: Path) -> None:
         said = controller.tick()
     assert said.startswith("frozen: drift: speed +"), said
     assert "no drift" not in said
-    assert controller.last_drift is not None
-    assert np.isclose(controller.last_drift.statistic, 4 / 2_000, atol=0.01)
+    assert controller.lookout.last_drift is not None
+    assert np.isclose(controller.lookout.last_drift.statistic, 4 / 2_000, atol=0.01)
 
 
 def test_a_proof_that_only_one_solver_finished_is_not_published_unless_that_is_allowed(
@@ -430,6 +431,27 @@ def test_a_proof_that_only_one_solver_finished_is_not_published_unless_that_is_a
         assert "only one solver proved" in controller.tick()
         assert Channel(tmp_path / "channel").read() is None
         assert controller.rollout.state.stage is Stage.IDLE
+
+
+@pytest.mark.slow
+def test_when_the_gates_refuse_the_winner_of_an_evolution_the_next_best_goes_into_shadow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refusing_the_first(policy: Policy) -> Certificate:
+        asked.append(policy.digest)
+        return _by_one_solver(policy) if len(asked) == 1 else verify(policy)
+
+    monkeypatch.setattr("autopoiesis_lib.online.controller.verify", refusing_the_first)
+    with controlling(tmp_path, replace(SETTINGS, back_to_back=True)) as controller:
+        live = engine(tmp_path)
+        live.serve(crowded(1))
+        assert controller.tick().startswith("shadow")
+        assert len(asked) == 2
+        assert controller.rollout.state.candidate == asked[1]
+        (refused,) = [row for row in controller.store.deployments() if row.action == "refused"]
+        assert refused.policy_digest == asked[0] != asked[1]
 
 
 def _by_one_solver(policy: Policy) -> Certificate:

@@ -1,0 +1,137 @@
+"""The lookout: is work still as it was when it was last answered?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..simulation.calibration import Calibration
+from .drift import DriftReport, Profile, detect, profile
+from .memory import Due, Memory, Reference
+from .observer import Observer
+from .settings import WatchSettings
+from .window import Window
+
+__all__ = ["Look", "Lookout"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one look at the telemetry found."""
+
+    said: str
+    """In a line, for people; empty when there is a reason."""
+    reason: str | None = None
+    """Why something is due from now on, if anything is."""
+    report: DriftReport | None = None
+    """When windows were compared."""
+    early: bool = False
+    """Whether it was at what had not settled yet."""
+
+
+class Lookout:
+    """Compares what engines serve with how it was, window by window, and before a window has settled what is known of it.
+
+    What it finds is due is kept in memory, and so is the reference: the first full window since work last changed.
+    """
+
+    def __init__(
+        self, observer: Observer, memory: Memory, settings: WatchSettings, evolved: Callable[[], bool]
+    ) -> None:
+        self.reference = memory.reference()
+        self.last_drift: DriftReport | None = None
+        self._observer, self._memory, self._settings = observer, memory, settings
+        self._evolved = evolved
+        """Whether anything was evolved on this channel before."""
+        self._looked_us = 0
+        """By the busiest engine's clock: up to where arrivals were looked at before they had settled."""
+        self._busy_until_us = 0
+        """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
+        self._reference_busy = False
+
+    def look(self, calibration: Calibration, *, frozen: bool = False) -> Look:
+        """Look at what is new. While `frozen` a change is only told, and told again at the next look."""
+        window = self.fresh()
+        early = window is None
+        if window is None:
+            window = self._arrived()
+            if window is None:
+                return Look(said="watching: no new full window yet")
+        else:
+            self._memory.keep_checked(window.engine, window.end_us)
+        if len(window) < self._settings.drift.min_requests:
+            return Look(said=f"watching: {len(window)} requests in the last window are too few")
+        if self._settings.back_to_back or self._first_is_due():
+            if not early:
+                self._keep_reference(window)
+            reason = "back to back" if self._settings.back_to_back else "the first requests"
+            return self._due(Look(said="", reason=reason, early=early), window, window.start_us, frozen)
+        if self.reference is None or self.reference.window.engine != window.engine:
+            self._keep_reference(window)
+            return Look(said="watching: the first full window is the reference from now on")
+        report = self.last_drift = self._compare(self.reference, window, calibration, early)
+        if not report.drifted:
+            return Look(said="watching: no drift", report=report, early=early)
+        bin_us = (window.end_us - window.start_us) / self._settings.drift.bins
+        since_us = window.start_us + round(report.begin_bin * bin_us)
+        if not frozen:
+            # The window may hold some of how it was before: the first that does not is the reference from now on.
+            self.reference = None
+            self._memory.forget_reference()
+            self._memory.keep_checked(window.engine, since_us)
+        return self._due(Look(said="", reason=str(report), report=report, early=early), window, since_us, frozen)
+
+    def fresh(self) -> Window | None:
+        """The newest settled window of the busiest engine that shares no request with one that was looked at; None if there is
+        none."""
+        busiest = self._observer.busiest()
+        if busiest is None:
+            return None
+        since, checked = 0, self._memory.checked()
+        if checked is not None and checked[0] == busiest.engine and checked[1] <= busiest.now_us:
+            since = checked[1]  # a clock behind that is a restarted engine's
+        return busiest.window(since_us=since)
+
+    def mark_busy(self) -> None:
+        """An evolution has just ended: what engines did meanwhile says nothing of their speed."""
+        busiest = self._observer.busiest()
+        self._busy_until_us = busiest.now_us if busiest is not None else 0
+
+    def _arrived(self) -> Window | None:
+        """What came in the time of a window up to now, or all since the first request; None when it is too early to look."""
+        busiest = self._observer.busiest()
+        if busiest is None or self._settings.back_to_back or not self._settings.drift.early_looks:
+            return None
+        if busiest.last_us < self._looked_us:  # a restarted engine's clock
+            self._looked_us = 0
+        if busiest.last_us < self._looked_us + busiest.length_us // self._settings.drift.early_looks:
+            return None
+        self._looked_us = busiest.last_us
+        if self._first_is_due():
+            return busiest.between(busiest.first_us, busiest.last_us)
+        if self.reference is None or self.reference.window.engine != busiest.engine:
+            return None
+        return busiest.arrived(since_us=self.reference.window.end_us)
+
+    def _first_is_due(self) -> bool:
+        unanswered = self.reference is None and self._memory.due() is None and not self._evolved()
+        return self._settings.evolve_first and unanswered
+
+    def _due(self, look: Look, window: Window, since_us: int, frozen: bool) -> Look:
+        if look.reason is not None and not frozen:
+            self._memory.keep_due(Due(reason=look.reason, engine=window.engine, since_us=since_us))
+        return look
+
+    def _keep_reference(self, window: Window) -> None:
+        self.reference = Reference(window=window, replicas=max(1, self._observer.replicas))
+        self._reference_busy = window.start_us < self._busy_until_us
+        self._memory.keep_reference(self.reference)
+
+    def _compare(self, reference: Reference, window: Window, calibration: Calibration, early: bool) -> DriftReport:
+        before = self._profile(reference.window, reference.replicas, calibration, self._reference_busy, early=False)
+        busy = self._memory.evolving or window.start_us < self._busy_until_us
+        now = self._profile(window, self._observer.replicas, calibration, busy, early=early)
+        return detect(before, now, self._settings.drift, early=early)
+
+    def _profile(self, window: Window, replicas: int, calibration: Calibration, busy: bool, *, early: bool) -> Profile:
+        """Without the engine's speed where our own evolution may have slowed it: that would raise alarm after alarm."""
+        found = profile(window, calibration, self._settings.drift, replicas=replicas, early=early)
+        return replace(found, slowness=None) if busy else found
