@@ -25,7 +25,7 @@ from .errors import EvolutionError
 
 __all__ = ["HIGHER_IS_BETTER", "Evaluator", "Measurement", "SimulationEvaluator", "Window"]
 
-Window = Literal["short", "train", "busier", "held-out"]
+Window = Literal["short", "train", "busier", "other-rates", "held-out"]
 
 HIGHER_IS_BETTER = frozenset({"goodput_rps", "slo_attainment", "throughput_rps", "jain_fairness"})
 """Metrics that are maximised; every other is minimised."""
@@ -35,6 +35,8 @@ Row = Mapping[str, int]
 BUSIER = 1.25
 """What the rate of the train windows is multiplied by for a second look at each candidate. Where little queues, a window tells
 policies apart by a few coincidences; at a higher rate the same requests make more queues, and more of the order counts."""
+OTHER_RATES = (1.1, 1.4, 1.6)
+"""And for a look at the very best, so that the winner is one that does well over the whole range."""
 SHORT = 16_384
 """Requests of the short window; a train window under four times as long is cheap enough to run whole."""
 
@@ -54,7 +56,7 @@ class Evaluator(Protocol):
         """One measurement for each part of a window; none where there is no such window.
 
         The parts of "train" and of "busier" (the train windows at a higher rate) together are what fitness is about, "short" only
-        tells what is hopeless, and "held-out" only judges.
+        tells what is hopeless, "other-rates" (the train windows at still others) tells the best apart, "held-out" only judges.
         """
 
     def probes(self, contract: Contract, decision: str) -> Sequence[Sequence[Row]]:
@@ -80,6 +82,8 @@ class SimulationEvaluator:
     """A cheaper look at the beginning of the train windows; none when the whole is cheap."""
     busier: float = BUSIER
     """Multiple of the train windows' rate at which they are replayed as well; 1 leaves that out."""
+    other_rates: tuple[float, ...] = OTHER_RATES
+    """Multiples of the train windows' rate at which only the best are replayed."""
     slots: Mapping[str, str]
     """Decision -> simulator slot."""
     name: str = ""
@@ -117,7 +121,14 @@ class SimulationEvaluator:
     @cached_property
     def _windows(self) -> Mapping[Window, tuple[Trace, ...]]:
         busier = tuple(trace.scaled(self.busier) for trace in self.train) if self.busier != 1.0 else ()
-        return {"short": self.short, "train": self.train, "busier": busier, "held-out": self.held_out}
+        others = tuple(trace.scaled(rate) for rate in self.other_rates for trace in self.train)
+        return {
+            "short": self.short,
+            "train": self.train,
+            "busier": busier,
+            "other-rates": others,
+            "held-out": self.held_out,
+        }
 
     def replay(self, policy: Policy, trace: Trace) -> SimulationResult:
         """One trace with the policy in its slots."""
@@ -149,6 +160,7 @@ class SimulationEvaluator:
             "held_out_requests": [len(item) for item in self.held_out],
             "rate_rps": round(trace.rate, 3),
             "busier": self.busier,
+            "other_rates": list(self.other_rates),
             **{f"{name}_p50_p90_p99": values for name, values in lengths.items()},
             "engine": self.engine.model_dump(mode="json"),
             "step_time": self.step_time.model_dump(mode="json"),

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..certificate import Certificate
 from ..contract import Contract
 from ..gates.solving import BY_CLOCK
 from ..policy import Policy
@@ -31,7 +30,7 @@ from .generation import evaluate
 from .result import REJECTIONS, EvolutionResult, Progress
 from .selection import MIGRATION_EVERY, select
 from .starting import evaluator_of, executor_of
-from .winner import answer, certified, surest_first
+from .winner import answer, certified, steadiest_first
 from .work import Measure, Reference, Setup
 from .yardstick import Yardstick
 
@@ -304,7 +303,8 @@ class _Run:
         return found
 
     def _finish(self, executor: Executor) -> EvolutionResult:
-        certificate, best = self._certified(executor)
+        ranked = self._ranked(executor)
+        certificate, best = (None, ranked[0]) if not self.certify else certified(executor, ranked, self.notes)
         self._tell("held-out")
         texts = {"": best.source, **self.contract.baselines()}
         measured: dict[str, Sequence[Measurement]] = {}
@@ -339,9 +339,8 @@ class _Run:
             best_origin=best.move,
             runners_up=tuple(
                 Policy.from_source(elite.source, self.contract)
-                for elite in self.archive.runners_up(1 + RUNNERS_UP)
-                if elite.digest != policy.digest
-            )[:RUNNERS_UP],
+                for elite in [elite for elite in ranked if elite.digest != policy.digest][:RUNNERS_UP]
+            ),
             fitness=best.fitness,
             held_out=pooled(ours),
             baselines=baselines,
@@ -356,15 +355,13 @@ class _Run:
             notes=tuple(self.notes),
         )
 
-    def _certified(self, executor: Executor) -> tuple[Certificate | None, Elite]:
-        """The best candidate that passes every gate in full."""
+    def _ranked(self, executor: Executor) -> list[Elite]:
+        """The best candidates, the winner first."""
         if self.archive.best is None:
             raise EvolutionError("no candidate passed the gates and was evaluated: give a larger budget")
-        if not self.certify:
-            return None, self.archive.best
         self._tell("certify")
         default = next(iter(self.contract.baselines().values()), None)
-        return certified(executor, surest_first(self.archive, executor, self.objective, default), self.notes)
+        return steadiest_first(self.archive, executor, self.objectives, default)
 
     def _warm_start(self, wanted: bool | Sequence[str]) -> list[str]:
         if wanted is True:

@@ -1,33 +1,38 @@
-"""Who wins: of the best candidates the one whose gain is surest, once it is certified in full."""
+"""Who wins: of the best candidates the one that does well over the whole range of rates, once it is certified in full."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from ..certificate import Certificate
 from .archive import Archive, Elite
-from .compare import improvement
 from .errors import EvolutionError
-from .evaluator import Measurement
+from .evaluator import Measurement, Window
 from .executor import Executor, Failure, Key
-from .work import SCORED, Certify, Judged, Measure
+from .work import SCORED, Certify, Judged, Measure, fitness_of
 
-__all__ = ["answer", "certified", "surest_first"]
+__all__ = ["answer", "certified", "steadiest_first"]
 
 PATIENT_S = 900.0
 """Time limit of jobs on trusted texts; the first on a fresh machine compiles the simulator."""
 NEAR_BEST, TOLERANCE = 32, 0.02
-"""Elites within TOLERANCE of the best fitness, NEAR_BEST at most, are told apart by how sure their gain is."""
+"""Elites within TOLERANCE of the best fitness, NEAR_BEST at most, are told apart at more rates."""
+WINDOWS: tuple[Window, ...] = (*SCORED, "other-rates")
+LEAST = 1e-9
+"""Relative metrics below this count as this: a logarithm must be finite."""
 TRIES = 9
 """Candidates that may fail to be certified before the run does."""
 
 
-def surest_first(archive: Archive, executor: Executor, objective: str, default: str | None) -> list[Elite]:
-    """The best elites; those within TOLERANCE of the best lead, the surest gain over the default (on the windows that make the
-    fitness) first.
+def steadiest_first(
+    archive: Archive, executor: Executor, objectives: Mapping[str, float], default: str | None
+) -> list[Elite]:
+    """The best elites; those within TOLERANCE of the best lead, the best over all rates of the train windows first.
 
-    So close together the ranking is noise of those windows, and the very best of many often bought its mean with a few
-    enormous waits: the lower end of the bootstrap interval tells them apart without looking at held-out windows. `default` is
-    the default baseline's text; without one the order is that of fitness. One that cannot be
-    measured again comes after those that can.
+    So close together the ranking is noise of the windows that make the fitness: who fits their coincidences loses it at other
+    rates. Each part of each window counts alike (the mean log of what fitness is there, relative to the default). `default` is
+    the default baseline's text; without one the order is that of fitness. One that cannot be measured again comes after those
+    that can.
     """
     ranked = list(archive.runners_up(NEAR_BEST))
     near = [elite for elite in ranked if elite.fitness <= ranked[0].fitness * (1 + TOLERANCE)]
@@ -35,27 +40,27 @@ def surest_first(archive: Archive, executor: Executor, objective: str, default: 
         return ranked
     texts = {-1: default, **{elite.id: elite.source for elite in near}}
     jobs: dict[Key, Measure] = {
-        (window, number): Measure(source=text, window=window, samples=True)
-        for number, text in texts.items()
-        for window in SCORED
+        (window, number): Measure(source=text, window=window) for number, text in texts.items() for window in WINDOWS
     }
     for key, job in jobs.items():
         executor.submit(key, job, PATIENT_S)
     answers = {key: parts for key, parts in _gather(executor, set(jobs)) if isinstance(parts, Sequence)}
-    found = {
-        number: [part for window in SCORED for part in answers[window, number]]
+    found: dict[int, list[Measurement]] = {
+        number: [part for window in WINDOWS for part in answers[window, number]]
         for number in texts
-        if all((window, number) in answers for window in SCORED)
+        if all((window, number) in answers for window in WINDOWS)
     }
     if -1 not in found:
         return ranked
-    surest = {
-        elite.id: improvement(objective, "default", found[-1], found[elite.id]).ci95[0]
-        for elite in near
-        if elite.id in found
-    }
-    lead = sorted((elite for elite in near if elite.id in surest), key=lambda elite: (-surest[elite.id], *elite.rank))
-    return [*lead, *(elite for elite in ranked if elite.id not in surest)]
+
+    def steadiness(parts: Sequence[Measurement]) -> float:
+        pairs = zip(parts, found[-1], strict=True)
+        relative = [fitness_of(part.metrics, reference.metrics, objectives) for part, reference in pairs]
+        return float(np.mean(np.log(np.maximum(relative, LEAST))))
+
+    steady = {elite.id: steadiness(found[elite.id]) for elite in near if elite.id in found}
+    lead = sorted((elite for elite in near if elite.id in steady), key=lambda elite: (steady[elite.id], *elite.rank))
+    return [*lead, *(elite for elite in ranked if elite.id not in steady)]
 
 
 def certified(executor: Executor, elites: Sequence[Elite], notes: list[str]) -> tuple[Certificate, Elite]:
