@@ -36,25 +36,22 @@ from .memory import CanaryStart, Due, Evolving, Memory, ShadowStart
 from .observer import Observer
 from .recalibration import recalibrate, with_limits
 from .recall import alike
+from .repertoire import KNOWN_LOOKS, Repertoire
 from .rollout import Evidence, Rollout
 from .settings import WatchSettings
 from .state import RolloutState, Stage
-from .window import OPEN, SlidingWindow, Window, WindowError
+from .window import SlidingWindow, Window, WindowError
 
 __all__ = ["Controller", "ControllerError"]
 
 logger = logging.getLogger("autopoiesis.online")
 
-MAX_WARM_START = 12
-"""Policies that an evolution starts from besides the contract's baselines."""
 TRAIN = 0.75
 """Share of a window's requests to evolve on. What came later judges, and goes on coming while the evolution runs."""
 WORTH = 0.03
 """Gain below which a candidate that is not better beyond noise is not waited for: other answers could be sought meanwhile."""
 LOOKS = 2
 """How often a policy is compared with the active one on a growing stretch of telemetry before it is given up."""
-KNOWN_LOOKS = 3
-"""How often the known policies are, half a window apart, before only evolution is left."""
 
 
 class ControllerError(AutopoiesisError):
@@ -106,6 +103,9 @@ class Controller(AbstractContextManager["Controller"]):
         self.calibration = self.memory.calibration(with_limits(calibration, rollout.channel.engines()))
         self._wall_s = wall_s
         self._lock: IO[str] | None = None
+        self.repertoire = Repertoire(
+            contract, rollout, store, self.memory, self.known, self.settings.drift, self._evidence
+        )
         self.lookout = Lookout(self.observer, self.memory, self.settings, lambda: self._runs() > 0)
         self._begun = False
         """Whether the known policies were compared on what is remembered."""
@@ -235,68 +235,32 @@ class Controller(AbstractContextManager["Controller"]):
     # answering with what is known
 
     def _begin_with_known(self, state: RolloutState) -> str | None:
-        """Let the best of the known policies decide from the first request on, if one was better on all that is remembered of
-        past work; None if none was, or nothing is remembered, or something has been decided here before."""
+        """Let a known policy decide from the first request on, if one was better on all that is remembered of past work; None
+        if none was, or something has been decided here before."""
         busiest = self.observer.busiest()
         if busiest is None:
             return None  # no engine is there yet
         self._begun = True
-        fresh = state.active is None and not state.history and not state.frozen and self.memory.due() is None
-        windows = self.memory.remembered() if fresh and self.lookout.reference is None else {}
-        if not windows:
+        untouched = state.active is None and not state.history and not state.frozen
+        if not untouched or self.memory.due() is not None or self.lookout.reference is not None:
             return None
-        traces = [window.trace() for window in windows.values()]
-        found = self._compare_known(traces, state, "remembered", looks=1)
+        found = self.repertoire.best_on_remembered(self._policy(None), state.quarantined)
         return None if found is None else self._decide_with_known(*found, busiest.engine, busiest.now_us)
 
     def _answer_with_known(self, due: Due, state: RolloutState) -> str | None:
-        """Let the best of the known policies decide at once, if one is better since the change; None if none is.
-
-        It is compared on what came since, and on remembered windows of like work, which also tell what unfinished answers will
-        cost; without any it waits until few are unfinished. That the best of several is picked after several looks is paid for in
-        the width of the intervals. Some policies may once have been evolved on what is remembered, so what came since, on which
-        none was, must not speak against the best.
-        """
+        """Let a known policy decide at once, if one is better since the change; None if none is, or it is too early to tell."""
         seen = self.observer.named(due.engine)
         if seen is None or due.looks >= KNOWN_LOOKS or seen.now_us < due.next_look_us:
             return None
         since = seen.between(due.since_us, seen.last_us)
-        if len(since) < self.settings.drift.min_requests:
-            return None
-        like = alike(since, self.memory.remembered(), self.settings.drift.effects.lengths)
-        if float(np.mean(since.unfinished)) > OPEN and not like:
+        like = self.repertoire.like(since)
+        if like is None:
             return None
         next_look_us = seen.now_us + round(self.settings.window_s * 5e5)
         self.memory.keep_due(replace(due, looks=due.looks + 1, next_look_us=next_look_us))
         self._recalibrate(since)
-        came = since.completed(list(like.values())).trace()
-        traces = [came, *(window.trace() for window in like.values())]
-        found = self._compare_known(traces, state, "known", looks=KNOWN_LOOKS)
-        if found is None:
-            return None
-        if like:
-            (fresh,) = self._evidence([came], [found[0]], self._policy(state.active), looks=KNOWN_LOOKS)
-            self.rollout.note("evidence", found[0].digest, stage="since the change", **fresh.to_json())
-            if fresh.worse:
-                return None
-        return self._decide_with_known(*found, due.engine, due.since_us)
-
-    def _compare_known(
-        self, traces: Sequence[Trace], state: RolloutState, stage: str, *, looks: int
-    ) -> tuple[Policy, Evidence] | None:
-        """The known policy that is surest to be better than the active one, if any is."""
-        active = self._policy(state.active)
-        policies = {
-            policy.digest: policy
-            for policy in self._repertoire()
-            if policy.digest != active.digest and policy.digest not in state.quarantined
-        }
-        if not policies:
-            return None
-        found = self._evidence(traces, list(policies.values()), active, looks=looks)
-        best, evidence = max(zip(policies.values(), found, strict=True), key=lambda pair: pair[1].ci95[0])
-        self.rollout.note("evidence", best.digest, stage=stage, among=len(policies), **evidence.to_json())
-        return (best, evidence) if evidence.better else None
+        found = self.repertoire.best_since(since, like, self._policy(state.active), state.quarantined)
+        return None if found is None else self._decide_with_known(*found, due.engine, due.since_us)
 
     def _decide_with_known(self, best: Policy, evidence: Evidence, engine: str, since_us: int) -> str:
         refusal = self._certify_and_propose(best)
@@ -308,11 +272,6 @@ class Controller(AbstractContextManager["Controller"]):
         self._begin_canary()
         self.rollout.start_canary(evidence)
         return f"canary: {best.digest[:12]}, known and {evidence.reduction:.0%} better"
-
-    def _repertoire(self) -> list[Policy]:
-        """The contract's baselines, the active policy, what the control plane was given, and what was certified last."""
-        texts = [*self.contract.baselines().values(), *self._warm_start()]
-        return [Policy.from_source(text, self.contract) for text in dict.fromkeys(texts)]
 
     def _certify_and_propose(self, candidate: Policy) -> str | None:
         """Every gate again, here: nobody else's word is enough. Says why not, if it does not pass."""
@@ -366,7 +325,7 @@ class Controller(AbstractContextManager["Controller"]):
                 store=self.store,
                 resume=task.run,
                 objectives=self.settings.objectives,
-                warm_start=self._warm_start(),
+                warm_start=self.repertoire.texts(),
                 certify=False,
                 progress=progress,
             )
@@ -635,14 +594,6 @@ class Controller(AbstractContextManager["Controller"]):
         if digest is None:
             return Policy.from_source(next(iter(self.contract.baselines().values())), self.contract)
         return Policy.from_source(self.rollout.source(digest), self.contract)
-
-    def _warm_start(self) -> list[str]:
-        """The active policy, what the control plane was given, then what was certified last, newest first."""
-        state = self.rollout.state
-        texts = [self.rollout.source(state.active)] if state.active is not None else []
-        texts += [policy.source for policy in self.known]
-        texts += [source for _, source in reversed(self.store.certified(self.contract.digest))]
-        return list(dict.fromkeys(texts))[:MAX_WARM_START]
 
     def _runs(self) -> int:
         """Evolutions begun on this channel: each has a seed of its own."""
