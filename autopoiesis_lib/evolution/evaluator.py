@@ -116,7 +116,7 @@ class SimulationEvaluator:
 
     def measure(self, policy: Policy, window: Window, *, samples: bool = False) -> Sequence[Measurement]:
         """Replay the traces of a window to their end."""
-        return [self._measurement(self.replay(policy, trace), samples) for trace in self._windows[window]]
+        return [self.measurement(self.replay(policy, trace), samples=samples) for trace in self._windows[window]]
 
     @cached_property
     def _windows(self) -> Mapping[Window, tuple[Trace, ...]]:
@@ -168,7 +168,8 @@ class SimulationEvaluator:
             **self.notes,
         }
 
-    def _measurement(self, result: SimulationResult, samples: bool) -> Measurement:
+    def measurement(self, result: SimulationResult, *, samples: bool = False) -> Measurement:
+        """The metrics of one replay."""
         metrics = {
             "ttft_mean_us": result.ttft.mean * 1e6,
             "ttft_p50_us": result.ttft.p50 * 1e6,

@@ -35,7 +35,6 @@ from .lookout import Look, Lookout
 from .memory import CanaryStart, Due, Evolving, Memory, ShadowStart
 from .observer import Observer
 from .recalibration import recalibrate, with_limits
-from .recall import alike
 from .repertoire import KNOWN_LOOKS, Repertoire
 from .rollout import Evidence, Rollout
 from .settings import WatchSettings
@@ -220,7 +219,7 @@ class Controller(AbstractContextManager["Controller"]):
         window = None if seen is None else seen.window(since_us=due.since_us, length_s=length_s)
         if window is None:
             return f"watching: evolution waits for {length_s:g} s since the change"
-        like = alike(window, self.memory.remembered(), self.settings.drift.effects.lengths)
+        like = self.repertoire.recalled(window)
         self.memory.remember(window)
         return self._evolve(
             Evolving(
@@ -536,9 +535,8 @@ class Controller(AbstractContextManager["Controller"]):
         return None if before is None or after is None else slowdown(before, after, self.settings.seed)
 
     def _live_times(self, seen: SlidingWindow, start_us: int, length_us: int, digest: str | None) -> LiveTimes | None:
-        window = seen.between(
-            start_us - length_us, start_us + length_us
-        ).completed()  # the first half only fills the queue
+        # The first half only fills the queue.
+        window = seen.between(start_us - length_us, start_us + length_us).completed()
         if len(window) < self.settings.drift.min_requests:
             return None
         replays = replayer(self.contract, [window.trace()], self.calibration, self.settings.slo)
@@ -559,7 +557,7 @@ class Controller(AbstractContextManager["Controller"]):
         return None
 
     def _finish_task(self, task: Evolving) -> None:
-        """The change is answered, unless more of it is to be seen; drift goes on being measured against what showed it."""
+        """The change is answered, unless more of it is to be seen."""
         checked, due = self.memory.checked(), self.memory.due()
         if checked is None or checked[0] != task.window.engine or checked[1] < task.window.end_us:
             self.memory.keep_checked(task.window.engine, task.window.end_us)

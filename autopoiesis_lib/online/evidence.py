@@ -40,9 +40,9 @@ def evidence_on(
     evaluator = replayer(contract, traces, calibration, slo)
 
     def measured(policy: Policy) -> tuple[Sequence[Measurement], NDArray[np.int64]]:
-        admitted = [evaluator.replay(policy, trace).times.scheduled_ns for trace in traces]
-        orders = [np.argsort(times, kind="stable") for times in admitted]
-        return evaluator.measure(policy, "held-out", samples=True), np.concatenate(orders)
+        replays = [evaluator.replay(policy, trace) for trace in traces]
+        orders = [np.argsort(replay.times.scheduled_ns, kind="stable") for replay in replays]
+        return [evaluator.measurement(replay, samples=True) for replay in replays], np.concatenate(orders)
 
     theirs, their_order = measured(active)
     evidence: list[Evidence] = []

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ __all__ = ["WINDOWS", "CanaryStart", "Due", "Evolving", "Memory", "Reference", "
 WINDOWS = "windows"
 """The folder in the state folder that holds what is remembered of past work."""
 REMEMBERED = 32
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _remembered(path: Path, changed_ns: int) -> Window:
+    """A remembered window, read once: while an answer is due they are asked for at every look, and they do not change."""
+    del changed_ns  # but for one that was damaged since
+    return Window.read(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +134,8 @@ class Memory:
         """Settled windows of the past by number, oldest first; what is damaged is left out."""
         found = {}
         for path in self._remembered_paths():
-            with suppress(WindowError):
-                found[int(path.stem)] = Window.read(path)
+            with suppress(WindowError, FileNotFoundError):
+                found[int(path.stem)] = _remembered(path, path.stat().st_mtime_ns)
         return found
 
     def remember(self, window: Window) -> None:

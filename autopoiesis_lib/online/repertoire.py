@@ -51,11 +51,15 @@ class Repertoire:
         texts += [source for _, source in reversed(self._store.certified(self._contract.digest))]
         return list(dict.fromkeys(texts))[:MOST]
 
+    def recalled(self, window: Window) -> dict[int, Window]:
+        """The remembered windows of work like a window's, by number."""
+        return alike(window, self._memory.remembered(), self._drift.effects.lengths)
+
     def like(self, since: Window) -> Mapping[int, Window] | None:
         """The remembered windows of work like this; None while there is too little of it, or nobody can say what it will cost."""
         if len(since) < self._drift.min_requests:
             return None
-        like = alike(since, self._memory.remembered(), self._drift.effects.lengths)
+        like = self.recalled(since)
         return None if float(np.mean(since.unfinished)) > OPEN and not like else like
 
     def best_on_remembered(self, active: Policy, quarantined: Container[str]) -> tuple[Policy, Evidence] | None:
