@@ -39,7 +39,7 @@ class Elite:
     move: str
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def rank(self) -> tuple[float, int]:
         """Lower is better: the fitness, made worse by the size; the earlier candidate wins a tie."""
         return (self.fitness * (1 + SIMPLER * self.size), self.id)

@@ -5,7 +5,9 @@ one of its generation has been screened.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from ..store import CandidateRow, ProposalRow
@@ -13,7 +15,33 @@ from .evaluator import Window
 from .executor import Done, Executor, Failure
 from .work import Judge, Judged, Reference, Screen, Screened, packed
 
-__all__ = ["evaluate"]
+__all__ = ["Pace", "evaluate"]
+
+STUCK = 20.0
+"""A judgement that takes this many times as long as the usual one is stuck."""
+STUCK_S = 2.0
+"""And takes at least this long."""
+KNOWN = 3
+"""Judgements before which nothing is usual; the baselines come first."""
+
+
+class Pace:
+    """How long judgements take, so that in a run of limited time a stuck one (Z3 has loops that its own limits do not reach)
+    does not hold its generation up until the general limit."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=256)
+
+    def add(self, seconds: float) -> None:
+        """One judgement took this long on the clock."""
+        self._seconds.append(seconds)
+
+    def limit(self, usual: float) -> float | None:
+        """Seconds after which a judgement is stuck; None, the `usual` limit, while too little is known or above it."""
+        if len(self._seconds) < KNOWN:
+            return None
+        found = max(STUCK_S, STUCK * median(self._seconds))
+        return found if found < usual else None
 
 
 def evaluate(
@@ -27,11 +55,14 @@ def evaluate(
     regressions: Mapping[str, Sequence[Any]],
     commit: Callable[[CandidateRow], None],
     deadline: float | None = None,
+    time_limit_s: float | None = None,
+    pace: Pace,
 ) -> list[CandidateRow]:
     """Every candidate's row in id order; fewer when the deadline (monotonic seconds) comes first.
 
     `fingerprints` are those of earlier generations, `known` the candidates of this one that were committed before a restart.
-    `commit` is called as soon as a candidate's fate is known, in any order.
+    `commit` is called as soon as a candidate's fate is known, in any order. `time_limit_s` is the limit of a judgement if not the
+    executor's own; `pace` hears how long each took.
     """
     rows: dict[int, CandidateRow] = {row.id: known[row.id] for row in proposals if row.id in known}
     sources = {row.id: row.source for row in proposals}
@@ -64,7 +95,8 @@ def evaluate(
                 continue
             assert isinstance(screened, Screened) and screened.fingerprint is not None
             seen[screened.fingerprint] = number
-            executor.submit(("judge", number), Judge(source=sources[number], reference=reference, cutoffs=cutoffs))
+            job = Judge(source=sources[number], reference=reference, cutoffs=cutoffs)
+            executor.submit(("judge", number), job, time_limit_s)
         if len(rows) == len(order):
             break
         left = None if deadline is None else deadline - time.monotonic()
@@ -78,6 +110,7 @@ def evaluate(
             else:
                 first = screens[number]
                 assert isinstance(first, Screened)
+                pace.add(done.seconds)
                 settle(_judged_row(number, first, done))
     return [rows[number] for number in order if number in rows]
 

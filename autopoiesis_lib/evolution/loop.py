@@ -26,7 +26,7 @@ from .errors import EvolutionError
 from .evaluator import HIGHER_IS_BETTER, Evaluator, Measurement
 from .executor import Executor
 from .fingerprint import Probes
-from .generation import evaluate
+from .generation import Pace, evaluate
 from .result import REJECTIONS, EvolutionResult, Progress
 from .selection import MIGRATION_EVERY, select
 from .starting import evaluator_of, executor_of
@@ -144,6 +144,7 @@ class _Run:
             name: Probes.of(contract, name, evaluator.probes(contract, name)).typical for name in contract.decisions
         }
         self.archive = Archive(self.budget.islands)
+        self.pace = Pace()
         self.rejected = dict.fromkeys(REJECTIONS, 0)
         self.proposed = self.evaluated = self.generation = 0
         self.used = {"tokens": 0.0, "dollars": 0.0}
@@ -204,6 +205,8 @@ class _Run:
                 regressions=regressions,
                 commit=self._committed,
                 deadline=self.deadline,
+                time_limit_s=None if self.deadline is None else self.pace.limit(self.budget.limits.wall_s),
+                pace=self.pace,
             )
             by_id = {row.id: row for row in mine}
             for row in rows:

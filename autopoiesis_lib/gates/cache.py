@@ -58,10 +58,15 @@ class ProofCache:
             return
 
     def _path(self, policy: Policy, rlimit: int, least: bool) -> Path:
-        solver = version("z3-solver")
-        parts = (policy.source, policy.contract.digest, encoder_digest(), solver, str(rlimit), str(least))
+        parts = (policy.source, policy.contract.digest, encoder_digest(), solver_version(), str(rlimit), str(least))
         key = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
         return self._folder / key[:2] / f"{key}.json"
+
+
+@cache
+def solver_version() -> str:
+    """The installed Z3's; looking it up takes longer than reading a kept result."""
+    return version("z3-solver")
 
 
 @cache

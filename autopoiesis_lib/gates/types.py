@@ -6,6 +6,7 @@ costs milliseconds once the server is warm.
 
 import io
 import os
+import re
 import tempfile
 import threading
 import time
@@ -21,7 +22,12 @@ from ..policy import Policy
 from ..units import __all__ as unit_names
 from .verdict import GateResult, Verdict
 
-__all__ = ["TypeCheckerError", "check", "type_errors", "warm"]
+__all__ = ["TypeCheckerError", "check", "check_alike", "type_errors", "warm"]
+
+NUMBER = re.compile(r"\b[0-9][0-9_]*\b")
+SHAPES = 16_384
+"""How many passed shapes of text a process remembers."""
+_passed: dict[tuple[str, str], GateResult] = {}
 
 
 def check(policy: Policy) -> GateResult:
@@ -39,6 +45,30 @@ def check(policy: Policy) -> GateResult:
         seconds=time.perf_counter() - started,
         detail=errors[0] if errors else "mypy --strict",
     )
+
+
+def check_alike(policy: Policy) -> GateResult:
+    """As `check`, but of texts that differ in integers above 1 alone only the first goes to mypy, if it passes.
+
+    In what the policy language admits, mypy looks at the value of an integer in two places: a condition that is a constant (0
+    and 1 are kept apart), and an exponent (texts with one are always checked). For screening; a certificate asks for each text.
+    """
+    if "**" in policy.source:
+        return check(policy)
+    shape = NUMBER.sub(_of_its_kind, policy.source)
+    key = (policy.contract.digest, shape)
+    result = _passed.get(key)
+    if result is None:
+        result = check(policy)
+        if result.verdict is Verdict.PASSED:
+            _passed[key] = result
+            if len(_passed) > SHAPES:
+                del _passed[next(iter(_passed))]
+    return result
+
+
+def _of_its_kind(number: "re.Match[str]") -> str:
+    return number[0] if number[0] in ("0", "1") else "2"
 
 
 def type_errors(text: str, contract: Contract) -> list[str]:

@@ -93,7 +93,9 @@ class SearchProposer:
                 continue
             if chosen != "tune" and rng.random() < 0.3:
                 changed = tuned(changed, rng, sigma, share=None) or changed
-            changed = simplified(within_limit(simplified(changed), bench.palette))
+            simple = simplified(changed)
+            limited = within_limit(simple, bench.palette)
+            changed = simple if limited is simple else simplified(limited)
             if size(changed) > MAX_SIZE or (text := to_source(changed, contract.interface)) == before:
                 continue
             made_from = (parent.id, mate[0].id) if chosen == "crossover" and mate is not None else (parent.id,)
@@ -113,7 +115,9 @@ def fresh_module(contract: Contract, rng: Random, typical: Typical | None = None
 
 def simplified(module: Module) -> Module:
     """The module with every function simplified."""
-    return replace(module, functions={name: simplify(function) for name, function in module.functions.items()})
+    functions = {name: simplify(function) for name, function in module.functions.items()}
+    same = all(functions[name] is function for name, function in module.functions.items())
+    return module if same else replace(module, functions=functions)
 
 
 def _sigma(parent: Parent, rng: Random) -> float:

@@ -87,9 +87,19 @@ def with_function(module: Module, function: Function) -> Module:
 
 
 def simplify(node: N) -> N:
-    """The tree without operations that do nothing: folded constants, neutral elements, branches that cannot differ."""
-    changes: dict[str, Any] = {name: _simplified(getattr(node, name)) for name in PARTS[type(node)]}
-    result: Node = replace(node, **changes)
+    """The tree without operations that do nothing: folded constants, neutral elements, branches that cannot differ.
+
+    What was simple comes back as it is.
+    """
+    changes: dict[str, Any] = {}
+    for name in PARTS[type(node)]:
+        value = getattr(node, name)
+        changed = _simplified(value)
+        if changed is not value:
+            changes[name] = changed
+    result: Node = replace(node, **changes) if changes else node
+    if not isinstance(result, (Binary, MinMax, Cond, If)):
+        return result  # type: ignore[return-value]
     match result:
         case Binary(op, Const(a), Const(b)) if op in "+-*" or (op == "//" and b != 0):
             value = {"+": a + b, "-": a - b, "*": a * b, "//": a // b if b else 0}[op]
@@ -128,7 +138,8 @@ def _simplified(value: object) -> object:
     if isinstance(value, Node):
         return simplify(value)
     if isinstance(value, tuple) and value and isinstance(value[0], Node):
-        return tuple(simplify(item) for item in value)
+        parts = tuple(simplify(item) for item in value)
+        return value if all(x is y for x, y in zip(parts, value, strict=True)) else parts
     return value
 
 

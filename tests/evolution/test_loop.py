@@ -172,6 +172,17 @@ def test_a_misbehaving_evaluation_costs_only_its_own_candidate(tmp_path: Path, d
 
 
 @pytest.mark.slow
+def test_in_a_run_of_limited_time_a_stuck_candidate_is_told_by_how_long_others_take(tmp_path: Path) -> None:
+    """One hung proof once held a generation up for half of a minute's run: the limit of a job is a minute."""
+    budget = Budget(seconds=25.0, generation_size=8)
+    result = run(tmp_path / "s.db", workload=Misbehaving(deed="loop"), budget=budget, executor="local", workers=2)
+    lost = [row for row in Store.open(tmp_path / "s.db").candidates(result.run) if row.verdict == "UNKNOWN"]
+    assert len(lost) >= 2
+    assert {row.detail.partition(":")[0] for row in lost} <= {"time", "cpu"}
+    assert any("stopped by the clock" in note for note in result.notes)
+
+
+@pytest.mark.slow
 def test_what_a_killed_worker_started_dies_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPOIESIS_TEST_MARK", str(tmp_path))  # inherited by workers and by whatever they start
 

@@ -1,12 +1,16 @@
 """The types gate: mypy is an opinion of its own, and nothing in a text can silence it."""
 
 from collections.abc import Callable
+from random import Random
 
 import pytest
 from autopoiesis_contracts.admission import Admission
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
+from autopoiesis_lib import Policy
 from autopoiesis_lib.gates import types
+from autopoiesis_lib.language.python import to_source
+from autopoiesis_lib.synthesis.search import fresh_module
 
 Text = Callable[[str], str]
 
@@ -47,3 +51,43 @@ def test_policies_of_several_contracts_are_checked_by_turns(contract: RequestOrd
             for text in each.baselines().values():
                 assert types.type_errors(text, each) == []
         assert types.type_errors(contract.baselines()["fcfs"].replace("waited_us", "foo"), contract)
+
+
+def test_texts_that_differ_in_large_constants_alone_share_a_verdict_and_no_others_do(
+    contract: RequestOrdering, ordering: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = types.type_errors
+    monkeypatch.setattr(types, "type_errors", lambda text, of: [asked.append(text), real(text, of)][1])
+    monkeypatch.setattr(types, "_passed", {})
+
+    def went_to_mypy(expression: str) -> bool:
+        before = len(asked)
+        assert types.check_alike(Policy.from_source(ordering(expression), contract)).verdict.green
+        return len(asked) > before
+
+    assert went_to_mypy("request.waited_us - request.priority * 1_000")
+    assert not went_to_mypy("request.waited_us - request.priority * 77")
+    assert went_to_mypy("request.waited_us - request.priority * 1")
+    assert went_to_mypy("request.waited_us - request.num_output_tokens * 77")
+    assert went_to_mypy("request.priority ** 2")
+    assert went_to_mypy("request.priority ** 3")
+
+
+def test_a_shape_that_mypy_refused_is_asked_again(
+    contract: RequestOrdering, ordering: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(types, "_passed", {})
+    good = Policy.from_source(ordering("request.waited_us * 7"), contract)
+    with monkeypatch.context() as broken:
+        broken.setattr(types, "type_errors", lambda text, of: ["line 1: no"])
+        assert not types.check_alike(good).verdict.green
+    assert types.check_alike(good).verdict.green
+
+
+def test_sharing_never_answers_otherwise_than_mypy(contract: RequestOrdering) -> None:
+    draw = Random(7)
+    for _ in range(60):
+        text = to_source(fresh_module(contract, draw), contract.interface)
+        policy = Policy.from_source(text, contract)
+        assert types.check_alike(policy).verdict is types.check(policy).verdict
