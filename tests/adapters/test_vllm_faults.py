@@ -238,6 +238,7 @@ def test_an_exception_in_our_own_code_never_reaches_the_engine(bench: Bench, whe
     def inject(_bench: Bench) -> None:
         if where == "begin_step":
             side.queue.unsettled = Unreadable()
+            side.due = True
         elif where == "telemetry":
             side._record = raising
         elif where == "read_engine":

@@ -55,7 +55,7 @@ class QueueAgainstList(RuleBasedStateMachine):
         self.running: list[Any] = []
         assumptions = compiled_assumptions()
         self.columns = WaitingColumns(Waiting, lambda _: 0, self.stamp, assumptions, capacity=2)
-        self.governor = Governor(self.columns, assumptions, self.read_engine)
+        self.governor = Governor(self.columns, assumptions, self.read_engine, lambda: self.now_us)
         self.queue = PolicyQueue(self.columns, ArrivalOrder(), self.governor.choose)
         self.engine_row: tuple[int, ...] = ()
 
@@ -80,7 +80,7 @@ class QueueAgainstList(RuleBasedStateMachine):
     def step(self, ticks: int) -> None:
         self.now_us += ticks
         self.queue.peeked = None
-        self.governor.begin_pass(self.now_us)
+        self.governor.end_pass()
 
     @rule(policy=st.sampled_from(POLICIES))
     def swap(self, policy: str | None) -> None:

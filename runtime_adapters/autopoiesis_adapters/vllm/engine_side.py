@@ -86,7 +86,7 @@ class EngineSide:
         "_admissions",
         "_awaiting_first_token",
         "_clock_behind_us",
-        "_lever_fallbacks",
+        "_fallbacks",
         "_levers_awake",
         "_next_seq",
         "_now_us",
@@ -98,8 +98,10 @@ class EngineSide:
         "_step_ns",
         "_steps",
         "_steps_at",
+        "busy",
         "clock_ns",
         "columns",
+        "due",
         "governor",
         "queue",
         "telemetry",
@@ -118,9 +120,14 @@ class EngineSide:
         self._now_us = 0
         self._steps = 0
         self._step_ns = 0
+        self.busy = False
+        """Whether `end_step` has more to do than to record the step."""
+        self.due = False
+        """Whether `begin_step` has anything to do: where nothing was left over it is not called."""
         self._levers_awake = False
         """Whether a lever other than the ordering may have something to do."""
-        self._lever_fallbacks = 0
+        self._fallbacks = 0
+        """Of all seats, as the step records tell them."""
         self._awaiting_first_token: Sequence[Any] = ()
         self._record, self._record_request = self.telemetry.steps.put, self.telemetry.requests.append
         self._record_arrival = self.telemetry.arrivals.append
@@ -139,12 +146,14 @@ class EngineSide:
             self.columns,
             assumptions,
             engine_reader(engine_names, self.read_engine),
+            self._begin_picks,
             lambda: self.queue.builtin_slot(),
             deadline_ns=settings.deadline_us * 1_000,
             disabled=settings.disable,
         )
         by_priority = getattr(getattr(scheduler, "policy", None), "value", "fcfs") == "priority"
         self.queue = PolicyQueue(self.columns, PriorityOrder() if by_priority else ArrivalOrder(), self.governor.choose)
+        self.queue.on_unsettled = self._wake
         self.seats: dict[str, Seat[Any]] = {ORDERING: self.governor}
         """The levers this engine has, by policy type."""
         loads = {ORDERING: load, **levers_loads(scheduler, settings)}
@@ -167,8 +176,6 @@ class EngineSide:
                 scheduler, checks, read, self.oldest_waited_us, deadline_ns, disabled=settings.disable
             )
             self._levers.append(self.victims)
-        for lever in self._levers:
-            lever.wake = self._wake
         self.seats |= {lever.contract: lever for lever in self._levers}
         parallel = getattr(scheduler, "parallel_config", None)
         self.watcher = Watcher(
@@ -185,17 +192,19 @@ class EngineSide:
         self.watcher.limits = limits_of(scheduler, self._total_blocks)
         for seat in self.seats.values():
             seat.report = self.watcher.faults.put
+            seat.wake = self._wake
 
     def stamp(self, request: Any) -> RequestClock:
         """Give a request its microsecond stamp and sequence number. Once in its life: a second call changes nothing."""
         clock: RequestClock | None = getattr(request, "autopoiesis_clock", None)
         if clock is None:
-            self._next_seq += 1
-            clock = request.autopoiesis_clock = RequestClock(self._read_clock(), self._next_seq)
+            now_us = self.clock_ns() // 1_000 + self._clock_behind_us
+            if now_us < self._now_us:
+                now_us = self._read_clock()
+            self._next_seq = seq = self._next_seq + 1
+            clock = request.autopoiesis_clock = RequestClock(now_us, seq)
             try:
-                self._record_arrival(
-                    clock.seq, clock.stamp_us, request.num_prompt_tokens, request.max_tokens, request.priority
-                )
+                self._record_arrival(seq, now_us, request.num_prompt_tokens, request.max_tokens, request.priority)
             except Exception as error:
                 self.governor.drop("adapter", f"{type(error).__name__}: {error}")
         return clock
@@ -207,62 +216,59 @@ class EngineSide:
             self.columns.reread(request)
 
     def begin_step(self) -> None:
-        """One clock read, the swap if one is due, a fresh view. Never raises."""
+        """What a step finds to do before vLLM's own, when `due`. Never raises."""
         started = perf_counter_ns()
         try:
-            now_us = self.clock_ns() // 1_000 + self._clock_behind_us
-            if now_us < self._now_us:
-                now_us = self._read_clock()
-            self._now_us = now_us
-            queue = self.queue
-            queue.peeked = None  # what was on top may not be any more
-            governor = self.governor
-            governor.now_us = now_us
-            governor.dropped = governor.snapshot = False
-            if governor.pending is not None or governor.candidate:
-                governor.begin_pass(now_us)
+            # What another thread wakes comes after this line or is seen in what follows: it is not slept through.
+            self.due = False
+            now_us = self._read_clock()
             if self._levers_awake:
+                self.due = self.busy = True
                 for lever in self._levers:
                     if not lever.idle:
                         lever.begin_pass(now_us)
             if self._awaiting_first_token:
                 self._note_first_tokens(now_us)
-            if queue.unsettled:
-                queue.settle()
-            self._steps = steps = self._steps + 1
-            if not steps % WATCHER_CHECK_STEPS and not self.watcher.alive:
-                governor.counters["watcher_restarts"] += 1
-                self.watcher.start()
+            if self.queue.unsettled:
+                self.queue.settle()
+                self.due = True
         except Exception as error:
-            self.governor.drop("adapter", f"{type(error).__name__}: {error}")
+            self.governor.give_up_pass("adapter", f"{type(error).__name__}: {error}")
         self._step_ns = perf_counter_ns() - started
 
     def end_step(self, output: Any) -> None:
-        """Record the step. Never raises."""
-        started = perf_counter_ns()
+        """Record the step, and leave nothing of it to the next. Never raises."""
+        started = self.clock_ns()
         try:
-            queue = self.queue
-            admitted = self._note_admissions(queue) if queue.popped else 0
+            now_us = started // 1_000 + self._clock_behind_us
+            if now_us < self._now_us:
+                now_us = self._read_clock()
+            spent_ns, self._step_ns, admitted = self._step_ns, 0, 0
             preempted = len(output.preempted_req_ids) if output.preempted_req_ids else 0
-            governor = self.governor
-            spent_ns = self._step_ns + governor.step_ns
-            governor.step_ns = 0
-            if self._levers_awake:
-                spent_ns += self._end_passes(preempted)
+            if self.busy:
+                admitted = self._end_passes(now_us, preempted)
+                spent_ns, self._step_ns = spent_ns + self._step_ns, 0
+            self._now_us = now_us
             self._record(
                 self._steps_at,
-                self._now_us,
+                now_us,
                 self.columns.n,
                 len(self._scheduler.running),
                 self._pool.free_block_queue.num_free_blocks,
                 output.total_num_scheduled_tokens,
                 admitted,
                 preempted,
-                spent_ns + perf_counter_ns() - started,
-                governor.fallbacks + self._lever_fallbacks,
+                spent_ns + self.clock_ns() - started,
+                self._fallbacks,
             )
+            self._steps = steps = self._steps + 1
+            if not steps % WATCHER_CHECK_STEPS and not self.watcher.alive:
+                self.governor.counters["watcher_restarts"] += 1
+                self.watcher.start()
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
+            self.queue.peeked = None
+            self.governor.end_pass()
 
     def finished(self, request: Any) -> None:
         """A request leaves the engine. Never raises."""
@@ -316,24 +322,45 @@ class EngineSide:
             elif not request.is_finished():
                 still.append(request)
         self._awaiting_first_token = tuple(still)
+        if still:
+            self.due = True
 
-    def _end_passes(self, preempted: int) -> int:
-        """The step is over for the levers; returns the nanoseconds they took."""
-        # An offer from another thread wakes after this line or is seen in `idle` below: it is not slept through.
-        self._levers_awake = False
-        spent_ns = fallbacks = 0
+    def _end_passes(self, now_us: int, preempted: int) -> int:
+        """The end of a step in which somebody was picked or a seat had something to do: how many requests it admitted. Says what
+        is due before the next."""
+        # What another thread wakes comes after these lines or is seen in what follows: it is not slept through.
+        self.busy = False
+        awake, self._levers_awake = self._levers_awake, False
+        queue, governor = self.queue, self.governor
+        admitted = self._note_admissions(queue) if queue.popped else 0
+        spent_ns = governor.step_ns
+        queue.peeked = None  # what was on top may not be any more
+        governor.end_pass()
+        if governor.pending is not None or governor.candidate:
+            governor.begin_pass(now_us)
+        fallbacks = governor.fallbacks
         for lever in self._levers:
             fallbacks += lever.fallbacks
-            if not lever.idle:
+            if awake and not lever.idle:
                 spent_ns += lever.step_ns
                 lever.end_pass(preempted)
             if not lever.idle:
-                self._levers_awake = True
-        self._lever_fallbacks = fallbacks
-        return spent_ns
+                self._wake()
+        self._step_ns, self._fallbacks = spent_ns, fallbacks
+        if governor.candidate:
+            self.busy = True
+        if self._awaiting_first_token or queue.unsettled:
+            self.due = True
+        return admitted
+
+    def _begin_picks(self) -> int:
+        """Somebody is about to be picked: there will be something to do when the step is over. Answers the clock (us)."""
+        self.busy = True
+        return self._read_clock()
 
     def _wake(self) -> None:
         self._levers_awake = True
+        self.busy = self.due = True
 
     def now_us(self) -> int:
         """The engine's clock as requests are stamped with it. Safe from any thread."""

@@ -33,19 +33,21 @@ class Governor(Seat[VerifiedPolicy]):
         columns: the waiting requests.
         assumptions: what must hold of them and of the engine.
         read_engine: longest wait (us) -> the engine row in declared order; called once a pass.
+        begin: told of the first pick of a pass; answers the engine's clock (us).
         builtin_slot: the slot the built-in order would serve; what a shadow beside it is compared with.
         deadline_ns: a decision that takes longer is late.
         late_limit: late decisions in a row after which the policy is taken out.
         disabled: the kill switch.
     """
 
-    __slots__ = ("_picking", "columns", "read_engine")
+    __slots__ = ("_begin", "_picking", "begun", "columns", "read_engine")
 
     def __init__(
         self,
         columns: WaitingColumns,
         assumptions: Assumptions,
         read_engine: Callable[[int], tuple[int, ...]],
+        begin: Callable[[], int],
         builtin_slot: Callable[[], int] = lambda: BUILT_IN,
         deadline_ns: int = 10_000_000,
         late_limit: int = 3,
@@ -55,6 +57,9 @@ class Governor(Seat[VerifiedPolicy]):
         self.columns = columns
         self.assumptions = assumptions
         self.read_engine = read_engine
+        self._begin = begin
+        self.begun = False
+        """Whether somebody has been picked in this pass, or it was given up before: what may change has changed."""
         self.builtin_slot = builtin_slot
         self._oldest_stamp = 0
         self._shadow_late = 0
@@ -67,8 +72,10 @@ class Governor(Seat[VerifiedPolicy]):
         warm_up_picking(assumptions)
 
     def choose(self) -> int:
-        """The slot to serve next, or `BUILT_IN`. Never raises."""
+        """The slot to serve next, or `BUILT_IN`. Never raises. The first pick after `end_pass` begins the next pass."""
         started = perf_counter_ns()
+        if not self.begun:
+            self._begin_pass()
         policy, picking = self.active, self._picking
         if picking is None or picking.policy is not policy or self.shadow is not None or self.dropped or self.disabled:
             return self._choose_by_steps(started)
@@ -112,6 +119,26 @@ class Governor(Seat[VerifiedPolicy]):
             self._compare(shadow, slot)
         self.step_ns += perf_counter_ns() - started
         return slot
+
+    def end_pass(self) -> None:
+        """The step is over: the next pick sees the engine anew."""
+        self.begun = self.dropped = self.snapshot = False
+        self.step_ns = 0
+
+    def give_up_pass(self, kind: str, detail: str) -> None:
+        """Leave the pass that is about to begin to the built-in order."""
+        self.begun = True
+        self.drop(kind, detail)
+
+    def _begin_pass(self) -> None:
+        self.begun = True
+        self.dropped = self.snapshot = False
+        try:
+            self.now_us = now_us = self._begin()
+            if self.pending is not None or self.candidate:
+                self.begin_pass(now_us)
+        except Exception as error:
+            self.drop("adapter", f"{type(error).__name__}: {error}")
 
     def give_up(self, kind: str, detail: str) -> int:
         """Drop to the built-in order for the rest of this pass, with the state of the queue; answers `BUILT_IN`."""

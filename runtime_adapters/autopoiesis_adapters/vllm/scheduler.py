@@ -24,7 +24,10 @@ class PolicyScheduler:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._vllm_schedule: Callable[..., Any] = super().schedule  # type: ignore[misc]  # looked up once, not each step
+        vllm: Any = super()  # looked up once, not each step
+        self._vllm_schedule: Callable[..., Any] = vllm.schedule
+        self._vllm_add_request: Callable[..., Any] = vllm.add_request
+        self._vllm_free_request: Callable[..., Any] = vllm._free_request
         try:
             self.autopoiesis = attach(self)
         except SettingsError:
@@ -36,8 +39,8 @@ class PolicyScheduler:
         """Hand the request to vLLM; it is stamped with the engine's clock, once in its life, by our queue or else here."""
         side = self.autopoiesis
         if side is None:
-            return super().add_request(request, *args, **kwargs)  # type: ignore[misc]
-        answer = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
+            return self._vllm_add_request(request, *args, **kwargs)
+        answer = self._vllm_add_request(request, *args, **kwargs)
         if not hasattr(request, "autopoiesis_clock"):
             side.stamp(request)  # vLLM keeps it elsewhere for now, where it waits all the same
         if getattr(request, "resumable", False):
@@ -49,7 +52,8 @@ class PolicyScheduler:
         side = self.autopoiesis
         if side is None:
             return self._vllm_schedule(*args, **kwargs)
-        side.begin_step()
+        if side.due:
+            side.begin_step()
         output = self._vllm_schedule(*args, **kwargs)
         side.end_step(output)
         return output
@@ -57,7 +61,7 @@ class PolicyScheduler:
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         if self.autopoiesis is not None:
             self.autopoiesis.finished(request)
-        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+        return self._vllm_free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:
         """Stop our thread, then vLLM's own shutdown."""

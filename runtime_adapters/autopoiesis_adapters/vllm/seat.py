@@ -156,7 +156,7 @@ class Seat(Generic[P]):
         self.disabled = disabled
         """The kill switch: every decision is the built-in rule's, whatever is loaded."""
         self.wake: Callable[[], None] = lambda: None
-        """Called from any thread when something is offered."""
+        """Called when something is offered, from any thread, and when something was dropped."""
         self.report: Callable[[Fault], None] = lambda _fault: None
         """Told of every fault that quarantines, and of the first of each kind otherwise; must not block."""
         self.step_ns = 0
@@ -222,6 +222,7 @@ class Seat(Generic[P]):
         self.fallbacks += 1
         self.counters["fallbacks"] += 1
         self.counters[f"fault:{kind}"] += 1
+        self.wake()
         policy = self.active
         digest = policy.digest if policy is not None else ""
         quarantine = policy is not None and kind not in BLAMELESS

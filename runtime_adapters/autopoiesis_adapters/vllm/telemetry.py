@@ -86,8 +86,9 @@ class Ring:
     def __init__(self, fields: Sequence[str], capacity: int) -> None:
         self.fields = tuple(fields)
         self._capacity = capacity
-        # Row k lies at k modulo the length.
-        self._rows: Int64s = np.zeros((capacity + SLACK, len(self.fields)), np.int64)
+        # Row k lies at k modulo the length. Written once, or the kernel would find memory for it page by page while steps wait.
+        self._rows: Int64s = np.empty((capacity + SLACK, len(self.fields)), np.int64)
+        self._rows.fill(0)
         self._words = np.array([self._rows.ctypes.data, len(self._rows), 0], np.int64)
         self.put = _put(len(self.fields))
         """`put(at, *row)` writes one row of ints; `OverflowError` or `TypeError` when one of them is not an int64, and nothing is

@@ -22,7 +22,7 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
     """
 
     # What a step reads lies together (see `EngineSide`).
-    __slots__ = ("_choose", "_columns", "_order", "gate", "on_pop", "peeked", "popped", "unsettled")
+    __slots__ = ("_choose", "_columns", "_order", "gate", "on_pop", "on_unsettled", "peeked", "popped", "unsettled")
 
     def __init__(self, columns: WaitingColumns, order: BuiltinOrder, choose: Callable[[], int]) -> None:
         self._columns = columns
@@ -33,6 +33,8 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self.gate: Callable[[], None] | None = None
         """Called whenever vLLM asks whether anybody waits, which it does before each admission."""
         self.on_pop: Callable[[Request], None] | None = None
+        self.on_unsettled: Callable[[], None] | None = None
+        """Told of a request in `unsettled`."""
         # Whether there are any is asked every step: of `()`, which is one object in all of Python and never far away.
         self.popped: Sequence[Request] = ()
         """Requests handed out since the owner last set it to `()`: admitted in this step, or skipped by vLLM."""
@@ -81,6 +83,8 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self.peeked = None
         if getattr(request, "num_stale_output_tokens", 0):
             self.unsettled = (*self.unsettled, request)
+            if self.on_unsettled is not None:
+                self.on_unsettled()
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         """One after the other to the front, as a deque's `extendleft` does."""
