@@ -150,6 +150,8 @@ class _Run:
         self.used = {"tokens": 0.0, "dollars": 0.0}
         """What the language models have used, by the proposals' own account."""
         self.notes: list[str] = []
+        self.by_clock: list[int] = []
+        """Candidates whose fate the clock decided."""
 
     def execute(self, executor: Executor) -> EvolutionResult:
         """The whole run."""
@@ -295,7 +297,7 @@ class _Run:
         if row.detail.startswith("raised: EncoderBug"):
             self.notes.append(f"candidate {row.id}: {row.detail}; please report it")
         if BY_CLOCK in row.detail or row.detail.startswith("time:"):
-            self.notes.append(f"candidate {row.id} was {BY_CLOCK}: the same seed may give another run")
+            self.by_clock.append(row.id)
 
     def _regressions(self) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
@@ -329,6 +331,11 @@ class _Run:
                 certificate.digest, policy.digest, self.contract.digest, certificate.model_dump_json()
             )  # fmt: skip
         examples = self.archive.counterexamples
+        if self.by_clock:
+            shown = ", ".join(str(number) for number in self.by_clock[:6]) + (", ..." if len(self.by_clock) > 6 else "")
+            self.notes.append(
+                f"{len(self.by_clock)} candidates ({shown}) were {BY_CLOCK}: the same seed may give another run"
+            )
         return EvolutionResult(
             run=self.id,
             contract=self.contract.contract_name,

@@ -196,3 +196,41 @@ def test_settings_come_from_additional_config(model: Path, tmp_path: Path) -> No
     bench.scheduler.shutdown()
     status = json.loads((tmp_path / "engines" / "engine-0.json").read_text())
     assert status["digest"] is None
+
+
+def test_a_swap_is_taken_in_a_step_that_picks_nobody(model: Path) -> None:
+    """The clock and the swap wait for the first pick of a step; a step without one must not leave the swap waiting."""
+    bench = policy_bench(vllm_config(model, max_num_seqs=1))
+    bench.add([request("running", output=40)])
+    bench.step()
+    side = bench.scheduler.autopoiesis
+    policy = verified("shortest-prompt-aging")
+    side.governor.offer(policy, side.now_us())
+    assert side.governor.active is None
+    bench.step()
+    assert side.governor.active is policy
+
+
+def test_a_step_with_nothing_left_over_is_recorded_and_no_more(model: Path) -> None:
+    bench = policy_bench(vllm_config(model, max_num_seqs=1))
+    bench.add([request("running", output=40)])
+    for _ in range(3):
+        bench.step()
+    side = bench.scheduler.autopoiesis
+    assert not side.due and not side.busy
+    before = len(side.telemetry.snapshot().steps["at_us"])
+    for _ in range(5):
+        bench.step()
+        assert not side.due and not side.busy
+    at = side.telemetry.snapshot().steps["at_us"]
+    assert len(at) == before + 5 and (at[1:] > at[:-1]).all()
+
+
+def test_what_was_dropped_outside_of_a_step_is_in_the_record_of_the_next(model: Path) -> None:
+    bench = policy_bench(vllm_config(model, max_num_seqs=1))
+    bench.add([request("running", output=40)])
+    for _ in range(3):
+        bench.step()
+    bench.scheduler.autopoiesis.governor.drop("adapter", "a bug of our own")
+    bench.step()
+    assert bench.scheduler.autopoiesis.telemetry.snapshot().steps["fallbacks"].tolist()[-2:] == [0, 1]
