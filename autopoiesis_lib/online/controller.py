@@ -29,17 +29,17 @@ from ..simulation.workload import Workload
 from ..store import Store
 from ..synthesis import Proposer
 from .drift import describe
-from .evidence import evidence_on, replayer
-from .guard import LiveTimes, Slowdown, ended_by_engine, fallbacks_of, live_times, slowdown, tripped
+from .evidence import Judge
 from .lookout import Look, Lookout
-from .memory import CanaryStart, Due, Evolving, Memory, ShadowStart
+from .memory import Due, Evolving, Memory, ShadowStart
 from .observer import Observer
 from .recalibration import recalibrate, with_limits
 from .repertoire import KNOWN_LOOKS, Repertoire
 from .rollout import Evidence, Rollout
 from .settings import WatchSettings
 from .state import RolloutState, Stage
-from .window import SlidingWindow, Window, WindowError
+from .trial import Trial
+from .window import Window, WindowError
 
 __all__ = ["Controller", "ControllerError"]
 
@@ -47,10 +47,6 @@ logger = logging.getLogger("autopoiesis.online")
 
 TRAIN = 0.75
 """Share of a window's requests to evolve on. What came later judges, and goes on coming while the evolution runs."""
-WORTH = 0.03
-"""Gain below which a candidate that is not better beyond noise is not waited for: other answers could be sought meanwhile."""
-LOOKS = 2
-"""How often a policy is compared with the active one on a growing stretch of telemetry before it is given up."""
 
 
 class ControllerError(AutopoiesisError):
@@ -99,16 +95,32 @@ class Controller(AbstractContextManager["Controller"]):
         self.canary_observer = (
             Observer(rollout.canary_channel.root, self.settings.window_s) if separate else self.observer
         )
-        self.calibration = self.memory.calibration(with_limits(calibration, rollout.channel.engines()))
-        self._wall_s = wall_s
+        limited = self.memory.calibration(with_limits(calibration, rollout.channel.engines()))
+        self._judge = Judge(contract, rollout, self.settings, limited)
         self._lock: IO[str] | None = None
         self.repertoire = Repertoire(
-            contract, rollout, store, self.memory, self.known, self.settings.drift, self._evidence
+            contract, rollout, store, self.memory, self.known, self.settings.drift, self._judge.evidence
         )
         self.lookout = Lookout(self.observer, self.memory, self.settings, lambda: self._runs() > 0)
+        self._trial = Trial(
+            self._judge,
+            rollout,
+            store,
+            self.memory,
+            self.observer,
+            self.canary_observer,
+            self.lookout,
+            self.settings,
+            wall_s,
+        )
         self._begun = False
         """Whether the known policies were compared on what is remembered."""
         self._said = ""
+
+    @property
+    def calibration(self) -> Calibration:
+        """The engines' latency model and limits as they are known now."""
+        return self._judge.calibration
 
     def __enter__(self) -> Self:
         """Take the channel's lock; the kernel lets go of it when the process dies.
@@ -157,11 +169,11 @@ class Controller(AbstractContextManager["Controller"]):
 
     def _get_ready(self) -> None:
         """Load now what is slow to load (solvers, the type checker, the compiled simulator), not when work has changed."""
-        builtin = self._policy(None)
+        builtin = self._judge.policy(None)
         verify(builtin)
         few = np.arange(4, dtype=np.int64)
         trace = Trace.from_columns(arrival_us=few, num_prompt_tokens=few + 1, num_output_tokens=few + 1, name="ready")
-        self._evidence([trace], [builtin], builtin)
+        self._judge.evidence([trace], [builtin], builtin)
         for policy in self.known:
             policy.native()
 
@@ -175,13 +187,13 @@ class Controller(AbstractContextManager["Controller"]):
         if self.canary_observer is not self.observer:
             self.canary_observer.look()
         state = self.rollout.reconcile()
-        harm = self._harm_of_active(state)
+        harm = self._trial.harm_of_active(state)
         if harm is not None:
             return harm
         if state.stage is Stage.SHADOW:
-            return self._outdated(state) or self._shadow(state)
+            return self._outdated(state) or self._trial.shadow(state)
         if state.stage is Stage.CANARY:
-            return self._canary(state)
+            return self._trial.canary(state)
         if self.memory.evolving:
             return self._evolve(self._interrupted())
         return self._watch(state)
@@ -243,7 +255,7 @@ class Controller(AbstractContextManager["Controller"]):
         untouched = state.active is None and not state.history and not state.frozen
         if not untouched or self.memory.due() is not None or self.lookout.reference is not None:
             return None
-        found = self.repertoire.best_on_remembered(self._policy(None), state.quarantined)
+        found = self.repertoire.best_on_remembered(self._judge.policy(None), state.quarantined)
         return None if found is None else self._decide_with_known(*found, busiest.engine, busiest.now_us)
 
     def _answer_with_known(self, due: Due, state: RolloutState) -> str | None:
@@ -258,7 +270,7 @@ class Controller(AbstractContextManager["Controller"]):
         next_look_us = seen.now_us + round(self.settings.window_s * 5e5)
         self.memory.keep_due(replace(due, looks=due.looks + 1, next_look_us=next_look_us))
         self._recalibrate(since)
-        found = self.repertoire.best_since(since, like, self._policy(state.active), state.quarantined)
+        found = self.repertoire.best_since(since, like, self._judge.policy(state.active), state.quarantined)
         return None if found is None else self._decide_with_known(*found, due.engine, due.since_us)
 
     def _decide_with_known(self, best: Policy, evidence: Evidence, engine: str, since_us: int) -> str:
@@ -268,7 +280,7 @@ class Controller(AbstractContextManager["Controller"]):
         if self.rollout.held(self.rollout.state):
             self.memory.keep_shadow(ShadowStart(candidate=best.digest, engine=engine, since_us=since_us))
             return f"held: {best.digest[:12]} waits for approval"
-        self._begin_canary()
+        self._trial.begin_canary()
         self.rollout.start_canary(evidence)
         return f"canary: {best.digest[:12]}, known and {evidence.reduction:.0%} better"
 
@@ -286,6 +298,16 @@ class Controller(AbstractContextManager["Controller"]):
             return f"no candidate: {short}: {reason}"
         self.rollout.propose(certificate if self.key is None else sign(certificate, self.key))
         return None
+
+    def _outdated(self, state: RolloutState) -> str | None:
+        """Drop the candidate in shadow when work has changed once more: it was evolved for how it was before."""
+        if self.settings.back_to_back or state.frozen or self.rollout.held(state):
+            return None
+        look = self._look_for_change(state)
+        if look.reason is None:
+            return None
+        self.rollout.reject(f"work changed again: {look.reason}")
+        return f"rejected: {(state.candidate or '')[:12]}, because work changed again: {look.reason}"
 
     # evolving
 
@@ -361,12 +383,12 @@ class Controller(AbstractContextManager["Controller"]):
 
     def _recalibrate(self, window: Window) -> None:
         engines = self.rollout.channel.engines()
-        self.calibration = with_limits(self.calibration, engines, window.engine)
+        self._judge.calibration = with_limits(self.calibration, engines, window.engine)
         found = recalibrate(window, self.calibration)
         self.rollout.note("calibrate", detail=str(found), accepted=found.accepted)
         if found.accepted:
-            self.calibration = found.calibration
-            self.memory.keep_calibration(self.calibration)
+            self._judge.calibration = found.calibration
+            self.memory.keep_calibration(found.calibration)
 
     def _mark_busy(self) -> None:
         self.observer.look()
@@ -376,10 +398,10 @@ class Controller(AbstractContextManager["Controller"]):
         """Put the winner into shadow, or the next best when it does not pass the gates here."""
         self.rollout.note("evolved", result.best.digest, run=result.run, seconds=round(result.seconds, 1))
         state = self.rollout.state
-        active = self._policy(state.active)
+        active = self._judge.policy(state.active)
         said = ""
         for candidate in (result.best, *result.runners_up):
-            (evidence,) = self._evidence([workload.held_out], [candidate], active)
+            (evidence,) = self._judge.evidence([workload.held_out], [candidate], active)
             self.rollout.note("evidence", candidate.digest, stage="held-out", **evidence.to_json())
             why = (
                 "it is active already" if candidate.digest == active.digest
@@ -400,162 +422,6 @@ class Controller(AbstractContextManager["Controller"]):
             said = refusal
         return said
 
-    def _evidence(
-        self, traces: Sequence[Trace], candidates: Sequence[Policy], active: Policy, *, looks: int = 1
-    ) -> list[Evidence]:
-        return evidence_on(
-            self.contract, traces, self.calibration, candidates, active,
-            objective=self.settings.objective, slo=self.settings.slo, seed=self.settings.seed, looks=looks,
-        )  # fmt: skip
-
-    # rolling out
-
-    def _outdated(self, state: RolloutState) -> str | None:
-        """Drop the candidate in shadow when work has changed once more: it was evolved for how it was before."""
-        if self.settings.back_to_back or state.frozen or self.rollout.held(state):
-            return None
-        look = self._look_for_change(state)
-        if look.reason is None:
-            return None
-        self.rollout.reject(f"work changed again: {look.reason}")
-        return f"rejected: {(state.candidate or '')[:12]}, because work changed again: {look.reason}"
-
-    def _shadow(self, state: RolloutState) -> str:
-        assert state.candidate is not None
-        short = state.candidate[:12]
-        found = self._kept_evidence(state) or self._look_at_shadow(state)
-        if isinstance(found, str):
-            return found
-        if self.rollout.held(state):
-            return f"held: {short} waits for approval"
-        if state.frozen:
-            return f"frozen: {short} waits"
-        self._begin_canary()
-        self.rollout.start_canary(found)
-        return f"canary: {short}, {found.reduction:.0%} better on what it was not evolved on"
-
-    def _look_at_shadow(self, state: RolloutState) -> Evidence | str:
-        """Candidate against active on all that came since the part it was evolved on; or why there is nothing to do yet.
-
-        What came while it evolved counts at once. When that is too little to tell and the gain is worth waiting for, it looks
-        again after another window, LOOKS times in all; the intervals are widened so that all looks hold together.
-        """
-        assert state.candidate is not None
-        short = state.candidate[:12]
-        start = self.memory.shadow(state.candidate)
-        seen = self.observer.busiest() if start is None else self.observer.named(start.engine)
-        if seen is None:
-            return f"shadow: {short} waits for telemetry"
-        if start is None:  # lost: it is judged on what comes from now on
-            start = ShadowStart(candidate=state.candidate, engine=seen.engine, since_us=seen.now_us)
-            self.memory.keep_shadow(start)
-        since = seen.between(start.since_us, seen.settled_us).completed()
-        if seen.settled_us < start.next_us or len(since) < self.settings.drift.min_requests:
-            return f"shadow: {short} waits for a new window"
-        (evidence,) = self._evidence(
-            [since.trace()], [self._policy(state.candidate)], self._policy(state.active), looks=LOOKS
-        )
-        start = replace(start, looks=start.looks + 1, next_us=since.end_us + round(self.settings.window_s * 1e6))
-        self.memory.keep_shadow(start)
-        self.rollout.note("evidence", state.candidate, stage=str(state.stage), look=start.looks, **evidence.to_json())
-        if evidence.better:
-            return evidence
-        if start.looks < LOOKS and evidence.reduction >= WORTH:
-            return f"shadow: {short}, {evidence.reduction:+.0%}, is looked at again after another window"
-        self.rollout.reject("not better beyond noise on what it was not evolved on")
-        return f"rejected: {short} is not better beyond noise on what it was not evolved on"
-
-    def _canary(self, state: RolloutState) -> str:
-        assert state.candidate is not None and state.since is not None
-        short = state.candidate[:12]
-        start = self.memory.canary() or self._begin_canary()  # lost: the canary's time begins again
-        engines = self.rollout.canary_channel.engines()
-        canary = self.canary_observer.named(start.engine) or self.canary_observer.busiest()
-        served_us = canary.now_us - start.at_us if canary is not None else 0
-        reason = tripped(
-            engines, state.candidate, self.settings.guards, fallbacks_before=start.fallbacks,
-            slower=self._slowdown(canary, start.at_us, state),
-        )  # fmt: skip
-        if reason is not None:
-            self.rollout.roll_back(f"a guard tripped: {reason}", quarantine=True)
-            return f"rolled back: {short}: {reason}"
-        ended = ended_by_engine(engines, state.candidate)
-        if ended is not None:
-            self.rollout.roll_back(ended)
-            return f"rolled back: {short}: {ended}"
-        if served_us < self.settings.canary_s * 1e6:
-            waited = self._wall_s() - start.wall_s
-            if waited > self.settings.canary_timeout_s:
-                self.rollout.roll_back(f"no telemetry for a verdict in {waited:.0f} s")
-                return f"rolled back: {short}: no telemetry for a verdict"
-            return f"canary: {short} has decided for {max(served_us, 0) / 1e6:.0f} s"
-        evidence = self._evidence_on_fresh(state)
-        if evidence is None:
-            return f"canary: {short} waits for a new window"
-        if evidence.worse:
-            self.rollout.roll_back("worse beyond noise on the canary's window")
-            return f"rolled back: {short} is worse beyond noise on the canary's window"
-        if state.frozen:
-            return f"frozen: {short} waits"
-        self.rollout.promote(evidence)
-        return f"promoted: {short}, {evidence.reduction:+.0%} on the canary's window"
-
-    def _evidence_on_fresh(self, state: RolloutState) -> Evidence | None:
-        """Candidate against active on the newest window that nothing has been judged on before."""
-        assert state.candidate is not None
-        window = self.lookout.fresh()
-        if window is None or len(window) < self.settings.drift.min_requests:
-            return None
-        self.memory.keep_checked(window.engine, window.end_us)
-        (evidence,) = self._evidence([window.trace()], [self._policy(state.candidate)], self._policy(state.active))
-        self.rollout.note("evidence", state.candidate, stage=str(state.stage), **evidence.to_json())
-        return evidence
-
-    def _kept_evidence(self, state: RolloutState) -> Evidence | None:
-        """While a candidate waits for a person, its evidence is not gathered again and again."""
-        for row in reversed(self.store.deployments(self.rollout.name)):
-            if row.action in ("propose", "canary"):
-                return None
-            if row.action == "evidence" and row.policy_digest == state.candidate and row.detail["better"]:
-                fields = {name: row.detail[name] for name in Evidence.__dataclass_fields__ if name in row.detail}
-                return Evidence(**{**fields, "ci95": (fields["ci95"][0], fields["ci95"][1])})
-        return None
-
-    def _slowdown(self, seen: SlidingWindow | None, at_us: int, state: RolloutState) -> Slowdown | None:
-        """What the candidate did to live times since `at_us`; None while too little is known."""
-        # Bursts are told from harm only over a stretch that an operator calls long enough.
-        shortest, longest = (round(1e6 * pick(self.settings.window_s, self.settings.canary_s)) for pick in (min, max))
-        length = 0 if seen is None else min(seen.settled_us - at_us, longest)
-        if seen is None or length < shortest:
-            return None
-        before, after = (
-            self._live_times(seen, start, length, digest)
-            for start, digest in ((at_us - length, state.active), (at_us, state.candidate))
-        )
-        return None if before is None or after is None else slowdown(before, after, self.settings.seed)
-
-    def _live_times(self, seen: SlidingWindow, start_us: int, length_us: int, digest: str | None) -> LiveTimes | None:
-        # The first half only fills the queue.
-        window = seen.between(start_us - length_us, start_us + length_us).completed()
-        if len(window) < self.settings.drift.min_requests:
-            return None
-        replays = replayer(self.contract, [window.trace()], self.calibration, self.settings.slo)
-        return live_times(window, start_us, self._policy(digest), replays, self.settings.guards.bins)
-
-    def _harm_of_active(self, state: RolloutState) -> str | None:
-        """An engine that quarantined the active policy speaks for all of them."""
-        if state.active is None or state.active in state.quarantined or not state.history:
-            return None
-        for name, status in self.rollout.channel.engines().items():
-            reason = dict(status.get("quarantined") or {}).get(state.active)
-            if reason is not None:
-                why = f"{name} quarantined it: {reason}"
-                if state.stage is not Stage.IDLE:
-                    self.rollout.roll_back("the active policy is being taken out")
-                self.rollout.roll_back(why, quarantine=True)
-                return f"rolled back: {state.active[:12]}: {why}"
-        return None
-
     def _finish_task(self, task: Evolving) -> None:
         """The change is answered, unless more of it is to be seen."""
         checked, due = self.memory.checked(), self.memory.due()
@@ -567,31 +433,12 @@ class Controller(AbstractContextManager["Controller"]):
             self.memory.keep_due(replace(due, rounds=due.rounds + 1))
         self.memory.forget_task()
 
-    def _begin_canary(self) -> CanaryStart:
-        busiest = self.canary_observer.busiest()
-        start = CanaryStart(
-            engine=busiest.engine if busiest is not None else "",
-            at_us=busiest.now_us if busiest is not None else 0,
-            fallbacks=fallbacks_of(self.rollout.canary_channel.engines()),
-            wall_s=self._wall_s(),
-        )
-        self.memory.keep_canary(start)
-        return start
-
     def _interrupted(self) -> Evolving:
         try:
             return self.memory.task()
         except WindowError as error:
             self.memory.forget_task()
             raise ControllerError(f"the interrupted evolution cannot be resumed: {error}; watching goes on") from None
-
-    # policies
-
-    def _policy(self, digest: str | None) -> Policy:
-        """A policy by digest; None is the engine's built-in order, the contract's first baseline."""
-        if digest is None:
-            return Policy.from_source(next(iter(self.contract.baselines().values())), self.contract)
-        return Policy.from_source(self.rollout.source(digest), self.contract)
 
     def _runs(self) -> int:
         """Evolutions begun on this channel: each has a seed of its own."""

@@ -15,9 +15,10 @@ from ..policy import Policy
 from ..simulation.calibration import Calibration
 from ..simulation.result import Slo
 from ..simulation.trace import Trace
-from .rollout import Evidence
+from .rollout import Evidence, Rollout
+from .settings import WatchSettings
 
-__all__ = ["evidence_on", "replayer"]
+__all__ = ["Judge", "evidence_on", "replayer"]
 
 
 def evidence_on(
@@ -68,3 +69,34 @@ def replayer(contract: Contract, traces: Sequence[Trace], calibration: Calibrati
         train=tuple(traces), held_out=tuple(traces), engine=calibration.engine, step_time=calibration.step_time, slo=slo,
         slots=dict(contract.slots), name=traces[0].name,
     )  # fmt: skip
+
+
+class Judge:
+    """Replays on the engine as it is calibrated now.
+
+    Args:
+        rollout: knows the texts of policies.
+    """
+
+    def __init__(self, contract: Contract, rollout: Rollout, settings: WatchSettings, calibration: Calibration) -> None:
+        self._contract, self._rollout, self._settings = contract, rollout, settings
+        self.calibration = calibration
+
+    def evidence(
+        self, traces: Sequence[Trace], candidates: Sequence[Policy], active: Policy, *, looks: int = 1
+    ) -> list[Evidence]:
+        """See `evidence_on`."""
+        return evidence_on(
+            self._contract, traces, self.calibration, candidates, active,
+            objective=self._settings.objective, slo=self._settings.slo, seed=self._settings.seed, looks=looks,
+        )  # fmt: skip
+
+    def replayer(self, traces: Sequence[Trace]) -> SimulationEvaluator:
+        """See the function of that name."""
+        return replayer(self._contract, traces, self.calibration, self._settings.slo)
+
+    def policy(self, digest: str | None) -> Policy:
+        """A policy by digest; None is the engine's built-in order, the contract's first baseline."""
+        if digest is None:
+            return Policy.from_source(next(iter(self._contract.baselines().values())), self._contract)
+        return Policy.from_source(self._rollout.source(digest), self._contract)
