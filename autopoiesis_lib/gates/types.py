@@ -68,7 +68,7 @@ def check_alike(policy: Policy) -> GateResult:
 
 
 def _of_its_kind(number: "re.Match[str]") -> str:
-    return number[0] if number[0] in ("0", "1") else "2"
+    return number[0] if int(number[0].replace("_", "")) < 2 else "2"
 
 
 def type_errors(text: str, contract: Contract) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import AutopoiesisError
 from ..simulation.fitting import MeasuredRequests
-from ..simulation.trace import Trace
+from ..simulation.trace import DEFAULT_PRIORITY, MAX_TOKENS_IN_VIEW, Trace
 from .spool import Segment
 
 __all__ = ["ARRIVAL_COLUMNS", "OPEN", "REQUEST_COLUMNS", "STEP_COLUMNS", "SlidingWindow", "Window", "WindowError"]
@@ -46,8 +46,6 @@ OPEN = 0.05
 """Greatest share of a settled window's requests that are still in the engine."""
 NEIGHBOURS = 5
 """Among how many requests with the nearest prompts it is drawn what an unfinished one will cost."""
-MAX_TOKENS_IN_VIEW = 1_048_576
-DEFAULT_PRIORITY = 8
 
 
 class WindowError(AutopoiesisError):

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from autopoiesis_lib.errors import AutopoiesisError
 
-__all__ = ["DEFAULT_MAX_TOKENS", "MalformedTrace", "Prefixes", "Trace", "TraceError", "TraceFormat"]
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "DEFAULT_PRIORITY",
+    "MAX_TOKENS_IN_VIEW",
+    "MalformedTrace",
+    "Prefixes",
+    "Trace",
+    "TraceError",
+    "TraceFormat",
+]
 
 Ints = NDArray[np.int64]
 TraceFormat = Literal["azure", "mooncake", "vllm-run", "openai", "autopoiesis"]
@@ -23,6 +32,7 @@ length. A trace with longer outputs uses the next power of two above its longest
 
 MAX_TOKENS_IN_VIEW: Final = 1_048_576
 DEFAULT_PRIORITY: Final = 8
+"""Of the contracts, which serve high numbers first; vLLM serves low ones first and its default is 0."""
 SHIPPED: Final = {
     "azure-conv": "azure_conv_2023.csv.gz",
     "azure-code": "azure_code_2023.csv.gz",

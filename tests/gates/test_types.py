@@ -69,6 +69,7 @@ def test_texts_that_differ_in_large_constants_alone_share_a_verdict_and_no_other
     assert went_to_mypy("request.waited_us - request.priority * 1_000")
     assert not went_to_mypy("request.waited_us - request.priority * 77")
     assert went_to_mypy("request.waited_us - request.priority * 1")
+    assert went_to_mypy("request.waited_us - request.priority * 0_0")
     assert went_to_mypy("request.waited_us - request.num_output_tokens * 77")
     assert went_to_mypy("request.priority ** 2")
     assert went_to_mypy("request.priority ** 3")

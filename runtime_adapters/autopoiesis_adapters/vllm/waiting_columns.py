@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopoiesis_lib.errors import AutopoiesisError
+from autopoiesis_lib.simulation.trace import DEFAULT_PRIORITY
 from autopoiesis_lib.view import View
 
 from .assumptions import Assumptions
@@ -22,8 +23,6 @@ PLAIN = ("num_prompt_tokens", "num_output_tokens", "max_tokens", "num_preemption
 """Fields of a request view that a vLLM request has under the same name."""
 STAGED = (*PLAIN, "priority", "num_cached_tokens", "waited_us")
 """Every field of a request view this engine can supply, in the order in which they are staged."""
-
-DEFAULT_PRIORITY = 8
 
 _plain = attrgetter(*PLAIN)
 
