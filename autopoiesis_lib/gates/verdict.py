@@ -94,7 +94,7 @@ class ObligationResult(_Value):
     solvers: tuple[str, ...] = ()
     """The solvers that agree; one name only means the other gave up."""
     smtlib: str | None = Field(default=None, repr=False)
-    """The refutation query: unsatisfiable exactly when the obligation holds; None unless asked for."""
+    """The refutation query: when it is unsatisfiable the obligation holds; None unless asked for."""
 
 
 class GateResult(_Value):
