@@ -7,7 +7,9 @@ replayed in CPython; one that does not replay is a bug of ours and raises.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
+from itertools import chain
 
 import z3
 
@@ -23,7 +25,7 @@ from .samples import falsifiable
 from .search import Search
 from .second_solver import certified
 from .solving import DEFAULT_RLIMIT, IncrementalSolver, Scope, any_of, ask, encode_formula, scope_of, values_of
-from .verdict import GateResult, ObligationResult, Verdict, worst
+from .verdict import GateResult, ObligationResult, Verdict, rests_on, worst
 
 __all__ = ["check", "prove_invariant", "prove_safety"]
 
@@ -45,10 +47,8 @@ def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True, c
         for signature in policy.contract.decisions.values():
             results += prove_safety(policy, signature, evaluator, rlimit, certify)
         if all(result.verdict.green for result in results):
-            results += [
-                prove_invariant(policy, formula, evaluator, rlimit, least, certify)
-                for formula in policy.contract.invariants
-            ]
+            for formula in policy.contract.invariants:
+                results += prove_invariant(policy, formula, evaluator, rlimit, least, certify)
     except TooComplex as error:
         results.append(ObligationResult(name="encoding", verdict=Verdict.UNKNOWN, seconds=0.0, detail=str(error)))
     verdict = worst(*(result.verdict for result in results))
@@ -95,35 +95,46 @@ def _certify_safety(
 
     By the bounds of products if Z3 can prove those too, or else exactly.
     """
-    if results[0].verdict is not Verdict.PROVED:
+    proved = [result for result in results if result.verdict is Verdict.PROVED]
+    if proved[:1] != results[:1]:
         return results
-    products = Products(scope.context)
-    for cutter in (products.cutter(policy.ranges[signature.name]), None):
-        encoder = Encoder(policy.module, cutter=cutter)
+    found: list[list[ObligationResult]] = []
+    for products in (Products(scope.context), None):
+        encoder = Encoder(
+            policy.module, cutter=products.cutter(policy.ranges[signature.name]) if products is not None else None
+        )
         value = as_int(encoder.call(signature.name, [scope.symbols[param.name] for param in signature.params]))
-        used = products if cutter is not None else Products(scope.context)
         violations = ([obligation.negation() for obligation in encoder.obligations], _outside(value, signature, None))
-        proved = [result for result in results if result.verdict is Verdict.PROVED]
-        attempts = [
-            _certify(result, scope, violation, used, rlimit)
+        found = [
+            _certify(result, scope, violation, products, rlimit)
             for result, violation in zip(proved, violations, strict=False)
         ]
-        found = [attempt for attempt in attempts if attempt is not None]
-        if len(found) == len(attempts):
+        if all(found):
             break
-    return [*found, *results[len(found) :]]
+    return [*chain.from_iterable(found), *results[len(proved) :]]
 
 
 def _certify(
-    proved: ObligationResult, scope: Scope, violations: Sequence[Term], products: Products, rlimit: int
-) -> ObligationResult | None:
-    """A proved obligation with what a certificate says of it; None when it rests on a bound of a product that Z3 cannot prove."""
+    proved: ObligationResult, scope: Scope, violations: Sequence[Term], products: Products | None, rlimit: int
+) -> list[ObligationResult]:
+    """A proved obligation with what a certificate says of it, after what it rests on; empty when Z3 cannot prove that."""
     violation = any_of(violations, scope.context)
-    if products:
-        violation = products.standing_alone(violation)
-        if ask([*scope.constraints, violation], rlimit)[0] != "unsat":
-            return None
-    return certified(proved, scope, violation, rlimit)
+    if not products:
+        return [certified(proved, scope, violation, rlimit)]
+    lemma = ObligationResult(
+        name=rests_on(proved.name),
+        verdict=Verdict.PROVED,
+        seconds=0.0,
+        detail=f"what {len(products.constants)} products give lies in their intervals when their operands do",
+    )
+    anything = replace(scope, symbols={}, domains=(), assumptions=())
+    parts = (
+        (lemma, anything, any_of([products.results_outside], scope.context)),
+        (proved, scope, products.first_outside(violation)),
+    )
+    if any(ask([*part.constraints, outside], rlimit)[0] != "unsat" for _, part, outside in parts):
+        return []
+    return [certified(result, part, outside, rlimit) for result, part, outside in parts]
 
 
 def _outside(value: Term, signature: Signature, ranges: Ranges | None) -> list[Term]:
@@ -171,33 +182,36 @@ def _prove_all(
 
 def prove_invariant(
     policy: Policy, formula: Formula, evaluator: Evaluator, rlimit: int, least: bool = True, certify: bool = False
-) -> ObligationResult:
-    """That an invariant holds for every input: at its limit, and at the least value of its bound when asked for."""
-    search = Search(policy, formula, evaluator, rlimit)
-    result = _prove_invariant(search, least, certify)
-    if certify and result.verdict is Verdict.PROVED and result.smtlib is None:
-        # A bound of a product could not be proved: nothing that rests on the intervals counts.
-        return _prove_invariant(Search(policy, formula, evaluator, rlimit, cut=False), least, certify)
-    return result
+) -> list[ObligationResult]:
+    """That an invariant holds for every input: at its limit, and at the least value of its bound when asked for.
+
+    With `certify`, after the bounds of products that this rests on, if any.
+    """
+    results = _prove_invariant(Search(policy, formula, evaluator, rlimit), least, certify)
+    if results:
+        return results
+    return _prove_invariant(Search(policy, formula, evaluator, rlimit, cut=False), least, certify)
 
 
-def _prove_invariant(search: Search, least: bool, certify: bool) -> ObligationResult:
-    """As `prove_invariant`. Without SMT-LIB text when it was to certify and could not prove a bound of a product."""
+def _prove_invariant(search: Search, least: bool, certify: bool) -> list[ObligationResult]:
+    """As `prove_invariant`; empty when a bound of a product cannot be proved, and nothing that rests on one counts."""
     started = time.perf_counter()
     formula = search.formula
     bound = formula.least
     limit = bound.least_limit if bound is not None and bound.least_limit is not None else 0
 
-    def result(verdict: Verdict, detail: str, **extra: object) -> ObligationResult:
-        return ObligationResult.model_validate(
-            {
-                "name": formula.name,
-                "verdict": verdict,
-                "seconds": time.perf_counter() - started,
-                "detail": detail,
-                **extra,
-            }
-        )
+    def result(verdict: Verdict, detail: str, **extra: object) -> list[ObligationResult]:
+        return [
+            ObligationResult.model_validate(
+                {
+                    "name": formula.name,
+                    "verdict": verdict,
+                    "seconds": time.perf_counter() - started,
+                    "detail": detail,
+                    **extra,
+                }
+            )
+        ]
 
     answer, values = search.ask(limit, limit)
     if answer == "unknown":
@@ -217,8 +231,7 @@ def _prove_invariant(search: Search, least: bool, certify: bool) -> ObligationRe
         return proved
     violation = search.cut if by_intervals else search.exact
     at_bound = reduce(conjunction, violation.between(value, limit), violation.term)
-    certificate = _certify(proved, violation.scope, [at_bound], violation.products, search.rlimit) or proved
-    return certificate.model_copy(update={"seconds": time.perf_counter() - started})
+    return _certify(proved[0], violation.scope, [at_bound], violation.products, search.rlimit)
 
 
 def _vacuous(formula: Formula) -> str:

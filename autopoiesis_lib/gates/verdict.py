@@ -7,7 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..binding import GREEN
 
-__all__ = ["Counterexample", "GateReport", "GateResult", "LeastBound", "ObligationResult", "Row", "Verdict", "worst"]
+__all__ = [
+    "Counterexample",
+    "GateReport",
+    "GateResult",
+    "LeastBound",
+    "ObligationResult",
+    "Row",
+    "Verdict",
+    "rests_on",
+    "worst",
+]
 
 Row = dict[str, int]
 """A view as field name -> integer."""
@@ -51,6 +61,11 @@ _SEVERITY = [
 def worst(*verdicts: Verdict) -> Verdict:
     """The verdict that decides: the worst one; PROVED when all is green and anything was proved."""
     return max(verdicts, key=_SEVERITY.index, default=Verdict.PASSED)
+
+
+def rests_on(obligation: str) -> str:
+    """The name of the obligation that the bounds of products in another one rest on (`language.products`)."""
+    return f"{obligation}: products"
 
 
 class _Value(BaseModel):

@@ -11,13 +11,13 @@ same operands, and keeps what interval analysis says of it. Two readings of a cu
 - Narrower (`pins`). Wherever the path reaches an operation, one of its operands is at an end of its interval and the constant is
   what the operation then gives, which is linear. What such a model breaks is broken.
 
-A certificate does not trust the analysis: `standing_alone` has the solvers prove each bound as well, from the domains, the
-assumptions and the bounds of cuts before it.
+A certificate does not trust the analysis: `first_outside` and `results_outside` have the solvers prove each bound as well, from
+the domains, the assumptions and the bounds of cuts before it.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from typing import Literal
 
 import z3
@@ -26,9 +26,12 @@ from .ir import Binary
 from .ranges import Interval, Ranges
 from .smt import Cutter, Term, as_int, conjunction, disjunction, floor_divide, modulo, negation
 
-__all__ = ["Cut", "Products"]
+__all__ = ["PRODUCT", "Cut", "Products"]
 
 Operation = Literal["*", "**", "//", "%"]
+
+PRODUCT = "product!"
+"""What the names of the constants begin with."""
 
 CASES = 8
 """An operand that is one of up to so many constants is multiplied out case by case."""
@@ -112,7 +115,7 @@ class Products:
                 left, right, left_range, right_range = right, left, right_range, left_range
         key = (node.op, _identity(left), _identity(right))
         if key not in self.constants:
-            self.constants[key] = z3.Int(f"product!{len(self.constants)}", self.context), left, right
+            self.constants[key] = z3.Int(f"{PRODUCT}{len(self.constants)}", self.context), left, right
         constant = self.constants[key][0]
         self.cuts.append(Cut(constant, node.op, left, right, guard, result, left_range, right_range))
         return constant
@@ -127,27 +130,31 @@ class Products:
         """That every constant is exactly what its operation gives, in one of the ways that are linear."""
         return [cut.pin for cut in self.cuts]
 
-    def standing_alone(self, violation: Term) -> Term:
-        """A violation for a certificate: no model breaks it, nor any bound it rests on. It is exactly that one of these happens:
+    def first_outside(self, violation: Term) -> Term:
+        """A violation for a certificate, which does not take the bounds for granted. Exactly that one of these happens:
 
-        - Two integers in the intervals of some cut's operands give a result outside its own.
         - The bounds of some first cuts hold, and the next one's operands are outside their intervals.
         - All bounds hold, and so does the violation.
 
-        If none can, then every bound is true of the exact operation, one after the other, and the violation is impossible.
+        If neither can, and `results_outside` cannot, then every bound is true of the exact operation, one after the other, and the
+        violation is impossible.
         """
         found = violation
         for cut in reversed(self.cuts):
             found = disjunction(cut.operands_outside, conjunction(cut.bound, found))
-        return reduce(disjunction, self._results_outside(), found)
+        return found
 
-    def _results_outside(self) -> Iterator[Term]:
-        left, right = z3.Int("left!operand", self.context), z3.Int("right!operand", self.context)
+    @property
+    def results_outside(self) -> Term:
+        """That two integers in the intervals of some cut's operands give a result outside its own."""
+        left, right = z3.Int("left", self.context), z3.Int("right", self.context)
         boxes = dict.fromkeys((cut.operation, cut.left_range, cut.right_range, cut.result) for cut in self.cuts)
+        found: Term = False
         for operation, left_range, right_range, result in boxes:
             factor = right_range.lo if operation == "**" else right
             inside = conjunction(within(left, left_range), within(factor, right_range))
-            yield conjunction(inside, negation(within(apply(operation, left, factor), result)))
+            found = disjunction(found, conjunction(inside, negation(within(apply(operation, left, factor), result))))
+        return found
 
 
 def within(term: Term, interval: Interval) -> Term:
