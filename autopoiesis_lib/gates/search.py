@@ -83,6 +83,13 @@ class Search:
         return IncrementalSolver(self.exact.constraints, self.rlimit)
 
     @cached_property
+    def _steady(self) -> IncrementalSolver:
+        """As `solver`, but where products were cut one that does not hang: a least bound may do with a little more."""
+        if not self.cut.products:
+            return self.solver
+        return IncrementalSolver(self.exact.constraints, self.rlimit, nlsat=False)
+
+    @cached_property
     def _wider(self) -> IncrementalSolver:
         return IncrementalSolver(self.cut.constraints, max(1, self.rlimit // PART))
 
@@ -104,7 +111,7 @@ class Search:
     def ask(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
         """Whether the invariant can break with its bound between two values; values that break it when it can."""
         answer, values = self.ask_cut(low, high)
-        return self.ask_exact(low, high) if answer == "unknown" else (answer, values)
+        return self._exactly(self.solver, low, high) if answer == "unknown" else (answer, values)
 
     def ask_cut(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
         """As `ask`, by the cut encodings only."""
@@ -121,9 +128,12 @@ class Search:
                     return "sat", values
         return "unknown", None
 
-    def ask_exact(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        """As `ask`, by the exact encoding only."""
-        answer, model = self.solver.ask(self.exact.between(low, high))
+    def ask_steadily(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        """As `ask`, by the exact encoding only, and as far as that is sure to come to an end."""
+        return self._exactly(self._steady, low, high)
+
+    def _exactly(self, solver: IncrementalSolver, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        answer, model = solver.ask(self.exact.between(low, high))
         return answer, None if model is None else values_of(model, self.exact.scope.symbols)
 
     def _breaks(self, values: Arguments) -> bool:

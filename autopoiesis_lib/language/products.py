@@ -136,7 +136,7 @@ class Products:
         - The bounds of some first cuts hold, and the next one's operands are outside their intervals.
         - All bounds hold, and so does the violation.
 
-        If neither can, and `results_outside` cannot, then every bound is true of the exact operation, one after the other, and the
+        If neither can, and `results_outside` cannot, every bound is true of the exact operation, one after the other, and the
         violation is impossible.
         """
         found = violation
