@@ -22,7 +22,7 @@ def find_least(search: Search, limit: int) -> LeastBound:
     """Nothing is known from here up to `proved`."""
     probe = low
     while low < undecided:
-        answer, values = search.ask_steadily(probe, proved - 1)
+        answer, values = search.ask_bounded(probe, proved - 1)
         if values is not None:
             low, witness = _stretch(search, values, proved - 1)
             undecided = max(undecided, min(low, proved))

@@ -23,8 +23,18 @@ from .counterexample import Evaluator
 from .least import find_least
 from .samples import falsifiable
 from .search import Search
-from .second_solver import certified
-from .solving import DEFAULT_RLIMIT, IncrementalSolver, Scope, any_of, ask, encode_formula, scope_of, values_of
+from .second_solver import certified, second_opinion
+from .solving import (
+    DEFAULT_RLIMIT,
+    IncrementalSolver,
+    Scope,
+    any_of,
+    ask,
+    encode_formula,
+    scope_of,
+    to_smtlib,
+    values_of,
+)
 from .verdict import GateResult, ObligationResult, Verdict, rests_on, worst
 
 __all__ = ["check", "prove_invariant", "prove_safety"]
@@ -229,9 +239,19 @@ def _prove_invariant(search: Search, least: bool, certify: bool) -> list[Obligat
     proved = result(Verdict.PROVED, detail, least=found)
     if not certify:
         return proved
-    violation = search.cut if by_intervals else search.exact
+    violation = search.cut if by_intervals else search.bounded
+    if search.cut.products and not by_intervals and _proved_exactly_by_both(search, value, limit):
+        violation = search.exact
     at_bound = reduce(conjunction, violation.between(value, limit), violation.term)
     return _certify(proved[0], violation.scope, [at_bound], violation.products, search.rlimit)
+
+
+def _proved_exactly_by_both(search: Search, low: int, high: int) -> bool:
+    """Whether both solvers manage without the bounds of products, which makes the plainer certificate."""
+    between = search.exact.between(low, high)
+    if second_opinion(to_smtlib([*search.exact.constraints, *between])) != "unsat":
+        return False
+    return search.solver.ask(between)[0] == "unsat"
 
 
 def _vacuous(formula: Formula) -> str:

@@ -2,16 +2,17 @@
 
 A policy that multiplies no fields is encoded once, exactly, and asked about once. For others (`language.products`) a wider
 encoding comes first, whose "none" is a proof, and whose model counts if it breaks the invariant in CPython; then a narrower one,
-whose models do. Both are linear. Only what they leave open goes to the exact encoding, where solvers may give up.
+whose models do. Both are linear. Only what they leave open goes to the exact encoding, where solvers may give up. Between a least
+bound that is proved and one that is refuted it goes there with the bounds of products beside it, which spares Z3 much hanging.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 
 from ..contract import Formula
 from ..language.products import Products
-from ..language.smt import Encoder, SymbolicView, Term, negation
+from ..language.smt import Encoder, SymbolicView, Term, conjunction, negation
 from ..policy import Policy
 from .counterexample import Arguments, Evaluator
 from .solving import Answer, IncrementalSolver, Scope, encode_formula, scope_of, values_of
@@ -83,11 +84,14 @@ class Search:
         return IncrementalSolver(self.exact.constraints, self.rlimit)
 
     @cached_property
-    def _steady(self) -> IncrementalSolver:
-        """As `solver`, but where products were cut one that does not hang: a least bound may do with a little more."""
-        if not self.cut.products:
-            return self.solver
-        return IncrementalSolver(self.exact.constraints, self.rlimit, nlsat=False)
+    def bounded(self) -> Violation:
+        """The violation with every product as it is, and with its bounds, which Z3 would take long to find."""
+        term = reduce(conjunction, self.cut.products.definitions, self.cut.term)
+        return replace(self.cut, term=term) if self.cut.products else self.exact
+
+    @cached_property
+    def _bounded(self) -> IncrementalSolver:
+        return IncrementalSolver(self.bounded.constraints, self.rlimit) if self.cut.products else self.solver
 
     @cached_property
     def _wider(self) -> IncrementalSolver:
@@ -111,7 +115,7 @@ class Search:
     def ask(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
         """Whether the invariant can break with its bound between two values; values that break it when it can."""
         answer, values = self.ask_cut(low, high)
-        return self._exactly(self.solver, low, high) if answer == "unknown" else (answer, values)
+        return self._ask(self.exact, self.solver, low, high) if answer == "unknown" else (answer, values)
 
     def ask_cut(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
         """As `ask`, by the cut encodings only."""
@@ -128,13 +132,14 @@ class Search:
                     return "sat", values
         return "unknown", None
 
-    def ask_steadily(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        """As `ask`, by the exact encoding only, and as far as that is sure to come to an end."""
-        return self._exactly(self._steady, low, high)
+    def ask_bounded(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        """As `ask`, by an encoding in which every product is as it is and has its bounds."""
+        return self._ask(self.bounded, self._bounded, low, high)
 
-    def _exactly(self, solver: IncrementalSolver, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        answer, model = solver.ask(self.exact.between(low, high))
-        return answer, None if model is None else values_of(model, self.exact.scope.symbols)
+    @staticmethod
+    def _ask(violation: Violation, solver: IncrementalSolver, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        answer, model = solver.ask(violation.between(low, high))
+        return answer, None if model is None else values_of(model, violation.scope.symbols)
 
     def _breaks(self, values: Arguments) -> bool:
         return self.evaluator.admissible(self.formula.params, values) and not self.evaluator.holds(self.formula, values)

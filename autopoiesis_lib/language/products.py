@@ -70,6 +70,11 @@ class Cut:
             ways = disjunction(ways, conjunction(at_end, self.constant == value))
         return disjunction(negation(self.guard), ways)
 
+    @property
+    def definition(self) -> Term:
+        """That the constant is exactly what the operation gives where it is reached."""
+        return disjunction(negation(self.guard), self.constant == apply(self.operation, self.left, self.right))
+
     def _ends(self) -> Iterator[tuple[Term, Term]]:
         right_ends = {self.right_range.lo, self.right_range.hi} if self.operation != "**" else set()
         for end in sorted(right_ends):
@@ -129,6 +134,11 @@ class Products:
     def pins(self) -> list[Term]:
         """That every constant is exactly what its operation gives, in one of the ways that are linear."""
         return [cut.pin for cut in self.cuts]
+
+    @property
+    def definitions(self) -> list[Term]:
+        """That every constant is exactly what its operation gives: with `bounds`, the exact encoding, and easier to search."""
+        return [cut.definition for cut in self.cuts]
 
     def first_outside(self, violation: Term) -> Term:
         """A violation for a certificate, which does not take the bounds for granted. Exactly that one of these happens:
