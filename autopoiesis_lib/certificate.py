@@ -28,6 +28,8 @@ from .gates.samples import SEED
 from .gates.second_solver import DEFAULT_RESOURCES, second_opinion
 from .gates.solving import DEFAULT_RLIMIT, refuted_text
 from .gates.theorems import prove_theorem
+from .gates.verdict import rests_on
+from .language.products import PRODUCT
 from .policy import Policy
 
 __all__ = ["FORMAT", "Certificate", "CertificateError", "Rejected", "Signature", "Theorem", "certify", "verify"]
@@ -155,11 +157,15 @@ class Certificate(_Value):
         An obligation is PROVED when at least one solver refutes its negation and none finds a model.
         """
         results: list[ObligationResult] = []
+        names = {item.name for item in self.obligations}
         for item in (*self.obligations, *(lemma for theorem in self.theorems for lemma in theorem.lemmas)):
-            if item.smtlib is None:
+            lacks = "text of it" if item.smtlib is None else ""
+            if item.smtlib is not None and PRODUCT in item.smtlib and rests_on(item.name) not in names:
+                lacks = f"`{rests_on(item.name)}`, on which it rests"
+            if item.smtlib is None or lacks:
                 results.append(
                     ObligationResult(
-                        name=item.name, verdict=Verdict.UNKNOWN, seconds=0.0, detail="the certificate has no text of it"
+                        name=item.name, verdict=Verdict.UNKNOWN, seconds=0.0, detail=f"the certificate has no {lacks}"
                     )
                 )
                 continue

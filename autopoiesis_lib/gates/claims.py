@@ -22,10 +22,11 @@ def claims_of(contract: Contract, report: GateReport) -> tuple[str, ...]:
         "int64 and always ends"
         for name, signature in contract.decisions.items()
     ]
+    said = {formula.name: formula.doc for formula in contract.invariants}
     for item in report.obligations:
-        if item.verdict is not Verdict.PROVED or item.name not in {formula.name for formula in contract.invariants}:
+        if item.verdict is not Verdict.PROVED or item.name not in said:
             continue
-        claims.append(item.detail.rstrip(".") + (f" ({_bound(item.least)})" if item.least is not None else ""))
+        claims.append(said[item.name].rstrip(".") + (f" ({_bound(item.least)})" if item.least is not None else ""))
     claims += [" ".join((theorem.__doc__ or theorem.__name__).split()).rstrip(".") for theorem in contract.theorems()]
     return tuple(claims)
 

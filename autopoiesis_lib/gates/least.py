@@ -5,36 +5,26 @@ for a counterexample at any bound from the probe up, so "none" proves every larg
 monotone in its bound.
 """
 
-from typing import TYPE_CHECKING
-
-from .counterexample import Arguments, Evaluator
-from .solving import IncrementalSolver, values_of
+from .counterexample import Arguments
+from .search import Search
 from .verdict import LeastBound
-
-if TYPE_CHECKING:
-    from .proof import Violation
 
 __all__ = ["find_least"]
 
 
-def find_least(violation: "Violation", solver: IncrementalSolver, evaluator: Evaluator, limit: int) -> LeastBound:
-    """The least bound, given that the invariant is proved at `limit`; `solver` holds the violation's own constraints."""
-    formula = violation.formula
-    bound = formula.least
+def find_least(search: Search, limit: int) -> LeastBound:
+    """The least bound, given that the invariant is proved at `limit`."""
+    bound = search.formula.least
     assert bound is not None and bound.domain is not None
-    low, proved = bound.domain.lo, limit
+    low, proved, witness = _bracket(search, bound.domain.lo, limit)
     """Some value of the bound just below `low` is refuted; everything from `proved` to `limit` is proved."""
-    undecided = limit
+    undecided = proved
     """Nothing is known from here up to `proved`."""
-    witness: Arguments | None = None
     probe = low
     while low < undecided:
-        answer, model = solver.ask(violation.between(probe, proved - 1))
-        if answer == "sat" and model is not None:
-            witness = _stretch(evaluator, violation, values_of(model, violation.scope.symbols), proved - 1)
-            found = witness[bound.name]
-            assert isinstance(found, int)
-            low = found + 1
+        answer, values = search.ask_bounded(probe, proved - 1)
+        if values is not None:
+            low, witness = _stretch(search, values, proved - 1)
             undecided = max(undecided, min(low, proved))
         elif answer == "unsat":
             proved = undecided = probe
@@ -42,21 +32,43 @@ def find_least(violation: "Violation", solver: IncrementalSolver, evaluator: Eva
             undecided = probe
         probe = (low + undecided) // 2
     tight = low == proved
-    example = evaluator.counterexample(formula, witness) if witness is not None and tight else None
+    example = search.evaluator.counterexample(search.formula, witness) if witness is not None and tight else None
     return LeastBound(parameter=bound.name, value=proved, unit=bound.domain.unit, tight=tight, refuted_below=example)
 
 
-def _stretch(evaluator: Evaluator, violation: "Violation", values: Arguments, limit: int) -> Arguments:
-    """The same views at the largest bound up to `limit` at which they still break the invariant, as far as bisection sees."""
-    formula = violation.formula
-    bound = formula.least
+def _bracket(search: Search, low: int, proved: int) -> tuple[int, int, Arguments | None]:
+    """`low`, `proved` and the witness below `low` as far as the encodings without products bring them together."""
+    witness: Arguments | None = None
+    if not search.cut.products:
+        return low, proved, witness
+    floor = probe = low
+    """Below here the wider encoding proves nothing."""
+    while floor < proved:
+        answer, values = search.ask_cut(probe, proved - 1)
+        if values is not None:
+            low, witness = _stretch(search, values, proved - 1)
+            floor = max(floor, low)
+        elif answer == "unsat":
+            proved = probe
+        else:
+            floor = probe + 1
+        probe = (floor + proved) // 2
+    return low, proved, witness
+
+
+def _stretch(search: Search, values: Arguments, limit: int) -> tuple[int, Arguments]:
+    """The same views at the largest bound up to `limit` at which they still break the invariant, as far as bisection sees.
+
+    And the bound after it.
+    """
+    bound = search.formula.least
     assert bound is not None
     low, high = values[bound.name], limit
     assert isinstance(low, int)
     while low < high:
         middle = (low + high + 1) // 2
-        if evaluator.holds(formula, {**values, bound.name: middle}):
+        if search.evaluator.holds(search.formula, {**values, bound.name: middle}):
             high = middle - 1
         else:
             low = middle
-    return {**values, bound.name: low}
+    return low + 1, {**values, bound.name: low}

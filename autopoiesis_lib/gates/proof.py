@@ -7,33 +7,35 @@ replayed in CPython; one that does not replay is a bug of ours and raises.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import reduce
+from itertools import chain
 
 import z3
 
 from ..contract import Formula, FormulaParam
 from ..language.ir import Signature
+from ..language.products import Products
 from ..language.ranges import Ranges
 from ..language.smt import Encoder, SymbolicView, Term, TooComplex, as_int, conjunction, negation, symbolic_scalar
 from ..policy import Policy
 from .counterexample import Evaluator
 from .least import find_least
 from .samples import falsifiable
-from .second_solver import Disagreement, second_opinion
+from .search import Search
+from .second_solver import certified, second_opinion
 from .solving import (
     DEFAULT_RLIMIT,
     IncrementalSolver,
     Scope,
     any_of,
     ask,
-    assumptions_used,
     encode_formula,
     scope_of,
     to_smtlib,
     values_of,
 )
-from .verdict import GateResult, ObligationResult, Verdict, worst
+from .verdict import GateResult, ObligationResult, Verdict, rests_on, worst
 
 __all__ = ["check", "prove_invariant", "prove_safety"]
 
@@ -55,10 +57,8 @@ def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True, c
         for signature in policy.contract.decisions.values():
             results += prove_safety(policy, signature, evaluator, rlimit, certify)
         if all(result.verdict.green for result in results):
-            results += [
-                prove_invariant(policy, formula, evaluator, rlimit, least, certify)
-                for formula in policy.contract.invariants
-            ]
+            for formula in policy.contract.invariants:
+                results += prove_invariant(policy, formula, evaluator, rlimit, least, certify)
     except TooComplex as error:
         results.append(ObligationResult(name="encoding", verdict=Verdict.UNKNOWN, seconds=0.0, detail=str(error)))
     verdict = worst(*(result.verdict for result in results))
@@ -90,21 +90,61 @@ def prove_safety(
     results = [safe.model_copy(update={"detail": safe.detail or detail})]
     started = time.perf_counter()
     outside = _outside(value, signature, ranges)
-    if certify and safe.verdict is Verdict.PROVED:
-        everything = Encoder(policy.module)
-        plain = as_int(everything.call(signature.name, [scope.symbols[param.name] for param in params]))
-        results[0] = _certified(
-            results[0], scope, [obligation.negation() for obligation in everything.obligations], rlimit
-        )
-        outside_plain = _outside(plain, signature, None)
     results.append(
         _prove_all(f"{signature.name} is in range", outside, scope, signature, evaluator, rlimit, started).model_copy(
             update={} if outside else {"detail": f"by intervals: {signature.result.describe()}"}
         )
     )
-    if certify and results[1].verdict is Verdict.PROVED and results[0].verdict is Verdict.PROVED:
-        results[1] = _certified(results[1], scope, outside_plain, rlimit)
-    return results
+    return _certify_safety(policy, signature, scope, results, rlimit) if certify else results
+
+
+def _certify_safety(
+    policy: Policy, signature: Signature, scope: Scope, results: list[ObligationResult], rlimit: int
+) -> list[ObligationResult]:
+    """What `prove_safety` found, as far as it was proved, with what a certificate says of it.
+
+    By the bounds of products if Z3 can prove those too, or else exactly.
+    """
+    proved = [result for result in results if result.verdict is Verdict.PROVED]
+    if proved[:1] != results[:1]:
+        return results
+    found: list[list[ObligationResult]] = []
+    for products in (Products(scope.context), None):
+        encoder = Encoder(
+            policy.module, cutter=products.cutter(policy.ranges[signature.name]) if products is not None else None
+        )
+        value = as_int(encoder.call(signature.name, [scope.symbols[param.name] for param in signature.params]))
+        violations = ([obligation.negation() for obligation in encoder.obligations], _outside(value, signature, None))
+        found = [
+            _certify(result, scope, violation, products, rlimit)
+            for result, violation in zip(proved, violations, strict=False)
+        ]
+        if all(found):
+            break
+    return [*chain.from_iterable(found), *results[len(proved) :]]
+
+
+def _certify(
+    proved: ObligationResult, scope: Scope, violations: Sequence[Term], products: Products | None, rlimit: int
+) -> list[ObligationResult]:
+    """A proved obligation with what a certificate says of it, after what it rests on; empty when Z3 cannot prove that."""
+    violation = any_of(violations, scope.context)
+    if not products:
+        return [certified(proved, scope, violation, rlimit)]
+    lemma = ObligationResult(
+        name=rests_on(proved.name),
+        verdict=Verdict.PROVED,
+        seconds=0.0,
+        detail=f"what {len(products.constants)} products give lies in their intervals when their operands do",
+    )
+    anything = replace(scope, symbols={}, domains=(), assumptions=())
+    parts = (
+        (lemma, anything, any_of([products.results_outside], scope.context)),
+        (proved, scope, products.first_outside(violation)),
+    )
+    if any(ask([*part.constraints, outside], rlimit)[0] != "unsat" for _, part, outside in parts):
+        return []
+    return [certified(result, part, outside, rlimit) for result, part, outside in parts]
 
 
 def _outside(value: Term, signature: Signature, ranges: Ranges | None) -> list[Term]:
@@ -150,105 +190,68 @@ def _prove_all(
     return ObligationResult(name=name, verdict=verdict, seconds=time.perf_counter() - started, detail=detail)
 
 
-@dataclass(frozen=True)
-class Violation:
-    """An invariant over a policy, as the constraints of a search for a counterexample."""
-
-    formula: Formula
-    scope: Scope
-    term: Term
-    """The negated invariant."""
-
-    @property
-    def constraints(self) -> list[Term]:
-        """What a counterexample satisfies, whatever the invariant's bound."""
-        return [*self.scope.constraints, self.term]
-
-    def between(self, low: int, high: int) -> list[Term]:
-        """That the invariant's bound, if it has one, lies between two values."""
-        if self.formula.least is None:
-            return []
-        bound: Term = self.scope.symbols[self.formula.least.name]
-        return [bound >= low, bound <= high]
-
-
-def violation_of(policy: Policy, formula: Formula) -> Violation:
-    """The negation of an invariant for this policy."""
-    scope = scope_of(policy.contract, formula.params)
-    known: dict[tuple[str, ...], Term] = {}
-
-    def oracle(name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
-        key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
-        if key not in known:
-            known[key] = Encoder(policy.module, policy.ranges[name]).call(name, arguments)
-        return known[key]
-
-    holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)
-    return Violation(formula, scope, negation(holds))
-
-
-def _certified(result: ObligationResult, scope: Scope, violations: Sequence[Term], rlimit: int) -> ObligationResult:
-    """A proved obligation with its SMT-LIB text, the assumptions it used, and the second solver's word.
-
-    Raises:
-        Disagreement: cvc5 finds a model where Z3 found none.
-    """
-    violation = z3.simplify(any_of(violations, scope.context))
-    text = to_smtlib([*scope.constraints, violation])
-    answer = second_opinion(text)
-    if answer == "sat":
-        raise Disagreement(f"`{result.name}`: Z3 proves it and cvc5 refutes it; please report this policy")
-    return result.model_copy(
-        update={
-            "smtlib": text,
-            "assumptions_used": assumptions_used(scope, violation, rlimit),
-            "solvers": ("z3", "cvc5") if answer == "unsat" else ("z3",),
-        }
-    )
-
-
 def prove_invariant(
     policy: Policy, formula: Formula, evaluator: Evaluator, rlimit: int, least: bool = True, certify: bool = False
-) -> ObligationResult:
-    """That an invariant holds for every input: at its limit, and at the least value of its bound when asked for."""
+) -> list[ObligationResult]:
+    """That an invariant holds for every input: at its limit, and at the least value of its bound when asked for.
+
+    With `certify`, after the bounds of products that this rests on, if any.
+    """
+    results = _prove_invariant(Search(policy, formula, evaluator, rlimit), least, certify)
+    if results:
+        return results
+    return _prove_invariant(Search(policy, formula, evaluator, rlimit, cut=False), least, certify)
+
+
+def _prove_invariant(search: Search, least: bool, certify: bool) -> list[ObligationResult]:
+    """As `prove_invariant`; empty when a bound of a product cannot be proved, and nothing that rests on one counts."""
     started = time.perf_counter()
-    violation = violation_of(policy, formula)
+    formula = search.formula
     bound = formula.least
     limit = bound.least_limit if bound is not None and bound.least_limit is not None else 0
 
-    def result(verdict: Verdict, detail: str, **extra: object) -> ObligationResult:
-        return ObligationResult.model_validate(
-            {
-                "name": formula.name,
-                "verdict": verdict,
-                "seconds": time.perf_counter() - started,
-                "detail": detail,
-                **extra,
-            }
-        )
+    def result(verdict: Verdict, detail: str, **extra: object) -> list[ObligationResult]:
+        return [
+            ObligationResult.model_validate(
+                {
+                    "name": formula.name,
+                    "verdict": verdict,
+                    "seconds": time.perf_counter() - started,
+                    "detail": detail,
+                    **extra,
+                }
+            )
+        ]
 
-    solver = IncrementalSolver(violation.constraints, rlimit)
-    answer, model = solver.ask(violation.between(limit, limit))
+    answer, values = search.ask(limit, limit)
     if answer == "unknown":
-        return result(Verdict.UNKNOWN, solver.gave_up)
-    if answer == "sat" and model is not None:
-        example = evaluator.counterexample(formula, values_of(model, violation.scope.symbols))
-        detail = (
-            example.explanation
-            if bound is None
-            else _starved(violation, solver, evaluator, limit) or example.explanation
-        )
+        return result(Verdict.UNKNOWN, search.gave_up)
+    if values is not None:
+        example = search.evaluator.counterexample(formula, values)
+        detail = example.explanation if bound is None else _starved(search, limit) or example.explanation
         return result(Verdict.REFUTED, detail, counterexample=example)
-    found = find_least(violation, solver, evaluator, limit) if bound is not None and least else None
+    found = find_least(search, limit) if bound is not None and least else None
     value = found.value if found is not None else limit
-    if not _falsifiable(policy, formula, value, rlimit):
+    if not _falsifiable(search.policy, formula, value, search.rlimit):
         return result(Verdict.VACUOUS, _vacuous(formula), least=found)
-    proved = result(Verdict.PROVED, formula.doc, least=found)
+    by_intervals = search.proved_by_intervals(value, limit)
+    detail = formula.doc + (f" (by intervals of {len(search.cut.products.constants)} products)" if by_intervals else "")
+    proved = result(Verdict.PROVED, detail, least=found)
     if not certify:
         return proved
+    violation = search.cut if by_intervals else search.bounded
+    if search.cut.products and not by_intervals and _proved_exactly_by_both(search, value, limit):
+        violation = search.exact
     at_bound = reduce(conjunction, violation.between(value, limit), violation.term)
-    certified = _certified(proved, violation.scope, [at_bound], rlimit)
-    return certified.model_copy(update={"seconds": time.perf_counter() - started})
+    return _certify(proved[0], violation.scope, [at_bound], violation.products, search.rlimit)
+
+
+def _proved_exactly_by_both(search: Search, low: int, high: int) -> bool:
+    """Whether both solvers manage without the bounds of products, which makes the plainer certificate."""
+    between = search.exact.between(low, high)
+    if second_opinion(to_smtlib([*search.exact.constraints, *between])) != "unsat":
+        return False
+    return search.solver.ask(between)[0] == "unsat"
 
 
 def _vacuous(formula: Formula) -> str:
@@ -272,14 +275,14 @@ def _falsifiable(policy: Policy, formula: Formula, bound: int, rlimit: int) -> b
     return ask([*scope.constraints, *at, negation(holds)], rlimit)[0] == "sat"
 
 
-def _starved(violation: Violation, solver: IncrementalSolver, evaluator: Evaluator, limit: int) -> str | None:
+def _starved(search: Search, limit: int) -> str | None:
     """In words: whether the bound fails even at the longest value its domain knows."""
-    bound = violation.formula.least
+    bound = search.formula.least
     if bound is None or bound.domain is None:
         return None
     longest = bound.domain.hi
-    answer, model = solver.ask(violation.between(longest, longest))
-    if answer == "sat" and model is not None:
-        witness = evaluator.counterexample(violation.formula, values_of(model, violation.scope.symbols))
+    _, values = search.ask(longest, longest)
+    if values is not None:
+        witness = search.evaluator.counterexample(search.formula, values)
         return f"still broken at {bound.name} = {longest:,} {bound.domain.unit}, the longest there is: {witness.explanation}"
     return f"not certified at {bound.name} <= {limit:,} {bound.domain.unit}"

@@ -1,9 +1,12 @@
 """cvc5 as a second opinion: it reads the SMT-LIB text of an obligation, sharing nothing with our encoder or with Z3."""
 
-from ..errors import AutopoiesisError
-from .solving import Answer
+import z3
 
-__all__ = ["DEFAULT_RESOURCES", "Disagreement", "second_opinion"]
+from ..errors import AutopoiesisError
+from .solving import Answer, Scope, assumptions_used, to_smtlib
+from .verdict import ObligationResult
+
+__all__ = ["DEFAULT_RESOURCES", "Disagreement", "certified", "second_opinion"]
 
 DEFAULT_RESOURCES = 300_000
 """cvc5 resource units a query may use: about a second here, and the same answer everywhere."""
@@ -29,3 +32,23 @@ def second_opinion(smtlib: str, resources: int = DEFAULT_RESOURCES) -> Answer:
     if answer == "sat":
         return "sat"
     return "unsat" if answer == "unsat" else "unknown"
+
+
+def certified(result: ObligationResult, scope: Scope, violation: z3.BoolRef, rlimit: int) -> ObligationResult:
+    """A proved obligation with its SMT-LIB text, the assumptions it used, and the second solver's word.
+
+    Raises:
+        Disagreement: cvc5 finds a model where Z3 found none.
+    """
+    violation = z3.simplify(violation)
+    text = to_smtlib([*scope.constraints, violation])
+    answer = second_opinion(text)
+    if answer == "sat":
+        raise Disagreement(f"`{result.name}`: Z3 proves it and cvc5 refutes it; please report this policy")
+    return result.model_copy(
+        update={
+            "smtlib": text,
+            "assumptions_used": assumptions_used(scope, violation, rlimit),
+            "solvers": ("z3", "cvc5") if answer == "unsat" else ("z3",),
+        }
+    )

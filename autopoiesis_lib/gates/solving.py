@@ -45,6 +45,10 @@ BY_CLOCK = "stopped by the clock"
 
 z3.set_param("memory_max_size", 3_072)  # MiB; a query beyond it counts as unknown
 
+# A Z3 context takes megabytes, and every scope has one of its own. Until a process has freed a large block, glibc hands each back
+# to the system, and taking it again costs as much as three queries. One large block, never touched, taken and freed:
+bytes(31 << 20)
+
 Answer = Literal["sat", "unsat", "unknown"]
 
 
@@ -133,12 +137,13 @@ class IncrementalSolver:
         self._budget = BUDGET_FACTOR * rlimit
         self._impossible = any(constraint is False for constraint in self._constraints)
         self._filled = False
-        self._by_clock = False
+        self.by_clock = False
+        """Whether the clock has stopped a query."""
 
     @property
     def gave_up(self) -> str:
         """Why the last answer was unknown, in words."""
-        if self._by_clock:
+        if self.by_clock:
             return f"Z3 was {BY_CLOCK} after {TIMEOUT_MS // 1000} s, short of its limit; try again when the machine is less busy"
         return f"Z3 gave up within {self._rlimit:,} resource units; simplify the arithmetic or raise the limit"
 
@@ -183,7 +188,7 @@ class IncrementalSolver:
         if answer == z3.sat:
             return "sat", solver.model()
         if answer == z3.unknown and used < limit and solver.reason_unknown() in ("timeout", "canceled"):
-            self._by_clock, self._budget = True, 0
+            self.by_clock, self._budget = True, 0
         return ("unsat" if answer == z3.unsat else "unknown"), None
 
 

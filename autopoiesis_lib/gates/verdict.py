@@ -7,7 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..binding import GREEN
 
-__all__ = ["Counterexample", "GateReport", "GateResult", "LeastBound", "ObligationResult", "Row", "Verdict", "worst"]
+__all__ = [
+    "Counterexample",
+    "GateReport",
+    "GateResult",
+    "LeastBound",
+    "ObligationResult",
+    "Row",
+    "Verdict",
+    "rests_on",
+    "worst",
+]
 
 Row = dict[str, int]
 """A view as field name -> integer."""
@@ -53,6 +63,11 @@ def worst(*verdicts: Verdict) -> Verdict:
     return max(verdicts, key=_SEVERITY.index, default=Verdict.PASSED)
 
 
+def rests_on(obligation: str) -> str:
+    """The name of the obligation that the bounds of products in another one rest on (`language.products`)."""
+    return f"{obligation}: products"
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,7 +109,7 @@ class ObligationResult(_Value):
     solvers: tuple[str, ...] = ()
     """The solvers that agree; one name only means the other gave up."""
     smtlib: str | None = Field(default=None, repr=False)
-    """The refutation query: unsatisfiable exactly when the obligation holds; None unless asked for."""
+    """The refutation query: when it is unsatisfiable the obligation holds; None unless asked for."""
 
 
 class GateResult(_Value):

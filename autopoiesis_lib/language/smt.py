@@ -41,12 +41,25 @@ from .ir import (
 )
 from .ranges import Ranges
 
-__all__ = ["Encoder", "Obligation", "SymbolicView", "Term", "TooComplex", "as_bool", "as_int", "symbolic_scalar"]
+__all__ = [
+    "Cutter",
+    "Encoder",
+    "Obligation",
+    "SymbolicView",
+    "Term",
+    "TooComplex",
+    "as_bool",
+    "as_int",
+    "symbolic_scalar",
+]
 
 Term = Any
 """A Python int or bool (a constant), or a Z3 Int or Bool term."""
 
 Oracle = Callable[[str, Sequence["SymbolicView | Term"]], Term]
+
+Cutter = Callable[[Binary, Term, Term, Term], Term | None]
+"""What stands for an operation on two terms under a guard; None to encode it exactly. See `language.products`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +199,8 @@ class Encoder:
     ranges: Ranges | None = None
     oracle: Oracle | None = None
     """How calls of functions outside the module (a contract's decisions) are encoded."""
+    cutter: Cutter | None = None
+    """What may stand for a product instead of itself."""
     obligations: list[Obligation] = field(default_factory=list)
     degrees: dict[int, tuple[Term, int]] = field(default_factory=dict)
     """`get_id` of a polynomial -> the term (kept, so that ids stay unique) and its degree; other terms have degree 1."""
@@ -336,24 +351,26 @@ class Encoder:
     def _binary(self, node: Binary, state: _State) -> Term:
         left = as_int(self._expression(node.left, state))
         right = as_int(self._expression(node.right, state))
+        cut = self.cutter(node, left, right, state.alive) if self.cutter is not None else None
         match node.op:
             case "+":
                 return self._fits(node, self._polynomial(left + right, self._degree(left, right)), state)
             case "-":
                 return self._fits(node, self._polynomial(left - right, self._degree(left, right)), state)
             case "*":
-                return self._fits(node, self._product(left, right), state)
+                return self._fits(node, self._product(left, right) if cut is None else cut, state)
             case "**":
-                return self._fits(node, self._power(left, right), state)
+                return self._fits(node, self._power(left, right) if cut is None else cut, state)
             case "//" | "%":
                 self._oblige("division by zero", node, negation(_compare("==", right, 0)), state)
                 if right == 0 if isinstance(right, int) else False:
                     return 0
                 positive = self._positive(node)
-                value = _floor_divide(left, right, positive) if node.op == "//" else _modulo(left, right, positive)
-                # Z3 drops a `mod` inside a `mod` of the same divisor, so a remainder keeps the degree of what it divides.
-                value = self._polynomial(value, self._degree(left))
-                return self._fits(node, value, state) if node.op == "//" else value
+                if cut is None:
+                    value = floor_divide(left, right, positive) if node.op == "//" else modulo(left, right, positive)
+                    # Z3 drops a `mod` inside a `mod` of the same divisor, so a remainder keeps the degree of what it divides.
+                    cut = self._polynomial(value, self._degree(left))
+                return self._fits(node, cut, state) if node.op == "//" else cut
 
     def _product(self, left: Term, right: Term) -> Term:
         left_degree, right_degree = self._degree(left), self._degree(right)
@@ -445,7 +462,8 @@ def _compare(op: str, left: Term, right: Term) -> Term:
             return left >= right
 
 
-def _floor_divide(left: Term, right: Term, positive: bool) -> Term:
+def floor_divide(left: Term, right: Term, positive: bool) -> Term:
+    """`//`, given whether the divisor is known to be positive."""
     if isinstance(left, int) and isinstance(right, int):
         return left // right
     if positive:
@@ -453,7 +471,8 @@ def _floor_divide(left: Term, right: Term, positive: bool) -> Term:
     return z3.If(right > 0, left / right, (-left) / (-right))
 
 
-def _modulo(left: Term, right: Term, positive: bool) -> Term:
+def modulo(left: Term, right: Term, positive: bool) -> Term:
+    """`%`, given whether the divisor is known to be positive."""
     if isinstance(left, int) and isinstance(right, int):
         return left % right
     if positive:

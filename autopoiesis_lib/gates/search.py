@@ -1,0 +1,145 @@
+"""The search for a counterexample of an invariant: by products known only by their bounds first, then exactly.
+
+A policy that multiplies no fields is encoded once, exactly, and asked about once. For others (`language.products`) a wider
+encoding comes first, whose "none" is a proof, and whose model counts if it breaks the invariant in CPython; then a narrower one,
+whose models do. Both are linear. Only what they leave open goes to the exact encoding, where solvers may give up. Between a least
+bound that is proved and one that is refuted it goes there with the bounds of products beside it, which spares Z3 much hanging.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+
+from ..contract import Formula
+from ..language.products import Products
+from ..language.smt import Encoder, SymbolicView, Term, conjunction, negation
+from ..policy import Policy
+from .counterexample import Arguments, Evaluator
+from .solving import Answer, IncrementalSolver, Scope, encode_formula, scope_of, values_of
+
+__all__ = ["Search", "Violation", "violation_of"]
+
+PART = 4
+"""A query about the wider or the narrower encoding may use this part of the limit: linear ones need little."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """An invariant over a policy, as the constraints of a search for a counterexample."""
+
+    formula: Formula
+    scope: Scope
+    term: Term
+    """The negated invariant."""
+    products: Products
+    """What was cut out of `term`; empty when it is exact."""
+
+    @property
+    def constraints(self) -> list[Term]:
+        """What a counterexample satisfies, whatever the invariant's bound."""
+        return [*self.scope.constraints, *self.products.bounds, self.term]
+
+    def between(self, low: int, high: int) -> list[Term]:
+        """That the invariant's bound, if it has one, lies between two values."""
+        if self.formula.least is None:
+            return []
+        bound: Term = self.scope.symbols[self.formula.least.name]
+        return [bound >= low, bound <= high]
+
+
+def violation_of(policy: Policy, formula: Formula, cut: bool) -> Violation:
+    """The negation of an invariant for this policy, exactly or with its products cut out."""
+    scope = scope_of(policy.contract, formula.params)
+    products = Products(scope.context)
+    known: dict[tuple[str, ...], Term] = {}
+
+    def oracle(name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
+        key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
+        if key not in known:
+            ranges = policy.ranges[name]
+            cutter = products.cutter(ranges) if cut else None
+            known[key] = Encoder(policy.module, ranges, cutter=cutter).call(name, arguments)
+        return known[key]
+
+    holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)
+    return Violation(formula, scope, negation(holds), products)
+
+
+class Search:
+    """Looks for counterexamples of one invariant of one policy."""
+
+    def __init__(self, policy: Policy, formula: Formula, evaluator: Evaluator, rlimit: int, cut: bool = True) -> None:
+        self.policy, self.formula, self.evaluator, self.rlimit = policy, formula, evaluator, rlimit
+        self.cut = violation_of(policy, formula, cut)
+        """The violation with its products cut out; the exact one when there are none, or with `cut=False`."""
+
+    @cached_property
+    def exact(self) -> Violation:
+        """The violation with every product as it is."""
+        return violation_of(self.policy, self.formula, cut=False) if self.cut.products else self.cut
+
+    @cached_property
+    def solver(self) -> IncrementalSolver:
+        """Asks the exact encoding."""
+        return IncrementalSolver(self.exact.constraints, self.rlimit)
+
+    @cached_property
+    def bounded(self) -> Violation:
+        """The violation with every product as it is, and with its bounds, which Z3 would take long to find."""
+        term = reduce(conjunction, self.cut.products.definitions, self.cut.term)
+        return replace(self.cut, term=term) if self.cut.products else self.exact
+
+    @cached_property
+    def _bounded(self) -> IncrementalSolver:
+        return IncrementalSolver(self.bounded.constraints, self.rlimit) if self.cut.products else self.solver
+
+    @cached_property
+    def _wider(self) -> IncrementalSolver:
+        return IncrementalSolver(self.cut.constraints, max(1, self.rlimit // PART))
+
+    @cached_property
+    def _narrower(self) -> IncrementalSolver:
+        constraints = [*self.cut.scope.constraints, *self.cut.products.pins, self.cut.term]
+        return IncrementalSolver(constraints, max(1, self.rlimit // PART))
+
+    @property
+    def gave_up(self) -> str:
+        """Why the last answer was unknown, in words."""
+        asked = [self.solver, *([self._wider, self._narrower] if self.cut.products else [])]
+        return next((solver for solver in asked if solver.by_clock), self.solver).gave_up
+
+    def proved_by_intervals(self, low: int, high: int) -> bool:
+        """Whether the bounds of products suffice to prove the invariant with its bound between two values."""
+        return bool(self.cut.products) and self._wider.ask(self.cut.between(low, high))[0] == "unsat"
+
+    def ask(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        """Whether the invariant can break with its bound between two values; values that break it when it can."""
+        answer, values = self.ask_cut(low, high)
+        return self._ask(self.exact, self.solver, low, high) if answer == "unknown" else (answer, values)
+
+    def ask_cut(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        """As `ask`, by the cut encodings only."""
+        if not self.cut.products:
+            return "unknown", None
+        extra = self.cut.between(low, high)
+        for solver in (self._wider, self._narrower):
+            answer, model = solver.ask(extra)
+            if answer == "unsat" and solver is self._wider:
+                return "unsat", None
+            if model is not None:  # one that does not break it in CPython says nothing
+                values = values_of(model, self.cut.scope.symbols)
+                if self._breaks(values):
+                    return "sat", values
+        return "unknown", None
+
+    def ask_bounded(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        """As `ask`, by an encoding in which every product is as it is and has its bounds."""
+        return self._ask(self.bounded, self._bounded, low, high)
+
+    @staticmethod
+    def _ask(violation: Violation, solver: IncrementalSolver, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        answer, model = solver.ask(violation.between(low, high))
+        return answer, None if model is None else values_of(model, violation.scope.symbols)
+
+    def _breaks(self, values: Arguments) -> bool:
+        return self.evaluator.admissible(self.formula.params, values) and not self.evaluator.holds(self.formula, values)

@@ -1,0 +1,209 @@
+"""Products in the encoding: cut out and known only by their bounds, so that what stays is linear.
+
+Solvers decide linear arithmetic and give up on products of fields, of which an invariant mostly needs no more than how large they
+can get. A cut puts a fresh constant for `x * y`, `x ** n`, `x // y` or `x % y` (`x` and `y` not constant), the same one for the
+same operands, and keeps what interval analysis says of it. Two readings of a cut encoding are sound:
+
+- Wider (`bounds`). Give each constant the value of its operation: the cut encoding is then the exact one, term by term. Its
+  bounds are guarded by the path that reaches the operation, where the analysis is right about it once nothing overflows or
+  divides by zero, as proved before any invariant is; it knows the domains of the views and no assumptions, so it is right
+  whatever these say. So every input of the exact encoding is a model of the cut one, and what no model breaks holds.
+- Narrower (`pins`). Wherever the path reaches an operation, one of its operands is at an end of its interval and the constant is
+  what the operation then gives, which is linear. What such a model breaks is broken.
+
+A certificate does not trust the analysis: `first_outside` and `results_outside` have the solvers prove each bound as well, from
+the domains, the assumptions and the bounds of cuts before it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import z3
+
+from .ir import Binary
+from .ranges import Interval, Ranges
+from .smt import Cutter, Term, as_int, conjunction, disjunction, floor_divide, modulo, negation
+
+__all__ = ["PRODUCT", "Cut", "Products"]
+
+Operation = Literal["*", "**", "//", "%"]
+
+PRODUCT = "product!"
+"""What the names of the constants begin with."""
+
+CASES = 8
+"""An operand that is one of up to so many constants is multiplied out case by case."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One operation that was cut out, on one path."""
+
+    constant: z3.ArithRef
+    operation: Operation
+    left: Term
+    right: Term
+    guard: Term
+    """The path on which the operation is reached."""
+    result: Interval
+    left_range: Interval
+    right_range: Interval
+
+    @property
+    def bound(self) -> Term:
+        """That the constant is in its interval where the operation is reached."""
+        return disjunction(negation(self.guard), within(self.constant, self.result))
+
+    @property
+    def operands_outside(self) -> Term:
+        """That the operation is reached and an operand is not in its interval."""
+        inside = conjunction(within(self.left, self.left_range), within(self.right, self.right_range))
+        return conjunction(self.guard, negation(inside))
+
+    @property
+    def pin(self) -> Term:
+        """That the constant is exactly what the operation gives, in one of the ways that are linear."""
+        ways: Term = False
+        for at_end, value in self._ends():
+            ways = disjunction(ways, conjunction(at_end, self.constant == value))
+        return disjunction(negation(self.guard), ways)
+
+    @property
+    def definition(self) -> Term:
+        """That the constant is exactly what the operation gives where it is reached."""
+        return disjunction(negation(self.guard), self.constant == apply(self.operation, self.left, self.right))
+
+    def _ends(self) -> Iterator[tuple[Term, Term]]:
+        right_ends = {self.right_range.lo, self.right_range.hi} if self.operation != "**" else set()
+        for end in sorted(right_ends):
+            yield self.right == end, apply(self.operation, self.left, end)
+        if self.operation in ("*", "**"):
+            for end in sorted({self.left_range.lo, self.left_range.hi}):
+                yield self.left == end, apply(self.operation, end, self.right)
+
+
+@dataclass
+class Products:
+    """The cuts of one query, over every decision and call in it."""
+
+    context: z3.Context
+    cuts: list[Cut] = field(default_factory=list)
+    """In the order of evaluation: operands of a cut hold only constants of cuts before it."""
+    constants: dict[tuple[object, ...], tuple[z3.ArithRef, Term, Term]] = field(default_factory=dict)
+    """Operation and both operands' identities -> the constant, and the operands (kept, so that ids stay unique)."""
+
+    def __bool__(self) -> bool:
+        return bool(self.cuts)
+
+    def cutter(self, ranges: Ranges) -> Cutter:
+        """What an encoder asks about each operation of a decision with these ranges."""
+        return partial(self._cut, ranges)
+
+    def _cut(self, ranges: Ranges, node: Binary, left: Term, right: Term, guard: Term) -> Term | None:
+        """A constant for an operation; None when it is linear, not known by its interval, or not safe by intervals alone."""
+        linear = isinstance(left, int) and node.op in ("*", "**")
+        linear |= isinstance(right, int) and (node.op != "**" or right < 2)
+        if linear or node.op == "+" or node.op == "-":
+            return None
+        known = [ranges.intervals.get(id(item)) for item in (node, node.left, node.right)]
+        result, left_range, right_range = known
+        if result is None or left_range is None or right_range is None or not ranges.discharged(node):
+            return None
+        if node.op == "*":
+            for cases, other in ((left, right), (right, left)):
+                multiplied = _case_by_case(cases, other)
+                if multiplied is not None:
+                    return multiplied
+            if _identity(right) < _identity(left):
+                left, right, left_range, right_range = right, left, right_range, left_range
+        key = (node.op, _identity(left), _identity(right))
+        if key not in self.constants:
+            self.constants[key] = z3.Int(f"{PRODUCT}{len(self.constants)}", self.context), left, right
+        constant = self.constants[key][0]
+        self.cuts.append(Cut(constant, node.op, left, right, guard, result, left_range, right_range))
+        return constant
+
+    @property
+    def bounds(self) -> list[Term]:
+        """What is known of the constants."""
+        return [cut.bound for cut in self.cuts]
+
+    @property
+    def pins(self) -> list[Term]:
+        """That every constant is exactly what its operation gives, in one of the ways that are linear."""
+        return [cut.pin for cut in self.cuts]
+
+    @property
+    def definitions(self) -> list[Term]:
+        """That every constant is exactly what its operation gives: with `bounds`, the exact encoding, and easier to search."""
+        return [cut.definition for cut in self.cuts]
+
+    def first_outside(self, violation: Term) -> Term:
+        """A violation for a certificate, which does not take the bounds for granted. Exactly that one of these happens:
+
+        - The bounds of some first cuts hold, and the next one's operands are outside their intervals.
+        - All bounds hold, and so does the violation.
+
+        If neither can, and `results_outside` cannot, every bound is true of the exact operation, one after the other, and the
+        violation is impossible.
+        """
+        found = violation
+        for cut in reversed(self.cuts):
+            found = disjunction(cut.operands_outside, conjunction(cut.bound, found))
+        return found
+
+    @property
+    def results_outside(self) -> Term:
+        """That two integers in the intervals of some cut's operands give a result outside its own."""
+        left, right = z3.Int("left", self.context), z3.Int("right", self.context)
+        boxes = dict.fromkeys((cut.operation, cut.left_range, cut.right_range, cut.result) for cut in self.cuts)
+        found: Term = False
+        for operation, left_range, right_range, result in boxes:
+            factor = right_range.lo if operation == "**" else right
+            inside = conjunction(within(left, left_range), within(factor, right_range))
+            found = disjunction(found, conjunction(inside, negation(within(apply(operation, left, factor), result))))
+        return found
+
+
+def within(term: Term, interval: Interval) -> Term:
+    """That a term is in an interval."""
+    return conjunction(term >= interval.lo, term <= interval.hi)
+
+
+def apply(operation: Operation, left: Term, right: Term) -> Term:
+    """What an operation gives, exactly."""
+    match operation:
+        case "*":
+            return left * right
+        case "**":
+            result: Term = 1
+            for _ in range(right):
+                result = left * result
+            return result
+        case "//":
+            return floor_divide(left, right, isinstance(right, int) and right > 0)
+        case "%":
+            return modulo(left, right, isinstance(right, int) and right > 0)
+
+
+def _identity(term: Term) -> tuple[str, int]:
+    return ("term", term.get_id()) if isinstance(term, z3.ExprRef) else ("number", term)
+
+
+def _case_by_case(cases: Term, other: Term) -> Term | None:
+    """A product with a term that is one of a few constants, multiplied out; None when it is anything else."""
+    leaves = 0
+
+    def multiply(term: z3.ExprRef) -> Term | None:
+        nonlocal leaves
+        if z3.is_int_value(term):
+            leaves += 1
+            return as_int(term.as_long() * other) if leaves <= CASES else None
+        if not z3.is_app_of(term, z3.Z3_OP_ITE):
+            return None
+        then, orelse = multiply(term.arg(1)), multiply(term.arg(2))
+        return None if then is None or orelse is None else z3.If(term.arg(0), then, orelse)
+
+    return multiply(cases) if isinstance(cases, z3.ExprRef) else None
