@@ -5,11 +5,16 @@ for a counterexample at any bound from the probe up, so "none" proves every larg
 monotone in its bound.
 """
 
+from collections.abc import Callable
+
 from .counterexample import Arguments
 from .search import Search
+from .solving import Answer
 from .verdict import LeastBound
 
 __all__ = ["find_least"]
+
+Ask = Callable[[int, int], tuple[Answer, Arguments | None]]
 
 
 def find_least(search: Search, limit: int) -> LeastBound:
@@ -18,11 +23,22 @@ def find_least(search: Search, limit: int) -> LeastBound:
     assert bound is not None and bound.domain is not None
     low, proved, witness = _bracket(search, bound.domain.lo, limit)
     """Some value of the bound just below `low` is refuted; everything from `proved` to `limit` is proved."""
+    for ask in (search.ask_bounded, search.ask_briefly) if search.cut.products else (search.ask_exact,):
+        low, proved, witness = _narrowed(ask, search, low, proved, witness)
+    tight = low == proved
+    example = search.evaluator.counterexample(search.formula, witness) if witness is not None and tight else None
+    return LeastBound(parameter=bound.name, value=proved, unit=bound.domain.unit, tight=tight, refuted_below=example)
+
+
+def _narrowed(
+    ask: Ask, search: Search, low: int, proved: int, witness: Arguments | None
+) -> tuple[int, int, Arguments | None]:
+    """`low`, `proved` and the witness below `low` as far as one way to ask brings them together."""
     undecided = proved
     """Nothing is known from here up to `proved`."""
     probe = low
     while low < undecided:
-        answer, values = search.ask_bounded(probe, proved - 1)
+        answer, values = ask(probe, proved - 1)
         if values is not None:
             low, witness = _stretch(search, values, proved - 1)
             undecided = max(undecided, min(low, proved))
@@ -31,9 +47,7 @@ def find_least(search: Search, limit: int) -> LeastBound:
         else:
             undecided = probe
         probe = (low + undecided) // 2
-    tight = low == proved
-    example = search.evaluator.counterexample(search.formula, witness) if witness is not None and tight else None
-    return LeastBound(parameter=bound.name, value=proved, unit=bound.domain.unit, tight=tight, refuted_below=example)
+    return low, proved, witness
 
 
 def _bracket(search: Search, low: int, proved: int) -> tuple[int, int, Arguments | None]:

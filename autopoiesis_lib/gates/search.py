@@ -3,7 +3,8 @@
 A policy that multiplies no fields is encoded once, exactly, and asked about once. For others (`language.products`) a wider
 encoding comes first, whose "none" is a proof, and whose model counts if it breaks the invariant in CPython; then a narrower one,
 whose models do. Both are linear. Only what they leave open goes to the exact encoding, where solvers may give up. Between a least
-bound that is proved and one that is refuted it goes there with the bounds of products beside it, which spares Z3 much hanging.
+bound that is proved and one that is refuted it goes there with the bounds of products beside it and to Z3 without nlsat, then to
+nlsat for a moment: a query there has taken half a minute while an engine waited for a swap, and a bound may be merely sufficient.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ __all__ = ["Search", "Violation", "violation_of"]
 
 PART = 4
 """A query about the wider or the narrower encoding may use this part of the limit: linear ones need little."""
+BRIEF = 100
+"""And one that may end in nlsat, where half a minute has counted for as little as a quarter of a second elsewhere, this part."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,15 @@ class Search:
     @cached_property
     def bounded(self) -> Violation:
         """The violation with every product as it is, and with its bounds, which Z3 would take long to find."""
-        term = reduce(conjunction, self.cut.products.definitions, self.cut.term)
-        return replace(self.cut, term=term) if self.cut.products else self.exact
+        return replace(self.cut, term=reduce(conjunction, self.cut.products.definitions, self.cut.term))
 
     @cached_property
     def _bounded(self) -> IncrementalSolver:
-        return IncrementalSolver(self.bounded.constraints, self.rlimit) if self.cut.products else self.solver
+        return IncrementalSolver(self.bounded.constraints, self.rlimit, nlsat=False)
+
+    @cached_property
+    def _brief(self) -> IncrementalSolver:
+        return IncrementalSolver(self.exact.constraints, max(1, self.rlimit // BRIEF))
 
     @cached_property
     def _wider(self) -> IncrementalSolver:
@@ -115,7 +121,7 @@ class Search:
     def ask(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
         """Whether the invariant can break with its bound between two values; values that break it when it can."""
         answer, values = self.ask_cut(low, high)
-        return self._ask(self.exact, self.solver, low, high) if answer == "unknown" else (answer, values)
+        return self.ask_exact(low, high) if answer == "unknown" else (answer, values)
 
     def ask_cut(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
         """As `ask`, by the cut encodings only."""
@@ -132,8 +138,16 @@ class Search:
                     return "sat", values
         return "unknown", None
 
+    def ask_exact(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        """As `ask`, by the exact encoding only."""
+        return self._ask(self.exact, self.solver, low, high)
+
+    def ask_briefly(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
+        """As `ask_exact`, within so small a limit that a query in nlsat takes seconds at most: what is small it does at once."""
+        return self._ask(self.exact, self._brief, low, high)
+
     def ask_bounded(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        """As `ask`, by an encoding in which every product is as it is and has its bounds."""
+        """As `ask`, by an encoding in which every product is as it is and has its bounds, without nlsat."""
         return self._ask(self.bounded, self._bounded, low, high)
 
     @staticmethod

@@ -129,9 +129,12 @@ class IncrementalSolver:
     other answers.
     """
 
-    def __init__(self, constraints: Sequence[Term], rlimit: int) -> None:
+    def __init__(self, constraints: Sequence[Term], rlimit: int, nlsat: bool = True) -> None:
+        """With `nlsat=False` Z3 does without its solver of that name for products: weaker, but where queries hang that the limit
+        does not stop, it is in there."""
         self._context = _context(constraints)
-        self._solver = _limited(z3.SimpleSolver(ctx=self._context), max(1, rlimit // FIRST_TRY))
+        self._nlsat = nlsat
+        self._solver = self._limited(z3.SimpleSolver(ctx=self._context), max(1, rlimit // FIRST_TRY))
         self._constraints = [constraint for constraint in constraints if constraint is not True]
         self._rlimit = rlimit
         self._budget = BUDGET_FACTOR * rlimit
@@ -176,9 +179,14 @@ class IncrementalSolver:
     def _ask_fresh(self, extra: Sequence[Term]) -> tuple[Answer, z3.ModelRef | None]:
         """By the whole problem at once: slower to start, stronger on non-linear arithmetic."""
         tactic = z3.Then(z3.Tactic("simplify", self._context), z3.Tactic("smt", self._context))
-        solver = _limited(tactic.solver(), self._rlimit)
+        solver = self._limited(tactic.solver(), self._rlimit)
         solver.add(*self._constraints, *extra)
         return self._check(solver, self._rlimit)
+
+    def _limited(self, solver: z3.Solver, rlimit: int) -> z3.Solver:
+        if not self._nlsat:
+            solver.set("arith.nl.nra", False)
+        return _limited(solver, rlimit)
 
     def _check(self, solver: z3.Solver, limit: int) -> tuple[Answer, z3.ModelRef | None]:
         before = _resources(solver)

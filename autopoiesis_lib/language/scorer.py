@@ -21,7 +21,7 @@ from .ir import Module, Signature
 from .llvm import DECLARATIONS, arguments_of, emit_functions
 from .native import MachineCode, NativeError
 
-__all__ = ["ARGMAX", "Bound", "Int64s", "Scorer", "compile_scorer"]
+__all__ = ["ARGMAX", "BLOCK", "REDUCE", "Bound", "Int64s", "Scorer", "compile_scorer"]
 
 Int64s = NDArray[np.int64]
 
@@ -165,9 +165,10 @@ done:
 }}
 """
 
-ARGMAX = _REDUCE.format(lowest=-(2**63), highest=2**63 - 1) + _ARGMAX.format(block=BLOCK, words=_WORDS)
-"""Assembly of `i64 @argmax(ptr %words, i64 %n)`, for machine code that picks (see `Scorer.argmax_over`); it needs
-`DECLARATIONS`."""
+REDUCE = _REDUCE.format(lowest=-(2**63), highest=2**63 - 1)
+"""Assembly of `void @reduce(ptr %scores, ptr %ties, i64 %n, i64 %base, ptr %state)`, for machine code that picks by itself (see
+`Scorer.argmax_over`): `state` is (best score, its tiebreak, its index), the index -1 at first. It needs `DECLARATIONS`."""
+ARGMAX = REDUCE + _ARGMAX.format(block=BLOCK, words=_WORDS)
 
 
 @dataclass(frozen=True)
@@ -242,8 +243,8 @@ class Scorer:
         return self._argmax(bound.address, n)
 
     def argmax_over(self, columns: Int64s, tiebreak: Int64s, *context: Int64s) -> Bound:
-        """What the `argmax` of other machine code is to be given (see `ARGMAX`), valid while this scorer and the answer live.
-        `n` is not checked there: at most `capacity`.
+        """What other machine code is to be given that scores and picks, valid while this scorer and the answer live: the address
+        of `rows`, then columns, stride, tiebreak and the context rows. `n` is not checked there: at most `capacity`.
 
         Raises:
             TypeError, ValueError: as `argmax`.

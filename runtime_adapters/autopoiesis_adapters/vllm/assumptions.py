@@ -29,7 +29,7 @@ from autopoiesis_lib.language.ir import (
     Return,
     ViewRef,
 )
-from autopoiesis_lib.language.llvm import DECLARATIONS, arguments_of, emit_functions
+from autopoiesis_lib.language.llvm import DECLARATIONS, arguments_of, emit_functions, fields_read
 from autopoiesis_lib.language.native import MachineCode
 from autopoiesis_lib.view import View
 
@@ -92,7 +92,8 @@ class Assumptions:
                 self._of_pass.append(formula)
             else:
                 raise UncheckableError(f"{formula.name}: assume something of (request), (engine) or (request, engine)")
-        self._request_names = tuple(spec.name for spec in request.fields())
+        self.request_names = tuple(spec.name for spec in request.fields())
+        """A request's fields, in declared order."""
         self.engine_names = tuple(spec.name for spec in engine.fields())
         """The engine's fields, in declared order."""
         self._engine_domains = tuple((spec.name, spec.domain.lo, spec.domain.hi) for spec in engine.fields())
@@ -104,6 +105,8 @@ class Assumptions:
         pass_module = _module(self._of_pass, request, engine, bounded=engine)
         self.pass_check = _loop(pass_module)
         """Assembly of `hold`, as `@all_hold`; it needs `DECLARATIONS`."""
+        self.pass_reads = frozenset(name for position, name in fields_read(pass_module, "holds") if position == 0)
+        """The request fields that it reads."""
         of_pass = _compile(pass_module)
         self.hold: Callable[[int, int, int, int], int] = builtin(of_pass, "all_hold")
         """(columns, stride, n, engine) -> 1 when the engine row lies in its domains and every assumption holds of it and of
@@ -124,7 +127,7 @@ class Assumptions:
                 return f"engine.{name} = {value} is outside {lo} to {hi}"
         engine_view = SimpleNamespace(**dict(zip(self.engine_names, row, strict=True)))
         for slot in range(n):
-            request_view = SimpleNamespace(**dict(zip(self._request_names, map(int, fields[:, slot]), strict=True)))
+            request_view = SimpleNamespace(**dict(zip(self.request_names, map(int, fields[:, slot]), strict=True)))
             for formula in self._of_pass:
                 views = (engine_view,) if len(formula.params) == 1 else (request_view, engine_view)
                 if not formula.method(self._self, *views):

@@ -1,9 +1,10 @@
-"""One pick as one call of machine code: waits brought up to date, what the proof takes for granted checked, the queue scored,
-the pick held against the proved bound.
+"""One pick as one call of machine code: waits computed, what the proof takes for granted checked, the queue scored, the pick held
+against the proved bound.
 
 The governor can do each of these by itself, and does when the answer here is no, to say what is wrong and whose fault it is.
-One call because between two steps vLLM has emptied the caches: there the way from call to call costs more than the calls. For
-the same reason all of it but the policy's own loop lies in one piece of machine code, and all that it is told in one block.
+One call because between two steps vLLM has emptied the caches: there the way from call to call costs more than the calls. What
+a pick takes from memory it takes from vLLM's caches in turn, so it takes little: the queue goes by in blocks, of which only the
+fields that are read are copied to a few kilobytes of stack, where the waits are computed that nobody keeps.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,10 @@ import numpy as np
 from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.llvm import DECLARATIONS
 from autopoiesis_lib.language.native import MachineCode
-from autopoiesis_lib.language.scorer import ARGMAX, Int64s, Scorer
+from autopoiesis_lib.language.scorer import BLOCK, REDUCE, Int64s, Scorer
 
 from ..loading import VerifiedPolicy
 from .assumptions import Assumptions
-from .moves import WAITS
 from .waiting_columns import Located
 
 __all__ = ["NO_PICK", "Picking", "warm_up_picking"]
@@ -26,36 +26,102 @@ __all__ = ["NO_PICK", "Picking", "warm_up_picking"]
 NO_PICK = -1
 """Something is not as it should be."""
 NO_BOUND = 2**63 - 1
+WAITED = "waited_us"
 
-WORDS = ("rows", "columns", "stride", "tiebreak", "engine", "stamps", "waits", "longest", "aging")
-"""What `argmax` is given (see `Bound`), then addresses, the longest wait that a view can hold (us), and the proved T (us)."""
+WORDS = ("rows", "columns", "stride", "tiebreak", "engine", "stamps", "longest", "aging", "copied", "last")
+"""The policy's loop, where the queue is and the engine's row (as a scorer's `Bound` has them); then where stamps are, the
+longest wait that a view can hold (us), the proved T (us), where the numbers of the copied fields are, and the last's place."""
 
-_FIRST = """\
-define i64 @first(ptr %words, i64 %n, i64 %now{values}) nounwind {{
+_INTEGERS = ("stride", "longest", "aging", "last")
+
+_LEAST = """\
+define internal i64 @least(ptr noalias %stamps, i64 %n) nounwind {
 entry:
-{loads}  %least = call i64 @waits(ptr %stamps, ptr %waits, i64 %n, i64 %now)
-  %oldest = sub i64 %now, %least
-  %overdue = icmp sgt i64 %oldest, %longest
-  br i1 %overdue, label %no, label %look
-look:
-{stores}
-  %holds = call i64 @all_hold(ptr %columns, i64 %stride, i64 %n, ptr %engine)
-  %good = icmp ne i64 %holds, 0
-  br i1 %good, label %pick, label %no
-{pick}"""
+  br label %row
+row:
+  %i = phi i64 [0, %entry], [%next, %row]
+  %least = phi i64 [9223372036854775807, %entry], [%least.next, %row]
+  %at = getelementptr i64, ptr %stamps, i64 %i
+  %stamp = load i64, ptr %at
+  %least.next = call i64 @llvm.smin.i64(i64 %least, i64 %stamp)
+  %next = add nuw nsw i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %row, label %done
+done:
+  ret i64 %least.next
+}
+"""
 
-_AGAIN = """\
-define i64 @again(ptr %words, i64 %n, i64 %now) nounwind {{
-entry:
-{loads}  %least = call i64 @waits(ptr %stamps, ptr %waits, i64 %n, i64 %now)
-  %oldest = sub i64 %now, %least
-  %overdue = icmp sgt i64 %oldest, %longest
-  br i1 %overdue, label %no, label %pick
-{pick}"""
-
+# The pick, or -1 when an assumption does not hold (asked only where `checked`) or the pick is against the rule. The waits go to
+# row `waited`. `rows` and `hold` read no rows but those that are copied, and that one.
 _PICK = """\
-pick:
-  %slot = call i64 @argmax(ptr %words, i64 %n)
+define internal i64 @pick(ptr %words, i64 %n, i64 %now, i64 %least, i1 %checked) nounwind {{
+entry:
+  %block = alloca [{size} x i64], align 64
+  %scores = alloca [{length} x i64], align 64
+  %state = alloca [3 x i64]
+{loads}  %state.index = getelementptr i64, ptr %state, i64 2
+  store i64 -1, ptr %state.index
+  %waits = getelementptr i64, ptr %block, i64 {waits}
+  br label %next
+next:
+  %base = phi i64 [0, %entry], [%base.next, %score]
+  %left = sub i64 %n, %base
+  %count = call i64 @llvm.smin.i64(i64 %left, i64 {length})
+  br label %field
+field:
+  %k = phi i64 [0, %next], [%k.next, %taken]
+  %any = icmp sle i64 %k, %last
+  br i1 %any, label %find, label %since
+find:
+  %number.at = getelementptr i64, ptr %copied, i64 %k
+  %number = load i64, ptr %number.at
+  %from.row = mul i64 %number, %stride
+  %from.start = add i64 %from.row, %base
+  %from = getelementptr i64, ptr %columns, i64 %from.start
+  %to.start = mul i64 %number, {length}
+  %to = getelementptr i64, ptr %block, i64 %to.start
+  br label %copy
+copy:
+  %c = phi i64 [0, %find], [%c.next, %copy]
+  %c.from = getelementptr i64, ptr %from, i64 %c
+  %c.value = load i64, ptr %c.from
+  %c.to = getelementptr i64, ptr %to, i64 %c
+  store i64 %c.value, ptr %c.to
+  %c.next = add nuw nsw i64 %c, 1
+  %c.more = icmp slt i64 %c.next, %count
+  br i1 %c.more, label %copy, label %taken
+taken:
+  %k.next = add nuw nsw i64 %k, 1
+  br label %field
+since:
+  %since.start = getelementptr i64, ptr %stamps, i64 %base
+  br label %wait
+wait:
+  %w = phi i64 [0, %since], [%w.next, %wait]
+  %w.from = getelementptr i64, ptr %since.start, i64 %w
+  %w.stamp = load i64, ptr %w.from
+  %w.value = sub i64 %now, %w.stamp
+  %w.to = getelementptr i64, ptr %waits, i64 %w
+  store i64 %w.value, ptr %w.to
+  %w.next = add nuw nsw i64 %w, 1
+  %w.more = icmp slt i64 %w.next, %count
+  br i1 %w.more, label %wait, label %look
+look:
+  br i1 %checked, label %hold, label %score
+hold:
+  %holds = call i64 @all_hold(ptr %block, i64 {length}, i64 %count, ptr %engine)
+  %good = icmp ne i64 %holds, 0
+  br i1 %good, label %score, label %no
+score:
+  call void %rows(ptr %block, i64 {length}, i64 %count, ptr %scores, ptr %engine.word)
+  %ties = getelementptr i64, ptr %tiebreak, i64 %base
+  call void @reduce(ptr %scores, ptr %ties, i64 %count, i64 %base, ptr %state)
+  %base.next = add nuw nsw i64 %base, {length}
+  %again = icmp slt i64 %base.next, %n
+  br i1 %again, label %next, label %picked
+picked:
+  %slot = load i64, ptr %state.index
   %inside = icmp ult i64 %slot, %n
   br i1 %inside, label %rule, label %no
 rule:
@@ -68,15 +134,44 @@ done:
   ret i64 %slot
 no:
   ret i64 -1
-}
+}}
 """
 
-_INTEGERS = ("stride", "longest", "aging")
+_FIRST = """\
+define i64 @first(ptr %words, i64 %n, i64 %now{values}) nounwind {{
+entry:
+{loads}  %least = call i64 @least(ptr %stamps, i64 %n)
+  %oldest = sub i64 %now, %least
+  %overdue = icmp sgt i64 %oldest, %longest
+  br i1 %overdue, label %no, label %look
+look:
+{stores}
+  %slot = call i64 @pick(ptr %words, i64 %n, i64 %now, i64 %least, i1 true)
+  ret i64 %slot
+no:
+  ret i64 -1
+}}
+"""
+
+_AGAIN = """\
+define i64 @again(ptr %words, i64 %n, i64 %now) nounwind {{
+entry:
+{loads}  %least = call i64 @least(ptr %stamps, i64 %n)
+  %oldest = sub i64 %now, %least
+  %overdue = icmp sgt i64 %oldest, %longest
+  br i1 %overdue, label %no, label %look
+look:
+  %slot = call i64 @pick(ptr %words, i64 %n, i64 %now, i64 %least, i1 false)
+  ret i64 %slot
+no:
+  ret i64 -1
+}}
+"""
 
 
 class Picking:
     """`first(words, n, now_us, *engine)` -> slot or `NO_PICK`, and `again(words, n, now_us)` for the later picks of a pass,
-    which see the engine as the first one did. `words` is the address of a policy's words.
+    which see the engine as the first one did; `n` is at least 1. `words` is the address of a policy's words.
 
     Args:
         policy: the policy.
@@ -99,24 +194,28 @@ class Picking:
         engine: Int64s,
     ) -> None:
         self.policy = policy
-        self.first, self.again = _compiled(assumptions.engine_names, assumptions.pass_check)
+        self.first, self.again = _compiled(assumptions.request_names, assumptions.engine_names, assumptions.pass_check)
         self.located = located
         """The arrays it was made for: when the queue has grown, a new one is due."""
         bound = scorer.argmax_over(located.fields, located.seqs, engine)
         aging = NO_BOUND if policy.aging_us is None else policy.aging_us
-        at = [array.ctypes.data for array in (located.stamps, located.waits)]
-        words = np.array([*bound.words, *at, longest_us, aging], np.int64)
-        self._alive = (scorer, located, engine, words)
+        read = (policy.reads | assumptions.pass_reads) - {WAITED}
+        copied = np.array([i for i, name in enumerate(assumptions.request_names) if name in read], np.int64)
+        more = [located.stamps.ctypes.data, longest_us, aging, copied.ctypes.data, len(copied) - 1]
+        words = np.array([*bound.words, *more], np.int64)
+        self._alive = (scorer, located, engine, words, copied)
         self.words: int = words.ctypes.data
 
 
 def warm_up_picking(assumptions: Assumptions) -> None:
     """Compile what every policy shares, some ten milliseconds, before the engine serves."""
-    _compiled(assumptions.engine_names, assumptions.pass_check)
+    _compiled(assumptions.request_names, assumptions.engine_names, assumptions.pass_check)
 
 
 @cache
-def _compiled(engine_names: tuple[str, ...], pass_check: str) -> tuple[Callable[..., int], Callable[..., int]]:
+def _compiled(
+    request_names: tuple[str, ...], engine_names: tuple[str, ...], pass_check: str
+) -> tuple[Callable[..., int], Callable[..., int]]:
     loads = "".join(
         f"  %{name}.word = getelementptr i64, ptr %words, i64 {position}\n"
         f"  %{name} = load {'i64' if name in _INTEGERS else 'ptr'}, ptr %{name}.word\n"
@@ -128,8 +227,11 @@ def _compiled(engine_names: tuple[str, ...], pass_check: str) -> tuple[Callable[
         for i, name in enumerate(engine_names)
     )
     values = "".join(f", i64 %value.{i}" for i in range(len(engine_names)))
-    first = _FIRST.format(values=values, loads=loads, stores=stores, pick=_PICK)
-    again = _AGAIN.format(loads=loads, pick=_PICK)
+    # A view without waits has them behind its last row, where nobody looks.
+    fields = len(request_names)
+    row = request_names.index(WAITED) if WAITED in request_names else fields
+    pick = _PICK.format(loads=loads, size=(fields + 1) * BLOCK, waits=row * BLOCK, length=BLOCK)
+    first, again = _FIRST.format(values=values, loads=loads, stores=stores), _AGAIN.format(loads=loads)
     entries = entry("first", "pii" + "i" * len(engine_names)) + entry("again", "pii")
-    code = MachineCode(DECLARATIONS + WAITS + ARGMAX + pass_check + first + again + entries)
+    code = MachineCode(DECLARATIONS + _LEAST + REDUCE + pass_check + pick + first + again + entries)
     return builtin(code, "first"), builtin(code, "again")
