@@ -372,7 +372,11 @@ class EngineSide:
     def _begin_picks(self) -> int:
         """Somebody is about to be picked: there will be something to do when the step is over. Answers the clock (us)."""
         self.busy = True
-        return self._read_clock()
+        now_us = self.clock_ns() // 1_000 + self._clock_behind_us
+        if now_us < self._now_us:
+            return self._read_clock()
+        self._now_us = now_us
+        return now_us
 
     def _wake(self) -> None:
         self._levers_awake = True

@@ -33,7 +33,7 @@ class Governor(Seat[VerifiedPolicy]):
         columns: the waiting requests.
         assumptions: what must hold of them and of the engine.
         read_engine: longest wait (us) -> the engine row in declared order; called once a pass.
-        begin: told of the first pick of a pass; answers the engine's clock (us).
+        begin: told of the first pick of a pass; answers the engine's clock (us). Must not raise.
         builtin_slot: the slot the built-in order would serve; what a shadow beside it is compared with.
         deadline_ns: a decision that takes longer is late.
         late_limit: late decisions in a row after which the policy is taken out.
@@ -75,7 +75,11 @@ class Governor(Seat[VerifiedPolicy]):
         """The slot to serve next, or `BUILT_IN`. Never raises. The first pick after `end_pass` begins the next pass."""
         started = perf_counter_ns()
         if not self.begun:
-            self._begin_pass()
+            self.begun = True
+            self.dropped = self.snapshot = False
+            self.now_us = self._begin()
+            if self.pending is not None or self.candidate:
+                self._take_turn()
         policy, picking = self.active, self._picking
         if picking is None or picking.policy is not policy or self.shadow is not None or self.dropped or self.disabled:
             return self._choose_by_steps(started)
@@ -130,13 +134,10 @@ class Governor(Seat[VerifiedPolicy]):
         self.begun = True
         self.drop(kind, detail)
 
-    def _begin_pass(self) -> None:
-        self.begun = True
-        self.dropped = self.snapshot = False
+    def _take_turn(self) -> None:
+        """A swap is due, or a trial may be over."""
         try:
-            self.now_us = now_us = self._begin()
-            if self.pending is not None or self.candidate:
-                self.begin_pass(now_us)
+            self.begin_pass(self.now_us)
         except Exception as error:
             self.drop("adapter", f"{type(error).__name__}: {error}")
 

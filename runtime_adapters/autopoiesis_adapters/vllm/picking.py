@@ -52,8 +52,9 @@ done:
 }
 """
 
-# The pick, or -1 when an assumption does not hold (asked only where `checked`) or the pick is against the rule. The waits go to
-# row `waited`. `rows` and `hold` read no rows but those that are copied, and that one.
+# The pick, or -1 when an assumption does not hold (asked only where `checked`) or the pick is against the rule. `rows` and
+# `all_hold` read no rows but those that are copied, and the one of the waits. Whole blocks are copied, since the capacity is a
+# multiple of them, in loops that are vectorised and not unrolled: short code is fast code where it comes from memory as well.
 _PICK = """\
 define internal i64 @pick(ptr %words, i64 %n, i64 %now, i64 %least, i1 %checked) nounwind {{
 entry:
@@ -89,8 +90,8 @@ copy:
   %c.to = getelementptr i64, ptr %to, i64 %c
   store i64 %c.value, ptr %c.to
   %c.next = add nuw nsw i64 %c, 1
-  %c.more = icmp slt i64 %c.next, %count
-  br i1 %c.more, label %copy, label %taken
+  %c.more = icmp slt i64 %c.next, {length}
+  br i1 %c.more, label %copy, label %taken, !llvm.loop !0
 taken:
   %k.next = add nuw nsw i64 %k, 1
   br label %field
@@ -105,8 +106,8 @@ wait:
   %w.to = getelementptr i64, ptr %waits, i64 %w
   store i64 %w.value, ptr %w.to
   %w.next = add nuw nsw i64 %w, 1
-  %w.more = icmp slt i64 %w.next, %count
-  br i1 %w.more, label %wait, label %look
+  %w.more = icmp slt i64 %w.next, {length}
+  br i1 %w.more, label %wait, label %look, !llvm.loop !3
 look:
   br i1 %checked, label %hold, label %score
 hold:
@@ -135,6 +136,10 @@ done:
 no:
   ret i64 -1
 }}
+!0 = distinct !{{!0, !1, !2}}
+!1 = !{{!"llvm.loop.unroll.disable"}}
+!2 = !{{!"llvm.loop.interleave.count", i32 1}}
+!3 = distinct !{{!3, !1, !2}}
 """
 
 _FIRST = """\
