@@ -194,16 +194,22 @@ def _identity(term: Term) -> tuple[str, int]:
 
 def _case_by_case(cases: Term, other: Term) -> Term | None:
     """A product with a term that is one of a few constants, multiplied out; None when it is anything else."""
-    leaves = 0
+    # Functions of the module: one in here that calls itself would be a cycle of references, which keeps the term, and with it
+    # megabytes of its Z3 context, until the garbage collector comes by. Thousands of those were once more than Z3 may have.
+    few = isinstance(cases, z3.ExprRef) and 0 < _constants(cases) <= CASES
+    return _multiplied(cases, other) if few else None
 
-    def multiply(term: z3.ExprRef) -> Term | None:
-        nonlocal leaves
-        if z3.is_int_value(term):
-            leaves += 1
-            return as_int(term.as_long() * other) if leaves <= CASES else None
-        if not z3.is_app_of(term, z3.Z3_OP_ITE):
-            return None
-        then, orelse = multiply(term.arg(1)), multiply(term.arg(2))
-        return None if then is None or orelse is None else z3.If(term.arg(0), then, orelse)
 
-    return multiply(cases) if isinstance(cases, z3.ExprRef) else None
+def _constants(term: z3.ExprRef) -> int:
+    """How many constants a term of nothing but choices between constants has; more than `CASES` for any other."""
+    if z3.is_int_value(term):
+        return 1
+    if not z3.is_app_of(term, z3.Z3_OP_ITE):
+        return CASES + 1
+    return min(_constants(term.arg(1)) + _constants(term.arg(2)), CASES + 1)
+
+
+def _multiplied(term: z3.ExprRef, other: Term) -> Term:
+    if z3.is_int_value(term):
+        return as_int(term.as_long() * other)
+    return z3.If(term.arg(0), _multiplied(term.arg(1), other), _multiplied(term.arg(2), other))

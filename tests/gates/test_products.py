@@ -1,10 +1,12 @@
 """Products of fields: proved by their bounds where these suffice, exactly where they do not, and never when it is not true."""
 
+import gc
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import pytest
+import z3
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib import Policy, verify
@@ -246,3 +248,36 @@ def test_a_least_bound_is_not_waited_for_in_nlsat(
     assert found.verdict is Verdict.PROVED and found.least is not None
     assert 430_631_863 <= found.least.value < 600_000_000
     assert solvers and not any(solver.by_clock for solver in solvers)
+
+
+@pytest.mark.parametrize("certify", [False, True])
+def test_a_proof_leaves_no_solver_memory_to_the_garbage_collector(
+    contract: RequestOrdering, ordering: Text, certify: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cycle of references once kept every Z3 context of a worker, until Z3 had no more memory and the worker died."""
+    alive = 0
+    begin, end = z3.Context.__init__, z3.Context.__del__
+
+    def begun(self: z3.Context, *arguments: Any) -> None:
+        nonlocal alive
+        alive += 1
+        begin(self, *arguments)
+
+    def ended(self: z3.Context) -> None:
+        nonlocal alive
+        alive -= 1
+        end(self)
+
+    monkeypatch.setattr(z3.Context, "__init__", begun)
+    monkeypatch.setattr(z3.Context, "__del__", ended)
+    tiers = (
+        "request.waited_us - (5 if request.num_prompt_tokens > 900 else 1) * min(request.num_output_tokens, 700) * 3"
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        for text in (ordering(tiers), ordering(HARD["nested"]), correlated(ordering)):
+            assert proof.check(Policy.from_source(text, contract), certify=certify).verdict is Verdict.PROVED
+        assert alive == 0
+    finally:
+        gc.enable()
