@@ -13,7 +13,7 @@ from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.llvm import DECLARATIONS
 from autopoiesis_lib.language.native import MachineCode
 
-__all__ = ["WAITS", "WORDS", "Moves", "moves_for", "words_of"]
+__all__ = ["WORDS", "Moves", "moves_for", "words_of"]
 
 WORDS = ("columns", "stride", "stamps", "seqs", "check")
 """What the words are: addresses, but for `stride`, the length of a row of `columns` in elements. `check` is the address of
@@ -24,7 +24,7 @@ _WORD = """\
   %{name} = load {kind}, ptr %{name}.word
 """
 
-WAITS = """\
+_WAITS = """\
 define i64 @waits(ptr noalias %stamps, ptr noalias %waits, i64 %n, i64 %now) nounwind {
 entry:
   br label %row
@@ -80,7 +80,7 @@ class Moves:
         arrays = words["columns"] + words["stride"] + words["stamps"] + words["seqs"]
         call = "  %at = getelementptr i64, ptr %columns, i64 %slot\n"
         call += "  %good = call i64 %check(ptr %at, i64 %stride, i64 1, ptr %at)\n  ret i64 %good\n}\n"
-        assembly = DECLARATIONS + WAITS
+        assembly = DECLARATIONS + _WAITS
         values = "".join(f", i64 %given.{value}" for value in range(given)) + ", i64 %stamps.value, i64 %seqs.value"
         assembly += f"define i64 @place(ptr %words, i64 %slot{values}) nounwind {{\n{arrays}"
         assembly += words["check"] + "\n".join(place) + "\n" + call

@@ -60,8 +60,6 @@ class Located(NamedTuple):
     fields: Int64s
     seqs: Int64s
     stamps: Int64s
-    waits: Int64s
-    """The row of `fields` that holds waits; another one where the view has no waits."""
 
 
 class WaitingColumns:
@@ -234,10 +232,11 @@ class WaitingColumns:
         self._find_addresses()
 
     def _find_addresses(self) -> None:
-        waits = self.fields[self._waited_row] if self._waited_row is not None else np.zeros_like(self.stamps)
-        self.located = Located(self.fields, self.seqs, self.stamps, waits)
+        # Kept here, since machine code knows only where it is: a view without waits has none among its fields.
+        self._waits_row = self.fields[self._waited_row] if self._waited_row is not None else np.zeros_like(self.stamps)
+        self.located = Located(self.fields, self.seqs, self.stamps)
         self.fields_at, self.capacity = self.fields.ctypes.data, self.stamps.shape[0]
-        self._stamps_at, self._waits_row_at = self.stamps.ctypes.data, waits.ctypes.data
+        self._stamps_at, self._waits_row_at = self.stamps.ctypes.data, self._waits_row.ctypes.data
         self._words = words_of(
             columns=self.fields_at,
             stride=self.capacity,
