@@ -3,7 +3,7 @@ scheduler."""
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from time import perf_counter_ns
 from typing import Any
 
@@ -129,12 +129,8 @@ class EngineSide:
         self._fallbacks = 0
         """Of all seats, as the step records tell them."""
         self._awaiting_first_token: Sequence[Any] = ()
-        requests, arrivals = self.telemetry.requests, self.telemetry.arrivals
-        self._record = self.telemetry.steps.put
-        self._record_request, self._record_arrival = (
-            partial(requests.put, requests.at),
-            partial(arrivals.put, arrivals.at),
-        )
+        self._record, self._record_request = self.telemetry.steps.put, self.telemetry.requests.append
+        self._record_arrival = self.telemetry.arrivals.append
         self._steps_at = self.telemetry.steps.at
         self._scheduler = scheduler
         self._pool = pool  # its queue knows how many are free; the method that asks it is a call every step
@@ -202,18 +198,11 @@ class EngineSide:
         """Give a request its microsecond stamp and sequence number. Once in its life: a second call changes nothing."""
         clock: RequestClock | None = getattr(request, "autopoiesis_clock", None)
         if clock is None:
-            now_us = self.clock_ns() // 1_000 + self._clock_behind_us
-            if now_us < self._now_us:
-                now_us = self._read_clock()
-            self._now_us = now_us
+            now_us = self._read_clock()
             self._next_seq = seq = self._next_seq + 1
             clock = request.autopoiesis_clock = RequestClock(now_us, seq)
             try:
-                row = seq, now_us, request.num_prompt_tokens, request.max_tokens, request.priority
-                try:
-                    self._record_arrival(*row)
-                except (OverflowError, TypeError):
-                    self.telemetry.arrivals.append(*row)
+                self._record_arrival(seq, now_us, request.num_prompt_tokens, request.max_tokens, request.priority)
             except Exception as error:
                 self.governor.drop("adapter", f"{type(error).__name__}: {error}")
         return clock
@@ -283,17 +272,14 @@ class EngineSide:
         """A request leaves the engine. Never raises."""
         try:
             clock: RequestClock = getattr(request, "autopoiesis_clock", None) or self.stamp(request)
-            now_us = self.clock_ns() // 1_000 + self._clock_behind_us
-            if now_us < self._now_us:
-                now_us = self._read_clock()
-            self._now_us = clock.finished_us = now_us
+            clock.finished_us = now_us = self._read_clock()
             tokens = request.num_output_tokens
             if not clock.first_token_us and tokens:
                 clock.first_token_us = now_us
             aborted = request.status is ABORTED
             if aborted:
                 self.governor.counters["aborted"] += 1
-            row = (
+            self._record_request(
                 clock.seq,
                 clock.stamp_us,
                 clock.admitted_us,
@@ -307,10 +293,6 @@ class EngineSide:
                 request.num_preemptions,
                 aborted,
             )
-            try:
-                self._record_request(*row)
-            except (OverflowError, TypeError):
-                self.telemetry.requests.append(*row)
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
 
@@ -372,11 +354,7 @@ class EngineSide:
     def _begin_picks(self) -> int:
         """Somebody is about to be picked: there will be something to do when the step is over. Answers the clock (us)."""
         self.busy = True
-        now_us = self.clock_ns() // 1_000 + self._clock_behind_us
-        if now_us < self._now_us:
-            return self._read_clock()
-        self._now_us = now_us
-        return now_us
+        return self._read_clock()
 
     def _wake(self) -> None:
         self._levers_awake = True

@@ -142,8 +142,8 @@ no:
 !3 = distinct !{{!3, !1, !2}}
 """
 
-_FIRST = """\
-define i64 @first(ptr %words, i64 %n, i64 %now{values}) nounwind {{
+_ENTRY = """\
+define i64 @{name}(ptr %words, i64 %n, i64 %now{values}) nounwind {{
 entry:
 {loads}  %least = call i64 @least(ptr %stamps, i64 %n)
   %oldest = sub i64 %now, %least
@@ -151,22 +151,7 @@ entry:
   br i1 %overdue, label %no, label %look
 look:
 {stores}
-  %slot = call i64 @pick(ptr %words, i64 %n, i64 %now, i64 %least, i1 true)
-  ret i64 %slot
-no:
-  ret i64 -1
-}}
-"""
-
-_AGAIN = """\
-define i64 @again(ptr %words, i64 %n, i64 %now) nounwind {{
-entry:
-{loads}  %least = call i64 @least(ptr %stamps, i64 %n)
-  %oldest = sub i64 %now, %least
-  %overdue = icmp sgt i64 %oldest, %longest
-  br i1 %overdue, label %no, label %look
-look:
-  %slot = call i64 @pick(ptr %words, i64 %n, i64 %now, i64 %least, i1 false)
+  %slot = call i64 @pick(ptr %words, i64 %n, i64 %now, i64 %least, i1 {first})
   ret i64 %slot
 no:
   ret i64 -1
@@ -236,7 +221,8 @@ def _compiled(
     fields = len(request_names)
     row = request_names.index(WAITED) if WAITED in request_names else fields
     pick = _PICK.format(loads=loads, size=(fields + 1) * BLOCK, waits=row * BLOCK, length=BLOCK)
-    first, again = _FIRST.format(values=values, loads=loads, stores=stores), _AGAIN.format(loads=loads)
+    first = _ENTRY.format(name="first", values=values, loads=loads, stores=stores, first="true")
+    again = _ENTRY.format(name="again", values="", loads=loads, stores="", first="false")
     entries = entry("first", "pii" + "i" * len(engine_names)) + entry("again", "pii")
     code = MachineCode(DECLARATIONS + _LEAST + REDUCE + pass_check + pick + first + again + entries)
     return builtin(code, "first"), builtin(code, "again")
