@@ -3,4 +3,5 @@
 import os
 import tempfile
 
-os.environ.setdefault("AUTOPOIESIS_CACHE", tempfile.mkdtemp(prefix="autopoiesis-tests-"))
+_cache = tempfile.TemporaryDirectory(prefix="autopoiesis-tests-")  # removed when the tests are over
+os.environ.setdefault("AUTOPOIESIS_CACHE", _cache.name)

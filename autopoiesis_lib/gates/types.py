@@ -4,14 +4,17 @@ mypy is a second opinion independent of our grammar. It sees the views as small 
 costs milliseconds once the server is warm.
 """
 
+import fcntl
 import io
 import os
 import re
+import shutil
 import tempfile
 import threading
 import time
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,49 @@ def _stubs(contract: Contract) -> dict[str, str]:
     return files
 
 
+class _Folder:
+    """A temporary folder that goes with its process, however that ends.
+
+    Workers are killed, and clean nothing up. A folder is locked while its process lives, and the lock goes with the process:
+    whoever makes one removes those of which the lock can be had.
+    """
+
+    PREFIX = "autopoiesis-mypy-"
+    LOCK = ".lock"
+
+    def __init__(self) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{self.PREFIX}*"):
+            with self._locked(left) as free:
+                if free:
+                    shutil.rmtree(left, ignore_errors=True)
+        self._folder = tempfile.TemporaryDirectory(prefix=self.PREFIX)
+        self.path = Path(self._folder.name)
+        self._lock = os.open(self.path / self.LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self._lock)
+
+    @classmethod
+    @contextmanager
+    def _locked(cls, folder: Path) -> Iterator[bool]:
+        """Whether the lock of a folder could be had; another user's folder, or one just being made, has none."""
+        try:
+            lock = os.open(folder / cls.LOCK, os.O_RDWR)
+        except OSError:
+            yield False
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(lock)
+
+
 class _Server:
     """mypy's fine-grained incremental build over a folder of stubs and one candidate.
 
@@ -147,8 +193,8 @@ class _Server:
     def _start(self) -> None:
         from mypy.fscache import FileSystemCache
 
-        self._folder = tempfile.TemporaryDirectory(prefix="autopoiesis-mypy-")
-        self._root = Path(self._folder.name)
+        self._folder = _Folder()
+        self._root = self._folder.path
         self._written: dict[str, str] = {}
         self._stubs: Mapping[str, str] = {}
         self._files = FileSystemCache()

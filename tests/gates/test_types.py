@@ -1,6 +1,9 @@
 """The types gate: mypy is an opinion of its own, and nothing in a text can silence it."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -92,3 +95,39 @@ def test_sharing_never_answers_otherwise_than_mypy(contract: RequestOrdering) ->
         text = to_source(fresh_module(contract, draw), contract.interface)
         policy = Policy.from_source(text, contract)
         assert types.check_alike(policy).verdict is types.check(policy).verdict
+
+
+def test_what_mypy_wrote_goes_with_the_process_that_was_killed_and_not_with_one_that_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are killed when their run is over: every run left two folders in /tmp."""
+    check = (
+        "import sys, time\n"
+        "from autopoiesis_contracts.request_ordering import RequestOrdering\n"
+        "from autopoiesis_lib.gates import types\n"
+        "contract = RequestOrdering()\n"
+        "assert types.type_errors(contract.baselines()['fcfs'], contract) == []\n"
+        "print(types._server()._folder.path, flush=True)\n"
+        "if sys.argv[1:]: time.sleep(600)\n"
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    foreign = tmp_path / f"{types._Folder.PREFIX}without-a-lock"
+    foreign.mkdir()
+
+    def living() -> tuple["subprocess.Popen[str]", Path]:
+        process = subprocess.Popen([sys.executable, "-c", check, "stay"], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    killed, left = living()
+    alive, kept = living()
+    try:
+        killed.kill()
+        killed.communicate()
+        assert left.is_dir()
+        done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+        assert not left.exists() and not Path(done.stdout.strip()).exists()
+        assert sorted(tmp_path.iterdir()) == sorted((foreign, kept))
+    finally:
+        alive.kill()
+        alive.communicate()
