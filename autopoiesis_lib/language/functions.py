@@ -17,8 +17,14 @@ from .ir import (
 
 __all__ = ["FunctionReader", "Scope", "annotation_name", "fold_constant"]
 
+SHADOWED = frozenset({"min", "max", "abs", "range", "int", "bool", "self", "__debug__"})
+"""What the language gives a meaning, and the one plain name to which CPython assigns nothing."""
+
 MAX_ITERATIONS = 4_096
 """How often a single loop may turn; the operation count bounds nests of them."""
+
+MAX_LOOPS = 20
+"""How deeply loops may nest: CPython compiles no more."""
 
 
 def fold_constant(value: ast.expr, scope: Scope, what: str) -> Const:
@@ -43,6 +49,9 @@ def fold_constant(value: ast.expr, scope: Scope, what: str) -> Const:
 
 class FunctionReader(ExpressionReader):
     """Reads one function: `read` is the entry."""
+
+    loops = 0
+    """How many loops are around the point being read."""
 
     def read(self, node: ast.FunctionDef) -> tuple[Stmt, ...]:
         """The body.
@@ -132,7 +141,7 @@ class FunctionReader(ExpressionReader):
     def _assign(self, name: str, value: Expr, line: int) -> Assign:
         if name in self.views:
             raise unsupported(line, f"assigning to the view `{name}`", "use a new name")
-        if name in self.scope.taken or name in ("min", "max", "abs", "range", "int", "bool", "self"):
+        if name in self.scope.taken or name in SHADOWED:
             raise unsupported(line, f"the local `{name}` shadows another name", "rename it")
         is_bool = self.locals.setdefault(name, value.is_bool)
         if is_bool and not value.is_bool:
@@ -188,10 +197,16 @@ class FunctionReader(ExpressionReader):
                 f"a loop of {len_range(start, stop, step):,} turns",
                 f"loop at most {MAX_ITERATIONS:,} times",
             )
+        if self.loops == MAX_LOOPS:
+            raise unsupported(
+                node.lineno, f"more than {MAX_LOOPS} loops in one another", "move the inner ones to a helper"
+            )
         self._assign(node.target.id, Const(start, line=node.lineno), node.lineno)
         loop_runs = len_range(start, stop, step) > 0
         before = self.assigned - {node.target.id} if not loop_runs else set(self.assigned)
+        self.loops += 1
         body, ends = self.block(node.body)
+        self.loops -= 1
         if not loop_runs or ends:
             self.assigned = before
         return For(node.target.id, start, stop, step, body, line=node.lineno)

@@ -8,15 +8,15 @@ import ast
 import io
 import tokenize
 import warnings
-from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 
 from .. import units
-from .cost import check_cost
+from .cost import check_cost, check_depth
 from .errors import LanguageError, invalid, unsupported
-from .functions import FunctionReader, Scope, annotation_name, fold_constant
-from .ir import Const, Function, Interface, Module, Param, Signature
+from .functions import SHADOWED, FunctionReader, Scope, annotation_name, fold_constant
+from .ir import Call, Const, Function, Interface, Module, Param, Signature, walk
 
-__all__ = ["MAX_SOURCE_BYTES", "parse", "parse_tree"]
+__all__ = ["MAX_SOURCE_BYTES", "parse", "parse_tree", "universal_newlines"]
 
 MAX_SOURCE_BYTES = 65_536
 """A longer text is refused before parsing."""
@@ -42,7 +42,7 @@ def parse(text: str, interface: Interface) -> Module:
     reader.imports(tree)
     reader.signatures(tree)
     module = reader.functions(tree)
-    _refuse_recursion(module)
+    check_depth(module, _callees_first(module), interface.decisions)
     for name in interface.decisions:
         check_cost(module, name, interface.max_operations)
     return module
@@ -71,10 +71,15 @@ def parse_tree(text: str) -> ast.Module:
         raise unsupported(1, "nested too deeply", "flatten it into helper functions") from None
     if text.isascii():
         return tree
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    for token in tokenize.generate_tokens(io.StringIO(universal_newlines(text)).readline):
         if token.type == tokenize.NAME and not token.string.isascii():
             raise unsupported(token.start[0], f"the name {token.string!a} is not ASCII", "use plain letters a-z")
     return tree
+
+
+def universal_newlines(text: str) -> str:
+    """The text with its lines ended as Python's parser reads them, which `tokenize` on a string does not."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _top_level_functions(tree: ast.Module) -> set[str]:
@@ -238,6 +243,8 @@ class _ModuleReader:
                 )
             if argument.arg in RESERVED or argument.arg in self.types or argument.arg in self.constants:
                 raise unsupported(node.lineno, f"the parameter `{argument.arg}` shadows another name", "rename it")
+            if any(argument.arg == param.name for param in params):
+                raise invalid(node.lineno, f"`{node.name}` has two parameters `{argument.arg}`; rename one")
             params.append(Param(argument.arg, kind))
         return tuple(params)
 
@@ -265,7 +272,7 @@ class _ModuleReader:
         return unsupported(node.lineno, f"a helper that {what} (`{node.name}`)", "use plain positional parameters")
 
 
-RESERVED = frozenset({"min", "max", "abs", "range", "int", "bool", "self", "True", "False", "None"})
+RESERVED = SHADOWED | {"True", "False", "None"}
 
 
 def _describe(node: ast.stmt) -> str:
@@ -285,24 +292,22 @@ def _describe(node: ast.stmt) -> str:
     }.get(type(node).__name__, f"{type(node).__name__}")
 
 
-def _refuse_recursion(module: Module) -> None:
-    from .ir import Call, walk
+def _callees_first(module: Module) -> tuple[str, ...]:
+    """The names of the functions, each after those it calls.
 
-    callees: Mapping[str, set[str]] = {
-        name: {node.function for node in walk(function) if isinstance(node, Call)}
+    Raises:
+        LanguageError: there is no such order, for one calls itself.
+    """
+    callees = {
+        name: dict.fromkeys(node.function for node in walk(function) if isinstance(node, Call))
         for name, function in module.functions.items()
     }
-    done: set[str] = set()
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            cycle = " -> ".join([*path[path.index(name) :], name])
-            raise unsupported(module.functions[name].line, f"recursion ({cycle})", "use a bounded `for i in range(N)`")
-        if name in done:
-            return
-        for callee in sorted(callees[name]):
-            visit(callee, (*path, name))
-        done.add(name)
-
-    for name in module.functions:
-        visit(name, ())
+    try:
+        return tuple(TopologicalSorter(callees).static_order())
+    except CycleError as error:
+        cycle = error.args[1][:0:-1]  # each calls the next, and the last one the first
+        first = min(range(len(cycle)), key=lambda index: list(callees).index(cycle[index]))
+        shown = [*cycle[first:], *cycle[: first + 1]]
+        raise unsupported(
+            module.functions[shown[0]].line, f"recursion ({' -> '.join(shown)})", "use a bounded `for i in range(N)`"
+        ) from None

@@ -50,6 +50,12 @@ UNSUPPORTED_STATEMENTS = {
     "loop over view": (["for i in c:", "    pass", "return 0"], 3, "range"),
     "loop of variable bound": (["for i in range(c.near):", "    pass", "return 0"], 3, "constant"),
     "loop over pair": (["for i, j in range(3):", "    pass", "return 0"], 3, "one loop variable"),
+    "a local CPython does not name so": (["__debug__ = 1", "return 0"], 3, "shadows"),
+    "loops too deep for CPython": (
+        [f"{' ' * level}for i{level} in range(1):" for level in range(21)] + [" " * 21 + "pass", "return 0"],
+        23,
+        "20 loops",
+    ),
     "too many turns": (["for i in range(4097):", "    pass", "return 0"], 3, "4,096"),
     "attribute write": (["c.near = 1", "return 0"], 3, "frozen"),
     "attribute update": (["c.near += 1", "return 0"], 3, "frozen"),
@@ -162,6 +168,7 @@ INVALID = {
     "helper arity": (IMPORT + "def f(k: int) -> int:\n    return k\ndef score(c: Crate, y: Yard) -> int:\n    return f()\n", 5, "takes 1"),
     "helper view": (IMPORT + "def f(k: Crate) -> int:\n    return 1\ndef score(c: Crate, y: Yard) -> int:\n    return f(y)\n", 5, "needs a Crate"),
     "helper bool": (IMPORT + "def f(k: bool) -> int:\n    return 1\ndef score(c: Crate, y: Yard) -> int:\n    return f(2)\n", 5, "needs a bool"),
+    "two parameters of one name": (IMPORT + "def f(k: int, k: int) -> int:\n    return k\ndef score(c: Crate, y: Yard) -> int:\n    return 1\n", 2, "two parameters `k`"),
     "bool helper returns int": (IMPORT + "def f() -> bool:\n    return 1\ndef score(c: Crate, y: Yard) -> int:\n    return 1\n", 3, "compare it"),
 }  # fmt: skip
 
@@ -199,6 +206,12 @@ TOP_LEVEL = {
     "float result": ("def f() -> float:\n    return 1\n", "float"),
     "recursion": ("def f() -> int:\n    return f()\n", "f -> f"),
     "mutual recursion": ("def f() -> int:\n    return g()\ndef g() -> int:\n    return f()\n", "f -> g -> f"),
+    "mutual recursion, the callee first": (
+        "def g() -> int:\n    return f()\ndef f() -> int:\n    return g()\n",
+        "g -> f -> g",
+    ),
+    "a function CPython does not name so": ("def __debug__() -> int:\n    return 1\n", "shadows"),
+    "a parameter CPython does not name so": ("def f(__debug__: int) -> int:\n    return 1\n", "shadows"),
     "shadowing parameter": ("A = 1\ndef f(A: int) -> int:\n    return A\n", "shadows"),
 }
 
@@ -257,6 +270,18 @@ DEEP = {
     + "".join(f"def h{n}() -> int:\n    return h{n - 1}() + h{n - 1}()\n" for n in range(1, 64))
     + HEAD[len(IMPORT) :]
     + "    return h63()\n",
+    "helpers that double on both sides of a branch": IMPORT
+    + "def h0(k: int) -> int:\n    return k\n"
+    + "".join(f"def h{n}(k: int) -> int:\n    if k > {n}:\n        return h{n - 1}(k)\n    return h{n - 1}(k) + 1\n" for n in range(1, 40))
+    + HEAD[len(IMPORT) :]
+    + "    return h39(c.near)\n",
+    "a loop over a maximum of thousands": body("x = 0", "for i in range(1000):", f"    x = max(x{', 1' * 20_000})", "return x"),
+    "helpers in a long row": IMPORT
+    + "".join(f"def h{n}() -> int:\n    return h{n - 1}()\n" for n in range(1_100, 0, -1))
+    + "def h0() -> int:\n    return 1\n"
+    + HEAD[len(IMPORT) :]
+    + "    return h200()\n",
+    "a comment that ends inside a bracket": body("return (1 # \xe9\r    + \u0435)"),
     "five megabytes": body("return 1") + "#" * 5_000_000,
     "unicode look-alike": body("return c.n\u0435ar"),
     "unicode local": body("\u0445 = 1", "return 0"),
@@ -266,6 +291,17 @@ DEEP = {
 
 LARGE = {
     "nested ifs": HEAD + "".join(f"{' ' * (level + 1)}if y.open:\n" for level in range(90)) + " " * 92 + "pass\n return 0\n",
+    "loops nested as deeply as CPython has them": body(*(f"{' ' * level}for i{level} in range(1):" for level in range(20)), " " * 20 + "pass", "return 0"),
+    "as deep a row of helpers as there may be": IMPORT
+    + "def h0(k: int) -> int:\n    return 0 if k else 0\n"
+    + "".join(f"def h{n}(k: int) -> int:\n    return (k > {n} and h{n - 1}(k)) if k else 0\n" for n in range(1, 39))
+    + HEAD[len(IMPORT) :]
+    + "    return h38(c.near)\n",
+    "a long row of helpers that nobody calls": IMPORT
+    + "".join(f"def h{n}() -> int:\n    return h{n - 1}()\n" for n in range(1_100, 0, -1))
+    + "def h0() -> int:\n    return 1\n"
+    + HEAD[len(IMPORT) :]
+    + "    return 0\n",
     "many locals": body(*(f"x{n} = {n}" for n in range(3_000)), "return x0"),
 }  # fmt: skip
 
@@ -299,8 +335,10 @@ def test_a_text_over_the_limit_is_refused_before_parsing() -> None:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_large_but_plain_text_is_read_and_compiled(name: str) -> None:
-    assert Policy.from_source(LARGE[name], CONTRACT).native()(0, 0, 0, 0, 0, 0) == 0
+def test_a_large_but_plain_text_is_read_compiled_and_proved(name: str) -> None:
+    policy = Policy.from_source(LARGE[name], CONTRACT)
+    assert policy.native()(0, 0, 0, 0, 0, 0) == 0
+    assert check(policy, CONTRACT, gates=("grammar", "ranges", "quick-fuzz", "proof", "fuzz")).verdict is Verdict.PASSED
 
 
 @pytest.mark.parametrize("name", HEAVY)
