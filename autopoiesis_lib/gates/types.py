@@ -21,6 +21,7 @@ from typing import Any
 
 from ..contract import Contract, Unhashed
 from ..errors import AutopoiesisError
+from ..language.grammar import universal_newlines
 from ..policy import Policy
 from ..units import __all__ as unit_names
 from .verdict import GateResult, Verdict
@@ -71,7 +72,8 @@ def check_alike(policy: Policy) -> GateResult:
 
 
 def _of_its_kind(number: "re.Match[str]") -> str:
-    return number[0] if int(number[0].replace("_", "")) < 2 else "2"
+    # Not by `int`, which refuses thousands of digits: a comment may have them.
+    return number[0] if number[0].replace("_", "").lstrip("0") in ("", "1") else "2"
 
 
 def type_errors(text: str, contract: Contract) -> list[str]:
@@ -317,8 +319,9 @@ def _server() -> _Server:
 def _without_comments(text: str) -> str:
     if "#" not in text:
         return text
-    lines = text.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    # Not `splitlines`: a docstring may hold characters at which that ends a line and Python does not.
+    lines = universal_newlines(text).split("\n")
+    for token in tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]

@@ -36,6 +36,16 @@ def test_mypy_sees_type_errors_whatever_the_comments_say(
     assert errors and errors[0].startswith(said)
 
 
+@pytest.mark.parametrize("docstring", ["a\x0cb", "a\u2028b", "a\x85b", "a\rb"])
+def test_comments_are_found_after_characters_that_only_look_like_the_end_of_a_line(
+    contract: RequestOrdering, ordering: Text, docstring: str
+) -> None:
+    innocent = ordering(f'    """{docstring}"""\n    x = 1 + 1 + 1\n    y = 2  # ok\n    return x + y\n')
+    assert types.type_errors(innocent, contract) == []
+    wrong = ordering(f'    """{docstring}"""\n    return request.foo  # type: ignore\n# mypy: ignore-errors\n')
+    assert "has no attribute" in types.type_errors(wrong, contract)[0]
+
+
 def test_mypy_checks_that_decisions_conform_to_the_contract(contract: RequestOrdering) -> None:
     text = contract.baselines()["fcfs"].replace("engine: Engine", "engine: Waiting")
     assert "Incompatible types in assignment" in types.type_errors(text, contract)[0]
@@ -74,6 +84,7 @@ def test_texts_that_differ_in_large_constants_alone_share_a_verdict_and_no_other
     assert went_to_mypy("request.waited_us - request.priority * 1")
     assert went_to_mypy("request.waited_us - request.priority * 0_0")
     assert went_to_mypy("request.waited_us - request.num_output_tokens * 77")
+    assert went_to_mypy("request.priority  # " + "9" * 5_000)  # more digits than `int` takes
     assert went_to_mypy("request.priority ** 2")
     assert went_to_mypy("request.priority ** 3")
 
