@@ -11,6 +11,7 @@ from .contract import Contract
 from .errors import PolicyError
 from .language import MAX_SOURCE_BYTES, Module, Signature, parse
 from .language.errors import invalid
+from .language.grammar import universal_newlines
 from .language.interpreter import Fault, Rows, evaluate
 from .language.python import compile_python, to_source
 from .language.ranges import Ranges, analyse
@@ -37,7 +38,7 @@ def read_policy_text(path: str | Path) -> str:
     if len(data) > MAX_SOURCE_BYTES:
         raise invalid(1, f"{path} is larger than the {MAX_SOURCE_BYTES:,} bytes a policy may have")
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return universal_newlines(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise invalid(1, f"{path} is not UTF-8 text") from None
 
@@ -51,6 +52,20 @@ def fault_on(policy: "Policy", signature: Signature, rows: Sequence[Rows]) -> st
     if result not in signature.result:
         return f"`{signature.name}` returns {result:,}, outside {signature.result.describe()}"
     return None
+
+
+def _checked(module: Module, signature: Signature, function: Callable[..., int]) -> Callable[..., int]:
+    fields = [[spec.name for spec in module.views[param.type].fields()] for param in signature.params]
+
+    def decide(*views: object) -> int:
+        evaluate(
+            module,
+            signature.name,
+            [{name: int(getattr(view, name)) for name in names} for view, names in zip(views, fields, strict=True)],
+        )
+        return function(*views)
+
+    return decide
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +126,17 @@ class Policy:
 
     @cached_property
     def stand_in(self) -> Any:
-        """What to pass as `self` to the contract's own formulas: its parameters, and this policy's decisions."""
-        return self.contract.stand_in({name: self.functions[name] for name in self.contract.decisions})
+        """What to pass as `self` to the contract's own formulas: its parameters, and this policy's decisions.
+
+        Unless intervals show that none faults or leaves its range, one that faults raises `Fault` before CPython reckons with
+        numbers of any size.
+        """
+        return self.contract.stand_in(
+            {
+                name: self.functions[name] if self.settled else _checked(self.module, signature, self.functions[name])
+                for name, signature in self.contract.decisions.items()
+            }
+        )
 
     def holds(self, invariant: str, **arguments: View | int) -> bool:
         """Whether an invariant of the contract holds for this policy on given values, evaluated by CPython.

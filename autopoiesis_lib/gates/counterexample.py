@@ -127,7 +127,7 @@ class Evaluator:
             for names in product(*choices):
                 rows = [_value(arguments[name]) for name in names]
                 try:
-                    shown = f"{self.policy.functions[decision](*rows):,}"
+                    shown = f"{getattr(self._self, decision)(*rows):,}"
                 except ArithmeticError as error:
                     shown = str(error)
                 parts.append(f"{decision}({', '.join(names)}) = {shown}")

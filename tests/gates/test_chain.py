@@ -6,6 +6,8 @@ import pytest
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib.gates import GATES, Verdict, check
+from autopoiesis_lib.gates.samples import pool_of
+from autopoiesis_lib.gates.trials import trials_of
 
 Text = Callable[[str], str]
 
@@ -169,3 +171,18 @@ def test_repeated_squaring_ends_with_a_verdict_and_without_hanging_the_solver(
     """Z3 once multiplied sixty squarings out: minutes and gigabytes before any limit applied."""
     body = f"    x = request.num_prompt_tokens\n    for i in range(60):\n        {step}\n    return x + request.waited_us\n"
     assert check(ordering(body), contract).verdict is verdict
+
+
+@pytest.mark.parametrize("powers", [2, 9])
+def test_an_overflow_that_only_a_pair_of_requests_shows_is_told_before_cpython_reckons_with_it(
+    contract: RequestOrdering, ordering: Text, powers: int
+) -> None:
+    """Two powers were once more digits than Python prints; nine are more than any memory holds."""
+    seen = {arguments["request"]["waited_us"] for arguments in pool_of(contract).decisions["score"]}  # type: ignore[index]
+    waits = [arguments["older"]["waited_us"] for arguments in trials_of(contract)[0].arguments]  # type: ignore[index]
+    rare = next(wait for wait in waits if wait > 1_000_000 and wait not in seen)
+    power = "x" + " ** 64)" * powers
+    body = f"    x = request.waited_us if request.waited_us == {rare} else 0\n    return {'(' * powers}{power}\n"
+    report = check(ordering(body), contract, gates=("grammar", "ranges", "quick-fuzz"))
+    assert report.verdict is Verdict.REFUTED and report.counterexample is not None
+    assert "int64 overflow" in report.counterexample.explanation
