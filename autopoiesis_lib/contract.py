@@ -188,12 +188,18 @@ class Contract(BaseModel):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all that a certificate depends on: name, parameters, views, decisions, formulas and theorems."""
+        """SHA-256 over all that a certificate depends on: name, parameters, views, enums, decisions, formulas and theorems."""
         parts = [self.contract_name, self.model_dump_json(), str(self.max_operations)]
         for name, view in self.views.items():
             parts += [name, *(f"{spec.name}:{spec.domain!r}" for spec in view.fields())]
         parts += [repr(signature) for signature in self.decisions.values()]
-        parts += [formula.source for formula in (*self.assumptions, *self.invariants)]
+        parts += [
+            f"{name}:{member}={value:d}"
+            for name, enum in self.interface.enums.items()
+            for member, value in getattr(enum, "__members__", {}).items()
+        ]
+        for formula in (*self.assumptions, *self.invariants):
+            parts += [formula.source, *(f"{param.name}:{param.domain!r}" for param in formula.params)]
         parts += [inspect.getsource(theorem) for theorem in self.theorems()]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 

@@ -75,7 +75,11 @@ def encoder_digest() -> str:
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(
-        [*(package / "language").glob("*.py"), *(package / "gates").glob("*.py"), package / "contract.py"]
+        [
+            *(package / "language").glob("*.py"),
+            *(package / "gates").glob("*.py"),
+            *(package / name for name in ("contract.py", "policy.py", "view.py")),
+        ]
     ):
         digest.update(path.read_bytes())
     return digest.hexdigest()

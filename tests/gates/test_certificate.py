@@ -1,12 +1,15 @@
 """Certificates: what they hold, that they re-prove themselves, and that any doubt refuses them."""
 
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 from autopoiesis_contracts.request_ordering import RequestOrdering
+from pydantic import Field
 
-from autopoiesis_lib import Certificate, CertificateError, Policy, Rejected, verify
+from autopoiesis_lib import Certificate, CertificateError, Contract, Policy, Rejected, View, decision, invariant, verify
 from autopoiesis_lib.gates import GATES, Verdict
 
 Text = Callable[[str], str]
@@ -94,3 +97,38 @@ def test_assumptions_a_proof_did_not_use_are_named_by_their_absence(contract: Re
     used = {item.name: item.assumptions_used for item in certificate.obligations}
     assert used["ages"] == ("cached_within_prompt",)
     assert used["score is safe"] == ()
+
+
+def tolerant_of(low: int, high: int, most: int) -> Contract:
+    """A contract whose text is the same whatever its enum's members and its parameter's domain stand for."""
+    Kind = IntEnum("Kind", {"LOW": low, "HIGH": high})  # noqa: N806
+    Part: Any = Annotated[int, Field(ge=0, le=most)]  # noqa: N806
+
+    class Job(View):
+        kind: Kind  # type: ignore[valid-type]
+
+    class Tolerant(Contract, name="tolerant"):
+        @decision
+        def score(self, job: Job) -> Annotated[int, Field(ge=-10, le=10)]:
+            """Any small integer."""
+            raise NotImplementedError
+
+        @invariant
+        def high_is_more(self, job: Job, part: Part) -> bool:
+            """What is high scores more than any part."""
+            return job.kind != Kind.HIGH or self.score(job) > part
+
+    return Tolerant()
+
+
+def test_a_contract_whose_names_stand_for_other_values_is_another_contract() -> None:
+    """A certificate once held for both: the texts of a contract are the same, and so were the digests of a policy."""
+    text = f"from {__name__} import Job\n\n\ndef score(job: Job) -> int:\n    return 3 if job.kind == 2 else 0\n"
+    given = tolerant_of(1, 2, most=2)
+    certificate = verify(Policy.from_source(text, given))
+    assert certificate.check_binding(tolerant_of(1, 2, most=2))
+    for other in (tolerant_of(2, 1, most=2), tolerant_of(1, 2, most=3)):
+        with pytest.raises(Rejected):
+            verify(Policy.from_source(text, other))
+        with pytest.raises(CertificateError, match="another version"):
+            certificate.check_binding(other)
