@@ -2,7 +2,6 @@
 
 import getpass
 import logging
-import os
 import signal
 import sys
 from contextlib import closing
@@ -102,6 +101,7 @@ def watch(
     """Watch engines, evolve when their work changes, and roll out what is proved and better. Runs until it is stopped."""
     from autopoiesis_lib.errors import AutopoiesisError
     from autopoiesis_lib.evolution import Budget
+    from autopoiesis_lib.evolution.priority import give_way
     from autopoiesis_lib.online.controller import Controller
     from autopoiesis_lib.online.drift import DriftSettings
     from autopoiesis_lib.online.settings import WatchSettings
@@ -114,7 +114,7 @@ def watch(
             "give --key NAME to sign with (`autopoiesis keys new NAME` makes one), or --allow-unsigned"
         )
     if idle:
-        _give_way()
+        give_way()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     chosen = contract_from(contract, settings)
     model, engine = read_engine(calibration)
@@ -217,18 +217,6 @@ def _rollout(
         canary_channel=Channel(canary) if canary is not None else None,
         require_approval=require_approval,
     )
-
-
-def _give_way() -> None:
-    """Run this process and its workers in the kernel's idle class."""
-    from autopoiesis_lib.errors import AutopoiesisError
-
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError) as error:
-        raise AutopoiesisError(
-            f"--idle: this system has no idle scheduling class for us ({error}); leave it out"
-        ) from None
 
 
 def _stop_after(rounds: int | None) -> Any:
