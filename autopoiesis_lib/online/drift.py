@@ -136,7 +136,12 @@ class DriftReport:
     @property
     def drifted(self) -> bool:
         """Whether any feature drifted."""
-        return any(signal.drifted for signal in self.signals)
+        return bool(self.features)
+
+    @property
+    def features(self) -> "frozenset[Feature]":
+        """The features that drifted."""
+        return frozenset(signal.feature for signal in self.signals if signal.drifted)
 
     @property
     def statistic(self) -> float:

@@ -30,7 +30,8 @@ class Look:
 class Lookout:
     """Compares what engines serve with how it was, window by window, and before a window has settled what is known of it.
 
-    What it finds is due is kept in memory, and so is the reference: the first full window since work last changed.
+    What it finds is due is kept in memory, and so is the reference: the first full window since work last changed. An engine that
+    has become faster or slower is no change of work: the reference stays, and only its speed is compared with a newer window's.
     """
 
     def __init__(
@@ -45,7 +46,10 @@ class Lookout:
         """By the busiest engine's clock: up to where arrivals were looked at before they had settled."""
         self._busy_until_us = 0
         """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
-        self._reference_busy = False
+        self._speed: Window | None = None
+        """Whose speed the engine's is compared with; None where an evolution of ours ran in the reference, or beside it."""
+        if self.reference is not None:
+            self._speed = self.reference.window
 
     def look(self, calibration: Calibration, *, frozen: bool = False) -> Look:
         """Look at what is new. While `frozen` a change is only told, and told again at the next look."""
@@ -72,9 +76,11 @@ class Lookout:
             return Look(said="watching: no drift", report=report, early=early)
         bin_us = (window.end_us - window.start_us) / self._settings.drift.bins
         since_us = window.start_us + round(report.begin_bin * bin_us)
-        if not frozen:
+        if not frozen and report.features == {"speed"}:
+            self._speed = window
+        elif not frozen:
             # The window may hold some of how it was before: the first that does not is the reference from now on.
-            self.reference = None
+            self.reference = self._speed = None
             self._memory.forget_reference()
             self._memory.keep_checked(window.engine, since_us)
         return self._due(Look(said="", reason=str(report), report=report, early=early), window, since_us, frozen)
@@ -122,16 +128,20 @@ class Lookout:
 
     def _keep_reference(self, window: Window) -> None:
         self.reference = Reference(window=window, replicas=max(1, self._observer.replicas))
-        self._reference_busy = window.start_us < self._busy_until_us
+        self._speed = None if window.start_us < self._busy_until_us else window
         self._memory.keep_reference(self.reference)
 
     def _compare(self, reference: Reference, window: Window, calibration: Calibration, early: bool) -> DriftReport:
-        before = self._profile(reference.window, reference.replicas, calibration, self._reference_busy, early=False)
-        busy = self._memory.evolving or window.start_us < self._busy_until_us
-        now = self._profile(window, self._observer.replicas, calibration, busy, early=early)
+        before = self._profile(reference.window, calibration, reference.replicas)
+        if self._speed is not reference.window:
+            speed = None if self._speed is None else self._profile(self._speed, calibration).slowness
+            before = replace(before, slowness=speed)
+        now = self._profile(window, calibration, self._observer.replicas, early=early)
+        if self._memory.evolving or window.start_us < self._busy_until_us:
+            now = replace(
+                now, slowness=None
+            )  # our own evolution may have slowed it: that would raise alarm after alarm
         return detect(before, now, self._settings.drift, early=early)
 
-    def _profile(self, window: Window, replicas: int, calibration: Calibration, busy: bool, *, early: bool) -> Profile:
-        """Without the engine's speed where our own evolution may have slowed it: that would raise alarm after alarm."""
-        found = profile(window, calibration, self._settings.drift, replicas=replicas, early=early)
-        return replace(found, slowness=None) if busy else found
+    def _profile(self, window: Window, calibration: Calibration, replicas: int = 1, *, early: bool = False) -> Profile:
+        return profile(window, calibration, self._settings.drift, replicas=replicas, early=early)

@@ -420,6 +420,28 @@ def test_a_slower_engine_is_drift_in_speed(tmp_path: Path) -> None:
     assert np.isclose(controller.lookout.last_drift.statistic, 4 / 2_000, atol=0.01)
 
 
+def test_an_engine_that_became_slower_does_not_make_the_work_of_that_moment_the_usual(tmp_path: Path) -> None:
+    """It did: a shift that began within the same window was answered 50 s late, or never."""
+    slower = StepTimeModel(**{**STEP_TIME.model_dump(), "c0": STEP_TIME.c0 * 1.5})
+    with controlling(tmp_path) as controller:
+        live = engine(tmp_path)
+
+        def look(*work: Trace) -> str:
+            for trace in work:
+                live.serve(trace)
+            controller.observer.look()
+            found = controller.lookout.look(CALIBRATION)
+            return found.reason or found.said
+
+        assert "reference from now on" in look(quiet(1))
+        usual = controller.lookout.reference
+        live.step_time = slower
+        assert look(quiet(2), quiet(3)).startswith("drift: speed +")
+        assert controller.lookout.reference is usual
+        assert look(quiet(4), quiet(5)) == "watching: no drift"
+        assert "prompt-length" in look(crowded(6))
+
+
 def test_a_proof_that_only_one_solver_finished_is_not_published_unless_that_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
