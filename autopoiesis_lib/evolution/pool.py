@@ -1,6 +1,6 @@
 """The local executor: worker processes with CPU, memory and time limits, killed and replaced when they pass one.
 
-A worker leads its own session and dies with its parent, so nothing it started outlives it. A spawned process
+A worker leads its own process group and dies with its parent, so nothing it started outlives it. A spawned process
 costs about a second, so workers serve many jobs; a job can only hurt the one it runs in.
 """
 
@@ -24,7 +24,6 @@ from typing import Any
 from .budget import Limits
 from .errors import EvolutionError
 from .executor import Done, Failure, Key
-from .priority import lead_session
 from .work import Setup, Worker
 
 __all__ = ["LocalPool", "answer_of", "limit_cpu", "pickled"]
@@ -193,7 +192,7 @@ def _cause(process: BaseProcess) -> Failure:
 
 def _serve(connection: Connection, setup: bytes, limits: Limits, parent: int) -> None:
     """The worker process: limits first, then jobs until the pipe closes."""
-    lead_session()
+    os.setpgrp()  # not a session: `watch --idle` would be of no use (see `priority`)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

@@ -10,19 +10,16 @@ import pytest
 AUTOGROUP = Path("/proc/self/autogroup")
 pytestmark = pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel does not schedule sessions as groups")
 
-SESSION = """
+GIVES_WAY = """
 import os, sys
-from autopoiesis_lib.evolution.priority import give_way, lead_session
-{before}
-if os.fork() == 0:
-    lead_session()
-    print(open("/proc/self/autogroup").read())
-else:
-    os.wait()
+from autopoiesis_lib.evolution.priority import give_way
+give_way()
+assert os.sched_getscheduler(0) == os.SCHED_IDLE
+print(open("/proc/self/autogroup").read())
 """
 WORKER = """
+import os
 import time
-from pathlib import Path
 import psutil
 from autopoiesis_contracts.request_ordering import RequestOrdering
 from autopoiesis_lib.evolution.budget import Limits
@@ -38,29 +35,34 @@ if __name__ == "__main__":
     try:
         pid = next(child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline()))
         end = time.monotonic() + 60
-        while "nice 19" not in (share := Path(f"/proc/{pid}/autogroup").read_text()) and time.monotonic() < end:
+        while os.getpgid(pid) != pid and time.monotonic() < end:
             time.sleep(0.05)
-        print(share)
+        print(os.getpgid(pid) == pid, os.getsid(pid) == os.getsid(0), os.sched_getscheduler(pid) == os.SCHED_IDLE)
     finally:
         pool.close()
 """
 
 
-def said(script: Path) -> str:
+def said(script: Path, *, session: bool = False) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
-    return done.stdout.strip().rpartition(" ")[2]
+    command = [sys.executable, script]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, start_new_session=session
+    )
+    return done.stdout.strip()
 
 
-@pytest.mark.parametrize(("before", "niceness"), [("", "0"), ("os.nice(7)", "7"), ("give_way()", "19")])
-def test_a_session_of_a_workers_own_has_the_priority_of_its_process(tmp_path: Path, before: str, niceness: str) -> None:
-    script = tmp_path / "session.py"
-    script.write_text(SESSION.format(before=before))
-    assert said(script) == niceness
+@pytest.mark.parametrize("session", [True, False])
+def test_who_leads_a_session_gives_way_with_all_of_it_and_nobody_else_does(tmp_path: Path, session: bool) -> None:
+    script = tmp_path / "gives_way.py"
+    script.write_text(GIVES_WAY)
+    before = AUTOGROUP.read_text().strip()
+    found = said(script, session=session)
+    assert found.endswith("nice 19") if session else found == before == AUTOGROUP.read_text().strip()
 
 
-def test_workers_of_a_process_in_the_idle_class_do_not_take_a_full_share(tmp_path: Path) -> None:
+def test_workers_of_a_process_in_the_idle_class_give_way_to_others_of_its_session(tmp_path: Path) -> None:
     """Each led a session, which the kernel gave as much as everybody else's: `watch --idle` slowed its engine by a fifth."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    assert said(script) == "19"
+    assert said(script) == "True True True"
