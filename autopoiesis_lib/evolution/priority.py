@@ -1,8 +1,8 @@
 """How much CPU time a control plane and its workers take from others on the same machine.
 
 Linux schedules every session as one group (autogroup, `man 7 sched`). The idle class counts within a session, where it gives way
-at once. Beside other sessions the whole group has a full share, unless it is given a niceness of its own, and gives way in slices of
-milliseconds. So workers stay in the session of the process that starts them.
+at once. Beside other sessions the whole group has a full share, unless it is given a niceness of its own, and gives way in slices
+of milliseconds. So workers stay in the session of the process that starts them.
 """
 
 import os
