@@ -8,7 +8,7 @@ replayed in CPython; one that does not replay is a bug of ours and raises.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 
 import z3
@@ -85,13 +85,16 @@ def prove_safety(
     value = as_int(encoder.call(signature.name, [scope.symbols[param.name] for param in params]))
     violations = [obligation.negation() for obligation in encoder.obligations]
     discharged = len(ranges.checked) - len(ranges.open)
-    safe = _prove_all(f"{signature.name} is safe", violations, scope, signature, evaluator, rlimit, started)
+    prove = partial(
+        _prove_all, scope=scope, signature=signature, evaluator=evaluator, rlimit=rlimit, nlsat=not encoder.opaque
+    )
+    safe = prove(f"{signature.name} is safe", violations, started=started)
     detail = f"{discharged} of {len(ranges.checked)} operations by intervals, {len(violations)} obligations by Z3"
     results = [safe.model_copy(update={"detail": safe.detail or detail})]
     started = time.perf_counter()
     outside = _outside(value, signature, ranges)
     results.append(
-        _prove_all(f"{signature.name} is in range", outside, scope, signature, evaluator, rlimit, started).model_copy(
+        prove(f"{signature.name} is in range", outside, started=started).model_copy(
             update={} if outside else {"detail": f"by intervals: {signature.result.describe()}"}
         )
     )
@@ -169,11 +172,12 @@ def _prove_all(
     evaluator: Evaluator,
     rlimit: int,
     started: float,
+    nlsat: bool,
 ) -> ObligationResult:
     """That none of the violations can happen."""
     answer, detail = "unsat", ""
     if violations:
-        solver = IncrementalSolver([*scope.constraints, any_of(violations, scope.context)], rlimit)
+        solver = IncrementalSolver([*scope.constraints, any_of(violations, scope.context)], rlimit, nlsat)
         answer, model = solver.ask()
         if answer == "sat" and model is not None:
             example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))

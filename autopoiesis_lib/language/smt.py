@@ -204,6 +204,8 @@ class Encoder:
     obligations: list[Obligation] = field(default_factory=list)
     degrees: dict[int, tuple[Term, int]] = field(default_factory=dict)
     """`get_id` of a polynomial -> the term (kept, so that ids stay unique) and its degree; other terms have degree 1."""
+    opaque: bool = False
+    """Whether a product of a higher degree was met: queries with one have hung in nlsat, where no limit of Z3 stops them."""
 
     def call(self, function: str, arguments: Sequence[SymbolicView | Term], guard: Term = True) -> Term:
         """The value of a function; obligations are guarded by `guard`."""
@@ -403,6 +405,7 @@ class Encoder:
             return term, degree
         if z3.is_mod(term) or z3.is_idiv(term):  # Z3 knows its range, would see through the `ite`, and multiply it out
             raise TooComplex(f"it multiplies remainders up to degree {2 * degree}; break the chain")
+        self.opaque = True
         return z3.If(z3.And(term >= INT64_MIN, term <= INT64_MAX), term, 2**64), 1
 
     def _positive(self, node: Binary) -> bool:

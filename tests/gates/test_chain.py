@@ -173,6 +173,13 @@ def test_repeated_squaring_ends_with_a_verdict_and_without_hanging_the_solver(
     assert check(ordering(body), contract).verdict is verdict
 
 
+def test_squaring_what_is_0_or_1_ends_with_a_verdict_too(contract: RequestOrdering, ordering: Text) -> None:
+    """Intervals do not see that it never grows, and Z3 was not back after 200 s, whatever its limits."""
+    odd = "request.num_preemptions - request.num_preemptions // 2 * 2"
+    body = f"    x = {odd}\n    for i in range(40):\n        x = x * x\n    return x + request.waited_us\n"
+    assert check(ordering(body), contract).verdict is Verdict.UNKNOWN
+
+
 @pytest.mark.parametrize("powers", [2, 9])
 def test_an_overflow_that_only_a_pair_of_requests_shows_is_told_before_cpython_reckons_with_it(
     contract: RequestOrdering, ordering: Text, powers: int
