@@ -6,7 +6,7 @@ of milliseconds. So workers stay in the session of the process that starts them.
 """
 
 import os
-import time
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import EvolutionError
@@ -15,8 +15,6 @@ __all__ = ["give_way"]
 
 AUTOGROUP = Path("/proc/self/autogroup")
 LOWEST = "19"
-TRIES = 50
-"""The kernel takes one such wish in a tenth of a second from all users without privileges together."""
 
 
 def give_way() -> None:
@@ -28,14 +26,7 @@ def give_way() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except (AttributeError, OSError) as error:
-        raise EvolutionError(f"this system has no idle scheduling class for us ({error})") from None
-    leads = os.getsid(0) == os.getpid()  # any other session holds processes that did not ask for this
-    for _ in range(TRIES if leads else 0):
-        try:
+        raise EvolutionError(f"this system has no idle scheduling class for us ({error}); leave out --idle") from None
+    if os.getsid(0) == os.getpid():  # any other session holds processes that did not ask for this
+        with suppress(OSError):  # a kernel without autogroups
             AUTOGROUP.write_text(LOWEST)
-        except BlockingIOError:
-            time.sleep(0.1)
-        except OSError:  # a kernel without autogroups
-            return
-        else:
-            return

@@ -154,8 +154,10 @@ class _Folder:
                     shutil.rmtree(left, ignore_errors=True)
         self._folder = tempfile.TemporaryDirectory(prefix=self.PREFIX)
         self.path = Path(self._folder.name)
-        self._lock = os.open(self.path / self.LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        unlocked = self.path / f"{self.LOCK}-unlocked"
+        self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unlocked.rename(self.path / self.LOCK)  # who finds it under that name finds it locked
 
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):

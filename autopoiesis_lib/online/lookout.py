@@ -46,10 +46,8 @@ class Lookout:
         """By the busiest engine's clock: up to where arrivals were looked at before they had settled."""
         self._busy_until_us = 0
         """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
-        self._speed: Window | None = None
+        self._speed = None if self.reference is None else self.reference.window
         """Whose speed the engine's is compared with; None where an evolution of ours ran in the reference, or beside it."""
-        if self.reference is not None:
-            self._speed = self.reference.window
 
     def look(self, calibration: Calibration, *, frozen: bool = False) -> Look:
         """Look at what is new. While `frozen` a change is only told, and told again at the next look."""
@@ -132,16 +130,20 @@ class Lookout:
         self._memory.keep_reference(self.reference)
 
     def _compare(self, reference: Reference, window: Window, calibration: Calibration, early: bool) -> DriftReport:
-        before = self._profile(reference.window, calibration, reference.replicas)
-        if self._speed is not reference.window:
-            speed = None if self._speed is None else self._profile(self._speed, calibration).slowness
-            before = replace(before, slowness=speed)
-        now = self._profile(window, calibration, self._observer.replicas, early=early)
-        if self._memory.evolving or window.start_us < self._busy_until_us:
-            now = replace(
-                now, slowness=None
-            )  # our own evolution may have slowed it: that would raise alarm after alarm
+        before = self._profile(reference.window, calibration, reference.replicas, speed_of=self._speed)
+        busy = self._memory.evolving or window.start_us < self._busy_until_us
+        now = self._profile(
+            window, calibration, self._observer.replicas, speed_of=None if busy else window, early=early
+        )
         return detect(before, now, self._settings.drift, early=early)
 
-    def _profile(self, window: Window, calibration: Calibration, replicas: int = 1, *, early: bool = False) -> Profile:
-        return profile(window, calibration, self._settings.drift, replicas=replicas, early=early)
+    def _profile(
+        self, window: Window, calibration: Calibration, replicas: int, *, speed_of: Window | None, early: bool = False
+    ) -> Profile:
+        """With the engine's speed of that window or another's; without where our own evolution may have slowed it, which would
+        raise alarm after alarm."""
+        found = profile(window, calibration, self._settings.drift, replicas=replicas, early=early)
+        if speed_of is window:
+            return found
+        slowness = None if speed_of is None else profile(speed_of, calibration, self._settings.drift).slowness
+        return replace(found, slowness=slowness)

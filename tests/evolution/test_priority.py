@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 AUTOGROUP = Path("/proc/self/autogroup")
-pytestmark = pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel does not schedule sessions as groups")
 
 GIVES_WAY = """
-import os, sys
+import os
 from autopoiesis_lib.evolution.priority import give_way
 give_way()
 assert os.sched_getscheduler(0) == os.SCHED_IDLE
@@ -52,6 +51,7 @@ def said(script: Path, *, session: bool = False) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel does not schedule sessions as groups")
 @pytest.mark.parametrize("session", [True, False])
 def test_who_leads_a_session_gives_way_with_all_of_it_and_nobody_else_does(tmp_path: Path, session: bool) -> None:
     script = tmp_path / "gives_way.py"
