@@ -162,11 +162,23 @@ class Policy:
     def native(self, decision: str | None = None, layout: Sequence[str] | None = None) -> "NativeFunction":
         """A decision as machine code over int64 scalars; see `language.native.compile_function` for `layout`.
 
-        Run it only once the policy is certified, and only on values inside the view domains.
+        Run it only once the policy is certified, and only on values inside the view domains. It is compiled once.
         """
         from .language.native import compile_function
 
-        return compile_function(self.module, self.contract.decisions[self._decision_name(decision)], layout)
+        key = (self._decision_name(decision), None if layout is None else tuple(layout))
+        if key not in self._natives:
+            self._natives[key] = compile_function(self.module, self.contract.decisions[key[0]], layout)
+        return self._natives[key]
+
+    @cached_property
+    def _natives(self) -> "dict[tuple[str, tuple[str, ...] | None], NativeFunction]":
+        """What was compiled, by decision and layout."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the machine code, which is of this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_natives"}
 
     def scorer(self, decision: str | None = None) -> "Scorer":
         """A decision as a machine-code loop over int64 columns; see `language.scorer.Scorer`."""

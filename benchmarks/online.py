@@ -70,7 +70,7 @@ LOOPS = (COLD, LOOP)
 ARMS = (UNMODIFIED, *STATIC, *LOOPS)
 WATCH = (
     "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--evolve-window", "20", "--candidates", "256",
-    "--seconds", "20", "--canary", "10", "--min-requests", "30", "--workers", "1", "--idle",
+    "--seconds", "20", "--canary", "10", "--min-requests", "20", "--workers", "1", "--idle",
 )  # fmt: skip
 WARM_UP = 8
 

@@ -67,7 +67,8 @@ def improvement(
     ci95 = (reduction, reduction)
     if pairs and len(pairs) == len(ours):
         draws = _bootstrap(pairs, statistic, RESAMPLES * comparisons, np.random.default_rng(seed))
-        found = [_reduction(a, b, higher) for a, b in draws.tolist()]
+        base_draws, our_draws = draws.T[::-1] if higher else draws.T
+        found = 1.0 - np.divide(our_draws, base_draws, out=np.ones(len(draws)), where=base_draws != 0)
         low, high = np.percentile(found, [2.5 / comparisons, 100.0 - 2.5 / comparisons])
         ci95 = (float(low), float(high))
     return Improvement(

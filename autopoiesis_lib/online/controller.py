@@ -7,6 +7,7 @@ from the audit log, an interrupted evolution from its run, the reference window 
 
 import fcntl
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -47,6 +48,9 @@ logger = logging.getLogger("autopoiesis.online")
 
 TRAIN = 0.75
 """Share of a window's requests to evolve on. What came later judges, and goes on coming while the evolution runs."""
+
+MOST_REST = 0.75
+"""Greatest share of an evolution's time that it rests for the engines: those that never catch up need another policy most."""
 
 
 class ControllerError(AutopoiesisError):
@@ -243,6 +247,11 @@ class Controller(AbstractContextManager["Controller"]):
         """How long a window the next evolution of a change wants."""
         return min(self.settings.window_s * 2.0**due.rounds, self.settings.longest_window_s)
 
+    @property
+    def _last_round(self) -> int:
+        """The round of the longest window."""
+        return math.ceil(math.log2(self.settings.longest_window_s / self.settings.window_s))
+
     # answering with what is known
 
     def _begin_with_known(self, state: RolloutState) -> str | None:
@@ -268,7 +277,9 @@ class Controller(AbstractContextManager["Controller"]):
         if like is None:
             return None
         next_look_us = seen.now_us + round(self.settings.window_s * 5e5)
-        self.memory.keep_due(replace(due, looks=due.looks + 1, next_look_us=next_look_us))
+        # What a short window tells of work that was seen before has been evolved for already.
+        rounds = self._last_round if like else due.rounds
+        self.memory.keep_due(replace(due, looks=due.looks + 1, next_look_us=next_look_us, rounds=rounds))
         self._recalibrate(since)
         found = self.repertoire.best_since(since, like, self._judge.policy(state.active), state.quarantined)
         return None if found is None else self._decide_with_known(*found, due.engine, due.since_us)
@@ -323,17 +334,32 @@ class Controller(AbstractContextManager["Controller"]):
             "evolve", reason=task.reason, seed=task.seed, resumed=task.run, window=describe(task.window), like=len(like)
         )
 
-        looked = time.monotonic()
+        begun = looked = time.monotonic()
+        rested_s = 0.0
+
+        def look() -> None:
+            nonlocal looked
+            self.observer.look()  # engines keep only their last pieces of telemetry
+            looked = time.monotonic()
+            self._stop_if_outdated()
 
         def progress(news: Progress) -> None:
-            nonlocal task, looked
-            if time.monotonic() - looked >= self.settings.poll_s:
-                self.observer.look()  # engines keep only their last pieces of telemetry
-                looked = time.monotonic()
-                self._stop_if_outdated()
+            nonlocal task, rested_s
             if task.run != news.run:
                 task = replace(task, run=news.run)
                 self.memory.keep_task(task)
+            if time.monotonic() - looked >= self.settings.poll_s:
+                look()
+            while (
+                self.settings.give_way
+                and news.phase == "search"
+                and self.observer.num_waiting > 0
+                and rested_s < MOST_REST * (time.monotonic() - begun)
+            ):
+                at = time.monotonic()
+                time.sleep(self.settings.poll_s / 4)
+                look()
+                rested_s += time.monotonic() - at
 
         try:
             result = evolve(
@@ -427,7 +453,7 @@ class Controller(AbstractContextManager["Controller"]):
         checked, due = self.memory.checked(), self.memory.due()
         if checked is None or checked[0] != task.window.engine or checked[1] < task.window.end_us:
             self.memory.keep_checked(task.window.engine, task.window.end_us)
-        if due is None or self._round_s(due) >= self.settings.longest_window_s:
+        if due is None or due.rounds >= self._last_round:
             self.memory.forget_due()
         else:
             self.memory.keep_due(replace(due, rounds=due.rounds + 1))

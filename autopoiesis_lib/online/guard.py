@@ -56,19 +56,18 @@ class LiveTimes:
     """(k,) sums of what the replay took for the same requests."""
 
 
-def live_times(window: Window, from_us: int, policy: Policy, replays: SimulationEvaluator, bins: int) -> LiveTimes:
-    """What requests stamped at `from_us` or later took in the engine, and in a replay of the window under `policy`.
+def live_times(window: Window, policy: Policy, replays: SimulationEvaluator, bins: int) -> LiveTimes:
+    """What the requests that came in a window took in the engine, and in a replay under `policy`.
 
-    Earlier requests of the window are replayed too, so that the replay does not begin with an empty queue.
+    What came earlier is only replayed: a window that was `Window.resumed` begins with the queue as it was.
 
     Raises:
         WindowError: the window holds fewer than two requests.
     """
-    trace = window.trace()
-    replayed = replays.replay(policy, trace).times.ttft_s
+    replayed = replays.replay(policy, window.trace()).times.ttft_s
     stamps, first = (window.requests[name][window.usable] for name in ("stamp_us", "first_token_us"))
-    kept = (stamps >= from_us) & (first > 0) & np.isfinite(replayed)
-    where = np.clip((stamps[kept] - from_us) * bins // max(window.end_us - from_us, 1), 0, bins - 1)
+    kept = (stamps >= window.start_us) & (first > 0) & np.isfinite(replayed)
+    where = np.clip((stamps[kept] - window.start_us) * bins // max(window.end_us - window.start_us, 1), 0, bins - 1)
     used = np.bincount(where, minlength=bins) > 0
     live, again = (
         np.bincount(where, weights=seconds, minlength=bins).astype(np.float64)[used]

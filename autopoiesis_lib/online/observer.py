@@ -45,8 +45,12 @@ class Observer:
     @property
     def replicas(self) -> int:
         """Engines heard of lately."""
-        now = self._clock_s()
-        return sum(1 for heard in self._heard.values() if now - heard <= SILENT_S)
+        return len(self._serving())
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a place in an engine, over all engines heard of lately, as far as is known."""
+        return sum(window.num_waiting for window in self._serving())
 
     def busiest(self) -> SlidingWindow | None:
         """The engine that has served most lately: what one replica sees. None before the first record."""
@@ -61,3 +65,7 @@ class Observer:
         """The last full window of an engine (the busiest when none is named), no part of it before `since_us`."""
         window = self.named(engine) if engine is not None else self.busiest()
         return window.window(since_us=since_us) if window is not None else None
+
+    def _serving(self) -> list[SlidingWindow]:
+        now = self._clock_s()
+        return [self._windows[name] for name, heard in self._heard.items() if now - heard <= SILENT_S]

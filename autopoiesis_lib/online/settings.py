@@ -34,6 +34,8 @@ class WatchSettings:
     slo: Slo = field(default_factory=lambda: Slo(ttft_s=2.0, tpot_s=0.1))
     seed: int = 0
     workers: int | None = None
+    give_way: bool = False
+    """Let an evolution rest while requests wait in an engine, for most of its time if need be: for an engine on this machine."""
     canary_s: float = 120.0
     """How long a canary decides before it is judged."""
     canary_timeout_s: float = CANARY_BOUND_S

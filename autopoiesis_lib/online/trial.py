@@ -193,9 +193,9 @@ class Trial:
         return start
 
     def _live_times(self, seen: SlidingWindow, start_us: int, length_us: int, digest: str | None) -> LiveTimes | None:
-        # The first half only fills the queue.
-        window = seen.between(start_us - length_us, start_us + length_us).completed()
+        # The time before only tells what was in the queue at the start.
+        window = seen.between(start_us - length_us, start_us + length_us).completed().resumed(start_us)
         if len(window) < self._settings.drift.min_requests:
             return None
         replays = self._judge.replayer([window.trace()])
-        return live_times(window, start_us, self._judge.policy(digest), replays, self._settings.guards.bins)
+        return live_times(window, self._judge.policy(digest), replays, self._settings.guards.bins)

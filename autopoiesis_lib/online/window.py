@@ -110,6 +110,30 @@ class Window:
         column[open_rows] = outputs[order][pick]
         return replace(self, requests={**self.requests, "num_output_tokens": column})
 
+    def resumed(self, at_us: int) -> Self:
+        """The part from `at_us` on, with what was in the engine then before it: as if that had come just then, in that order, the
+        requests that were running first, with what was left of them.
+
+        A replay of it begins with the queue as it was, whatever order had left it behind.
+        """
+        stamp, admitted, first, finished, outputs = (
+            self.requests[name]
+            for name in ("stamp_us", "admitted_us", "first_token_us", "finished_us", "num_output_tokens")
+        )
+        inside = (stamp < at_us) & ((finished > at_us) | (finished == 0))
+        running = inside & (admitted > 0) & (admitted <= at_us)
+        decoding = running & (first > 0) & (first <= at_us)
+        left = np.where(finished > 0, (finished - at_us) / np.maximum(finished - first, 1), 1.0)
+        order = np.concatenate([np.flatnonzero(rows) for rows in (running, inside & ~running, stamp >= at_us)])
+        changed = {
+            "stamp_us": np.where(running, at_us - 2, np.where(inside, at_us - 1, stamp)),
+            "num_prompt_tokens": np.where(decoding, 1, self.requests["num_prompt_tokens"]),
+            "num_output_tokens": np.where(decoding, np.ceil(outputs * left).astype(np.int64), outputs),
+        }
+        requests = {name: column[order] for name, column in {**self.requests, **changed}.items()}
+        steps = {name: column[self.steps["at_us"] >= at_us] for name, column in self.steps.items()}
+        return replace(self, start_us=at_us, requests=requests, steps=steps)
+
     def trace(self, name: str | None = None) -> Trace:
         """The arrivals as a workload for the simulator; vLLM's priority p becomes clamp(8 - p, 0, 15).
 
@@ -242,6 +266,12 @@ class SlidingWindow:
         """The newest time in any record; 0 when there is none."""
         columns = (self._steps["at_us"], self._finished["finished_us"], self._arrivals["stamp_us"])
         return int(max(column.max(initial=0) for column in columns))
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that waited at the newest step; 0 when there was none."""
+        waiting = self._steps["num_waiting"]
+        return int(waiting[-1]) if len(waiting) else 0
 
     def window(self, *, since_us: int = 0, length_s: float | None = None) -> Window | None:
         """The window of full length (or of `length_s`) that has settled last, completed, no part of it before `since_us`; None

@@ -51,7 +51,11 @@ def watch(
         ),
     ] = True,
     idle: Annotated[
-        bool, typer.Option("--idle", help="Take only CPU time that nobody else on this machine wants (Linux).")
+        bool,
+        typer.Option(
+            "--idle",
+            help="Take only CPU time that nobody else on this machine wants (Linux), and rest while requests wait.",
+        ),
     ] = False,
     back_to_back: Annotated[
         bool, typer.Option("--back-to-back", help="Evolve on every new window, drift or not.")
@@ -129,6 +133,7 @@ def watch(
         budget=Budget(candidates=candidates, seconds=seconds),
         seed=seed,
         workers=workers,
+        give_way=idle,
         canary_s=canary,
         allow_single_solver=allow_single_solver,
     )

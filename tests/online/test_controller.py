@@ -257,6 +257,43 @@ def test_work_that_changes_while_something_is_evolved_for_it_ends_that_and_is_an
 
 
 @pytest.mark.slow
+def test_work_like_what_is_remembered_is_evolved_for_on_the_longest_window_only(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, evolve_window_s=120.0, evolve_first=True, known_first=True)
+    with controlling(tmp_path, settings) as controller:
+        live = engine(tmp_path)
+        live.serve(crowded(1))
+        controller.observer.look()
+        day_before = controller.observer.settled()
+        assert day_before is not None
+        controller.memory.remember(day_before)
+        for seed in range(2, 8):
+            live.serve(crowded(seed))
+            for _ in range(3):
+                controller.tick()
+        rows = controller.store.deployments()
+    assert [row.detail["window"]["seconds"] for row in rows if row.action == "evolve"] == [120.0]
+
+
+@pytest.mark.parametrize("gives_way", [True, False])
+def test_an_evolution_rests_while_requests_wait_in_an_engine_but_not_for_good(tmp_path: Path, gives_way: bool) -> None:
+    with controlling(tmp_path, replace(SETTINGS, give_way=gives_way, evolve_first=True)) as controller:
+        live = engine(tmp_path)
+        live.serve(quiet(1))
+        live.serve(crowded(2), leave_first_s=20.0)
+        look, rests = controller.observer.look, 0
+
+        def look_on() -> None:
+            nonlocal rests
+            rests += controller.memory.evolving and controller.observer.num_waiting > 0
+            look()
+
+        controller.observer.look = look_on  # type: ignore[method-assign]
+        assert controller.tick().startswith(("shadow", "no candidate")), "it came to its end"
+        assert controller.observer.num_waiting > 0, "and so did nobody's wait"
+        assert (rests > 2 * len(controller.store.candidates(controller.store.runs()[0].id))) is gives_way
+
+
+@pytest.mark.slow
 def test_without_drift_nothing_is_evolved_and_back_to_back_evolves_anyway(tmp_path: Path) -> None:
     with controlling(tmp_path) as controller:
         live = engine(tmp_path)

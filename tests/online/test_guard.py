@@ -1,5 +1,7 @@
 """Claims about the live guard: it tells a policy that does harm from a load that has changed."""
 
+from dataclasses import replace
+
 import numpy as np
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
@@ -28,7 +30,7 @@ def stretch(seed: int, rate: float, step_time: StepTimeModel = STEP_TIME) -> Win
 
 def harm(before: Window, after: Window) -> str | None:
     times = [
-        live_times(window, 30_000_000, FCFS, replayer(CONTRACT, [window.trace()], CALIBRATION, SLO), Guards().bins)
+        live_times(window.resumed(30_000_000), FCFS, replayer(CONTRACT, [window.trace()], CALIBRATION, SLO), 12)
         for window in (before, after)
     ]
     return tripped({}, "candidate", Guards(), slower=slowdown(times[0], times[1]))
@@ -49,10 +51,25 @@ def test_an_engine_that_got_slower_than_its_replay_says_is_harm_even_in_a_lull()
     assert why is not None and "against its replay" in why
 
 
+def test_a_replay_that_begins_in_a_backlog_goes_on_with_the_queue_as_it_was() -> None:
+    """A canary that takes over a backlog did not make it: to replay the time before in the canary's own order would say so."""
+    backlog = stretch(3, 20.0)
+    since = backlog.resumed(60_000_000)
+    before = since.requests["stamp_us"] < since.start_us
+    assert before.sum() > 500 and int(since.requests["num_prompt_tokens"][before].min()) == 1, "some were decoding"
+    assert (np.diff(since.requests["stamp_us"]) >= 0).all()
+    replays = replayer(CONTRACT, [backlog.trace()], CALIBRATION, SLO)
+    live, again = (sums.sum() for sums in vars(live_times(since, FCFS, replays, 12)).values())
+    rows = {name: column[~before] for name, column in since.requests.items()}
+    forgotten = live_times(replace(since, requests=rows), FCFS, replays, 12).replayed_s.sum()
+    assert abs(again / live - 1) < 0.05
+    assert forgotten < 0.5 * live
+
+
 def test_a_stretch_with_next_to_nothing_in_it_says_nothing() -> None:
     some = stretch(1, 3.0)
     replays = replayer(CONTRACT, [some.trace()], CALIBRATION, SLO)
-    whole, end = (live_times(some, start, FCFS, replays, 12) for start in (0, 119_900_000))
+    whole, end = (live_times(some.resumed(start), FCFS, replays, 12) for start in (0, 118_000_000))
     assert slowdown(whole, end) is None
     assert np.allclose(whole.live_s, whole.replayed_s, rtol=0.02), "an engine that is the simulator is as fast as it"
 
