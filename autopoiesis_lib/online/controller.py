@@ -219,7 +219,7 @@ class Controller(AbstractContextManager["Controller"]):
             answered = self._answer_with_known(due, state)
             if answered is not None:
                 return answered
-        return self._evolve_when_it_may(due)
+        return self._evolve_when_it_may(self.memory.due() or due)  # the look may have put it off
 
     def _look_for_change(self, state: RolloutState) -> Look:
         """Has work changed? A change is due from now on, unless nothing may be done about it."""

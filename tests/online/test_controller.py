@@ -265,7 +265,7 @@ def test_work_like_what_is_remembered_is_evolved_for_on_the_longest_window_only(
         controller.observer.look()
         day_before = controller.observer.settled()
         assert day_before is not None
-        controller.memory.remember(day_before)
+        controller.memory.remember(replace(day_before, engine="of the day before"))
         for seed in range(2, 8):
             live.serve(crowded(seed))
             for _ in range(3):
