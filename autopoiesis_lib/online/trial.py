@@ -193,8 +193,8 @@ class Trial:
         return start
 
     def _live_times(self, seen: SlidingWindow, start_us: int, length_us: int, digest: str | None) -> LiveTimes | None:
-        # The time before only tells what was in the queue at the start.
-        window = seen.between(start_us - length_us, start_us + length_us).completed().resumed(start_us)
+        # All that is known of the time before: it tells what was in the queue at the start.
+        window = seen.between(seen.first_us, start_us + length_us).completed().resumed(start_us)
         if len(window) < self._settings.drift.min_requests:
             return None
         replays = self._judge.replayer([window.trace()])

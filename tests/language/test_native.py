@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import pickle
 import threading
 
 import numba
@@ -132,6 +133,15 @@ def test_threads_compile_and_call_side_by_side_and_garbage_is_freed() -> None:
         thread.join()
     gc.collect()
     assert not failures
+
+
+def test_a_policy_is_compiled_once_and_travels_without_its_machine_code() -> None:
+    made = policy("return crate.near + 1")
+    assert made.native() is made.native()
+    assert made.native(layout=["item.near"]) is not made.native()
+    arrived = pickle.loads(pickle.dumps(made))
+    assert arrived.digest == made.digest
+    assert arrived.native()(1, 0, 0, 0, 0, 0) == 2
 
 
 def test_functions_caught_in_a_cycle_are_freed_without_a_crash() -> None:
