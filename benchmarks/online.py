@@ -69,9 +69,11 @@ UNMODIFIED, COLD, LOOP = "unmodified", "loop-cold", "loop"
 LOOPS = (COLD, LOOP)
 ARMS = (UNMODIFIED, *STATIC, *LOOPS)
 WATCH = (
-    "--objective", "e2e_mean_us=1", "--evolve-first", "--window", "10", "--evolve-window", "20", "--candidates", "256",
-    "--seconds", "20", "--canary", "10", "--min-requests", "20", "--workers", "1", "--idle",
+    "--objective", "e2e_mean_us=1", "--evolve-first", "--candidates", "256", "--seconds", "20", "--min-requests", "20",
+    "--workers", "1", "--idle",
 )  # fmt: skip
+WATCH_S = {"--window": 10.0, "--evolve-window": 20.0, "--canary": 10.0}
+"""A window holds one burst. These are stretched as the arrivals are."""
 WARM_UP = 8
 
 
@@ -107,8 +109,9 @@ class Cell:
 
 
 def run(
-    arm: str, rep: int, jobs: Sequence[Job], static: Mapping[str, str], logs: Path, *, before: Path, keep: bool = False
-) -> Cell:
+    arm: str, rep: int, jobs: Sequence[Job], static: Mapping[str, str], logs: Path, *, before: Path, stretch: float,
+    keep: bool = False,
+) -> Cell:  # fmt: skip
     """A fresh server, channel, key and store (for the loop, with what is in `before`); the whole workload once.
 
     With `keep` the store and the remembered windows are left in `before`.
@@ -131,7 +134,7 @@ def run(
             warm_up(url, jobs[:WARM_UP])
             if policy is not None:
                 _wait_for(channel, policy.digest)
-            with _watching(arm, rep, root, channel, logs):
+            with _watching(arm, rep, root, channel, logs, stretch):
                 begin = time.time()
                 answers = replay(url, jobs)
                 time.sleep(1.5)  # the status file is written now and then
@@ -176,7 +179,7 @@ def _wait_for(channel: Channel, digest: str) -> None:
 
 
 @contextmanager
-def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> Iterator[None]:
+def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path, stretch: float) -> Iterator[None]:
     """The control plane beside the server, for the loop's arm; it is stopped as an operator would, by SIGTERM."""
     if arm not in LOOPS:
         yield
@@ -194,7 +197,8 @@ def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path) -> I
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (logs / f"{rep}-{arm}-watch.log").open("wb") as out:
-        process = subprocess.Popen([*command, *WATCH], env=environment, stdout=out, stderr=subprocess.STDOUT)
+        times = [text for name, seconds in WATCH_S.items() for text in (name, f"{seconds * stretch:g}")]
+        process = subprocess.Popen([*command, *WATCH, *times], env=environment, stdout=out, stderr=subprocess.STDOUT)
         try:
             time.sleep(10.0)  # it loads its solvers now, not during the run
             yield
@@ -317,12 +321,12 @@ def main() -> None:
         before = results / "day-before"
         if LOOP in args.arms and not (before / "store.db").is_file():
             other = stretched(workload(args.seed - 1, args.phase), prepared.stretch)
-            cell = run(COLD, -1, other, static, results, before=before, keep=True)
+            cell = run(COLD, -1, other, static, results, before=before, stretch=prepared.stretch, keep=True)
             console.print(f"the day before: mean {cell.mean:.3f} s, {cell.swaps} swaps")
         paths = [(arm, rep, results / f"{rep}-{arm}.json") for rep in range(args.reps) for arm in _turn(args.arms, rep)]
         missing = [(arm, rep, path) for arm, rep, path in paths if not path.is_file()]
         for arm, rep, path in missing[: args.cells]:
-            cell = run(arm, rep, jobs, static, results, before=before)
+            cell = run(arm, rep, jobs, static, results, before=before, stretch=prepared.stretch)
             path.write_text(json.dumps(asdict(cell)))
             console.print(f"{rep} {arm}: mean {cell.mean:.3f} s, {cell.lost} lost, {cell.swaps} swaps {cell.refusal}")
         table([read(path) for _, _, path in paths if path.is_file()], jobs, console)

@@ -48,7 +48,7 @@ class Slowdown:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LiveTimes:
-    """Times to first token of the requests of one stretch, in bins of equal length; bins without requests are left out."""
+    """Waits for the first token of the requests of one stretch, in bins of equal length; bins without requests are left out."""
 
     live_s: Floats
     """(k,) sums of what the engine took, in seconds."""
@@ -57,21 +57,26 @@ class LiveTimes:
 
 
 def live_times(window: Window, policy: Policy, replays: SimulationEvaluator, bins: int) -> LiveTimes:
-    """What the requests that came in a window took in the engine, and in a replay under `policy`.
+    """What the requests that came in a window waited for their first token in the engine, and in a replay under `policy`.
 
-    What came earlier is only replayed: a window that was `Window.resumed` begins with the queue as it was.
+    Times count up to the window's end: what another policy did after that is not this one's, and whoever still waits is not left
+    out. What came before the window is only replayed: one that was `Window.resumed` begins with the queue as it was.
 
     Raises:
         WindowError: the window holds fewer than two requests.
     """
     replayed = replays.replay(policy, window.trace()).times.ttft_s
     stamps, first = (window.requests[name][window.usable] for name in ("stamp_us", "first_token_us"))
-    kept = (stamps >= window.start_us) & (first > 0) & np.isfinite(replayed)
+    kept = stamps >= window.start_us
+    left_s = (window.end_us - stamps[kept]) / 1e6
     where = np.clip((stamps[kept] - window.start_us) * bins // max(window.end_us - window.start_us, 1), 0, bins - 1)
     used = np.bincount(where, minlength=bins) > 0
     live, again = (
-        np.bincount(where, weights=seconds, minlength=bins).astype(np.float64)[used]
-        for seconds in ((first[kept] - stamps[kept]) / 1e6, replayed[kept])
+        np.bincount(where, weights=np.minimum(seconds, left_s), minlength=bins).astype(np.float64)[used]
+        for seconds in (
+            np.where(first[kept] > 0, (first[kept] - stamps[kept]) / 1e6, np.inf),
+            np.nan_to_num(replayed[kept], nan=np.inf),
+        )
     )
     return LiveTimes(live_s=live, replayed_s=again)
 

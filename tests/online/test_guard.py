@@ -66,6 +66,22 @@ def test_a_replay_that_begins_in_a_backlog_goes_on_with_the_queue_as_it_was() ->
     assert forgotten < 0.5 * live
 
 
+def test_what_came_after_a_stretch_is_not_in_it() -> None:
+    """Whoever waits when a canary takes over is served in its order: that is not what the policy before it did."""
+    start_us, end_us = 30_000_000, 60_000_000
+    backlog = stretch(3, 20.0)
+    inside = {name: column[backlog.requests["stamp_us"] < end_us] for name, column in backlog.requests.items()}
+    window = replace(backlog, end_us=end_us, requests=inside).resumed(start_us)
+    first = window.requests["first_token_us"]
+    assert (first > end_us).sum() > 100
+    sooner = replace(window, requests={**window.requests, "first_token_us": np.minimum(first, end_us + 1)})
+    never = replace(window, requests={**window.requests, "first_token_us": np.where(first > end_us, 0, first)})
+    replays = replayer(CONTRACT, [window.trace()], CALIBRATION, SLO)
+    times = [live_times(some, FCFS, replays, 12) for some in (window, sooner, never)]
+    assert np.allclose(times[0].live_s, times[1].live_s) and np.allclose(times[0].live_s, times[2].live_s)
+    assert np.allclose(times[0].live_s, times[0].replayed_s, rtol=0.05)
+
+
 def test_a_stretch_with_next_to_nothing_in_it_says_nothing() -> None:
     some = stretch(1, 3.0)
     replays = replayer(CONTRACT, [some.trace()], CALIBRATION, SLO)
