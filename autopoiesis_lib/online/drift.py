@@ -107,6 +107,11 @@ class Profile:
     replicas: int = 1
     """Engines serving."""
 
+    @property
+    def bin_s(self) -> float:
+        """Length of a bin in seconds."""
+        return self.seconds / len(self.arrivals)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
@@ -171,9 +176,16 @@ class DriftReport:
 
 
 def profile(
-    window: Window, calibration: Calibration, settings: DriftSettings, *, replicas: int = 1, early: bool = False
+    window: Window,
+    calibration: Calibration,
+    settings: DriftSettings,
+    *,
+    lengths: int = 1,
+    replicas: int = 1,
+    early: bool = False,
 ) -> Profile:
-    """The profile of a window, `early` while it has not settled. Only profiles of one calibration and settings can be compared.
+    """The profile of a window, `early` while it has not settled, or of one that is so many windows long. Only profiles of one
+    calibration and settings can be compared.
 
     Raises:
         DriftError: the window holds too few requests.
@@ -182,7 +194,7 @@ def profile(
         raise DriftError(
             f"{len(window)} requests in {window.seconds:.0f} s are too few to compare; lengthen the window"
         )
-    bins = settings.bins
+    bins = lengths * settings.bins
     where, left = _bin(window.requests["stamp_us"], window, bins), ~window.unfinished
     at, residuals = step_residuals(window, calibration.engine, calibration.step_time)
     sums = np.bincount(_bin(at, window, bins), weights=residuals, minlength=bins)
@@ -200,13 +212,13 @@ def profile(
 
 
 def detect(reference: Profile, current: Profile, settings: DriftSettings, *, early: bool = False) -> DriftReport:
-    """Compare two windows of one length; `early` is one of several looks at the later.
+    """Compare two windows in bins of one length; `early` is one of several looks at the later.
 
     Raises:
-        DriftError: they are of different lengths.
+        DriftError: their bins are of different lengths.
     """
-    if abs(reference.seconds / current.seconds - 1) > 0.01:
-        raise DriftError(f"windows of {reference.seconds:.0f} s and {current.seconds:.0f} s cannot be compared")
+    if abs(reference.bin_s / current.bin_s - 1) > 0.01:
+        raise DriftError(f"bins of {reference.bin_s:.3g} s and {current.bin_s:.3g} s cannot be compared")
     tests: dict[Feature, tuple[int, int, Any, float]] = {
         "arrival-rate": (
             *_sizes(reference.arrivals, current.arrivals),
@@ -277,6 +289,9 @@ def _rate(reference: Profile, current: Profile) -> Any:
 
 def _lengths(reference: Ints, current: Ints) -> Any:
     table = np.concatenate([reference, current]).astype(np.float64)
+    table = np.unique(
+        table, axis=1
+    )  # edges between which no length lies are one edge; their order stays, as counts rise
 
     def change(x: Ints, y: Ints) -> Floats:
         del y  # all that is not in x

@@ -10,7 +10,10 @@ from .observer import Observer
 from .settings import WatchSettings
 from .window import Window
 
-__all__ = ["Look", "Lookout"]
+__all__ = ["REFERENCE", "Look", "Lookout"]
+
+REFERENCE = 8
+"""How many windows the reference grows to: of one burst, no test tells whether it is unlike the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,9 @@ class Look:
 class Lookout:
     """Compares what engines serve with how it was, window by window, and before a window has settled what is known of it.
 
-    What it finds is due is kept in memory, and so is the reference: the first full window since work last changed. An engine that
-    has become faster or slower is no change of work: the reference stays, and only its speed is compared with a newer window's.
+    What it finds is due is kept in memory, and so is the reference: the first full windows since work last changed, REFERENCE of
+    them once there are so many. An engine that has become faster or slower is no change of work: the reference stays, and only
+    its speed is compared with a newer window's.
     """
 
     def __init__(
@@ -66,11 +70,13 @@ class Lookout:
                 self._keep_reference(window)
             reason = "back to back" if self._settings.back_to_back else "the first requests"
             return self._due(Look(said="", reason=reason, early=early), window, window.start_us, frozen)
-        if self.reference is None or self.reference.window.engine != window.engine:
+        if self.reference is None or not self._comparable(self.reference.window, window):
             self._keep_reference(window)
             return Look(said="watching: the first full window is the reference from now on")
         report = self.last_drift = self._compare(self.reference, window, calibration, early)
         if not report.drifted:
+            if not early:
+                self._lengthen_reference(self.reference, window)
             return Look(said="watching: no drift", report=report, early=early)
         bin_us = (window.end_us - window.start_us) / self._settings.drift.bins
         since_us = window.start_us + round(report.begin_bin * bin_us)
@@ -115,6 +121,12 @@ class Lookout:
             return None
         return busiest.arrived(since_us=self.reference.window.end_us)
 
+    def _comparable(self, reference: Window, window: Window) -> bool:
+        """Whether they are of one engine, and the reference was not left by a control plane with windows of another length."""
+        lengths = self._lengths(reference)
+        same = reference.end_us - reference.start_us == lengths * (window.end_us - window.start_us)
+        return same and reference.engine == window.engine
+
     def _first_is_due(self) -> bool:
         unanswered = self.reference is None and self._memory.due() is None and not self._evolved()
         return self._settings.evolve_first and unanswered
@@ -129,6 +141,19 @@ class Lookout:
         self._speed = None if window.start_us < self._busy_until_us else window
         self._memory.keep_reference(self.reference)
 
+    def _lengthen_reference(self, reference: Reference, window: Window) -> None:
+        """Take in what came before a settled window that showed no drift."""
+        busiest = self._observer.busiest()
+        start_us = reference.window.start_us
+        if busiest is None or busiest.engine != window.engine or busiest.first_us > start_us:
+            return
+        lengths = min((window.start_us - start_us) // busiest.length_us, REFERENCE)
+        end_us = start_us + lengths * busiest.length_us
+        if end_us > reference.window.end_us:
+            longer = busiest.between(start_us, end_us).completed()
+            self.reference = replace(reference, window=longer)
+            self._memory.keep_reference(self.reference)
+
     def _compare(self, reference: Reference, window: Window, calibration: Calibration, early: bool) -> DriftReport:
         before = self._profile(reference.window, calibration, reference.replicas, speed_of=self._speed)
         busy = self._memory.evolving or window.start_us < self._busy_until_us
@@ -142,8 +167,15 @@ class Lookout:
     ) -> Profile:
         """With the engine's speed of that window or another's; without where our own evolution may have slowed it, which would
         raise alarm after alarm."""
-        found = profile(window, calibration, self._settings.drift, replicas=replicas, early=early)
+        settings = self._settings.drift
+        found = profile(window, calibration, settings, lengths=self._lengths(window), replicas=replicas, early=early)
         if speed_of is window:
             return found
-        slowness = None if speed_of is None else profile(speed_of, calibration, self._settings.drift).slowness
-        return replace(found, slowness=slowness)
+        if speed_of is None:
+            return replace(found, slowness=None)
+        other = profile(speed_of, calibration, settings, lengths=self._lengths(speed_of))
+        return replace(found, slowness=other.slowness)
+
+    def _lengths(self, window: Window) -> int:
+        """How many windows long it is."""
+        return max(1, round(window.seconds / self._settings.window_s))

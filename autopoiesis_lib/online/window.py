@@ -44,6 +44,8 @@ STEP_COLUMNS = ("at_us", "num_waiting", "num_running", "free_blocks", "scheduled
 
 OPEN = 0.05
 """Greatest share of a settled window's requests that are still in the engine."""
+KEPT = 12
+"""Of how many windows an engine's records are kept."""
 NEIGHBOURS = 5
 """Among how many requests with the nearest prompts it is drawn what an unfinished one will cost."""
 
@@ -232,7 +234,7 @@ class SlidingWindow:
             raise WindowError(f"a window of {length_s:g} s holds nothing; give a length above 0")
         self.engine = engine
         self.length_us = round(length_s * 1e6)
-        self._kept_us = 4 * round(max(length_s, longest_s or 0.0) * 1e6)
+        self._kept_us = max(KEPT * self.length_us, round(4 * (longest_s or 0.0) * 1e6))
         self.position = -1
         """Number of the last segment taken in."""
         self._forget()
