@@ -261,18 +261,20 @@ def detect(reference: Profile, current: Profile, settings: DriftSettings, *, ear
 def _test(
     feature: Feature, first: int, second: int, change: Any, least: float, level: float, settings: DriftSettings
 ) -> Signal:
-    """Permute bin numbers between the windows; `change` maps two arrays of them (..., n) to a signed change (...)."""
+    """Permute bin numbers between the windows; `change` maps two arrays of them (..., n) to a signed change (...), and to what it
+    is multiplied by to be tested."""
 
     def size(x: Ints, y: Ints, axis: int = -1) -> Floats:
         del axis
-        return np.asarray(np.abs(change(x.astype(np.int64), y.astype(np.int64))))
+        found, weight = change(x.astype(np.int64), y.astype(np.int64))
+        return np.asarray(np.abs(found) * weight)
 
     numbers = (np.arange(first), np.arange(first, first + second))
     result = permutation_test(
         numbers, size, permutation_type="independent", vectorized=True, n_resamples=settings.resamples, batch=256,
         alternative="greater", axis=-1, rng=np.random.default_rng(settings.seed),
     )  # fmt: skip
-    found = float(change(*numbers))
+    found = float(change(*numbers)[0])
     p_value = float(result.pvalue)
     return Signal(feature=feature, change=found, p_value=p_value, drifted=p_value <= level and abs(found) >= least)
 
@@ -280,25 +282,29 @@ def _test(
 def _rate(reference: Profile, current: Profile) -> Any:
     counts = np.concatenate([reference.arrivals, current.arrivals]).astype(np.float64)
 
-    def change(x: Ints, y: Ints) -> Floats:
+    def change(x: Ints, y: Ints) -> tuple[Floats, float]:
         before, now = counts[x].mean(axis=-1), counts[y].mean(axis=-1)
-        return np.asarray((now - before) / np.maximum(before, 1e-9))
+        return np.asarray((now - before) / np.maximum(before, 1e-9)), 1.0
 
     return change
 
 
 def _lengths(reference: Ints, current: Ints) -> Any:
+    """The largest difference of the distribution functions; weighted, as by Kolmogorov and Smirnov, with sqrt(n m / (n + m)) of n
+    and m requests: a difference of few is often large."""
     table = np.concatenate([reference, current]).astype(np.float64)
     table = np.unique(
         table, axis=1
     )  # edges between which no length lies are one edge; their order stays, as counts rise
 
-    def change(x: Ints, y: Ints) -> Floats:
+    def change(x: Ints, y: Ints) -> tuple[Floats, Floats]:
         del y  # all that is not in x
         chosen = np.zeros((*x.shape[:-1], len(table)))
         np.put_along_axis(chosen, x, 1.0, axis=-1)
         before = chosen @ table
-        return np.asarray(np.abs(_shares(table.sum(axis=0) - before) - _shares(before)).max(axis=-1))
+        now = table.sum(axis=0) - before
+        n, m = before[..., -1], now[..., -1]
+        return np.abs(_shares(now) - _shares(before)).max(axis=-1), np.sqrt(n * m / np.maximum(n + m, 1.0))
 
     return change
 
@@ -306,8 +312,8 @@ def _lengths(reference: Ints, current: Ints) -> Any:
 def _speed(reference: Floats, current: Floats) -> Any:
     logs = np.concatenate([reference, current])
 
-    def change(x: Ints, y: Ints) -> Floats:
-        return np.asarray(np.expm1(logs[y].mean(axis=-1) - logs[x].mean(axis=-1)))
+    def change(x: Ints, y: Ints) -> tuple[Floats, float]:
+        return np.asarray(np.expm1(logs[y].mean(axis=-1) - logs[x].mean(axis=-1))), 1.0
 
     return change
 

@@ -19,6 +19,7 @@ from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.evolution import Budget, Limits
 from autopoiesis_lib.online.controller import Controller, ControllerError
 from autopoiesis_lib.online.drift import DriftSettings
+from autopoiesis_lib.online.lookout import REFERENCE
 from autopoiesis_lib.online.rollout import Rollout
 from autopoiesis_lib.online.settings import WatchSettings
 from autopoiesis_lib.online.state import Stage
@@ -515,3 +516,27 @@ def test_when_the_gates_refuse_the_winner_of_an_evolution_the_next_best_goes_int
 
 def _by_one_solver(policy: Policy) -> Certificate:
     return verify(policy).model_copy(update={"single_solver": ("ages",)})
+
+
+def test_the_reference_grows_while_work_stays_as_it_is_and_outlives_a_restart(tmp_path: Path) -> None:
+    live = engine(tmp_path)
+    with controlling(tmp_path) as controller:
+        seconds = []
+        for seed in range(1, 9):
+            live.serve(quiet(seed))
+            controller.observer.look()
+            controller.lookout.look(CALIBRATION)
+            assert controller.lookout.reference is not None
+            seconds.append(controller.lookout.reference.window.seconds)
+        newest = controller.memory.checked()
+        assert newest is not None and controller.lookout.reference is not None
+        assert controller.lookout.reference.window.end_us <= newest[1] - 60_000_000, "a window is compared with others"
+    assert seconds == sorted(seconds) and seconds[0] == 60.0 and seconds[-1] == 60.0 * REFERENCE
+    assert not any(length % 60.0 for length in seconds)
+    with controlling(tmp_path) as controller:
+        controller.observer.look()
+        assert controller.lookout.reference is not None
+        assert controller.lookout.reference.window.seconds == 60.0 * REFERENCE
+    with controlling(tmp_path, replace(SETTINGS, window_s=50.0)) as controller:
+        live.serve(quiet(9))
+        assert "reference from now on" in controller.tick(), "windows of another length are not compared"

@@ -1,5 +1,6 @@
 """Claims about drift detection: its false-alarm rate is what it states, and it finds what matters."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +55,42 @@ def test_the_false_alarm_rate_is_the_stated_one(burstiness: float) -> None:
     assert binomtest(raised, checks, settings.false_alarm_rate, alternative="greater").pvalue > 0.001, raised
     # ... and a detector that never speaks up would not pass either.
     assert raised > 0
+
+
+@pytest.mark.parametrize("burstiness", [1.0, 4.0], ids=["poisson", "bursty"])
+def test_the_stated_rate_holds_beside_a_reference_of_several_windows(burstiness: float) -> None:
+    settings, checks, raised = DriftSettings(false_alarm_rate=0.1, resamples=199, effects=ANY), 100, 0
+    for seed in range(checks):
+        draw = np.random.default_rng([seed, 9])
+        first, second = (drawn_window(draw, rate=2.0, seconds=s, burstiness=burstiness) for s in (400, 100))
+        before, now = profile(first, CALIBRATION, settings, lengths=4), profile(second, CALIBRATION, settings)
+        raised += detect(before, now, settings).drifted
+    assert binomtest(raised, checks, settings.false_alarm_rate, alternative="greater").pvalue > 0.001, raised
+    assert raised > 0
+
+
+def bursts(draw: np.random.Generator, windows: int, kinds: Sequence[tuple[int, int]]) -> Window:
+    """Windows of 10 s, most requests of each in one and a half of them, with prompts of lengths in one of some ranges."""
+    window = drawn_window(draw, rate=8.0, seconds=10.0 * windows)
+    count = len(window)
+    inside = draw.integers(0, windows, count) * 10 + 5 + draw.uniform(0, 1.5, count)
+    seconds = np.sort(np.where(draw.random(count) < 0.9, inside, draw.uniform(0, 10 * windows, count)))
+    prompts = np.array([draw.integers(*kinds[kind]) for kind in draw.integers(0, len(kinds), count)])
+    columns = {"stamp_us": (seconds * 1e6).astype(np.int64), "num_prompt_tokens": prompts}
+    return replace(window, requests={**window.requests, **columns})
+
+
+def test_a_shift_of_work_that_comes_in_bursts_is_told_by_several_bursts_and_not_by_one() -> None:
+    settings, found = DriftSettings(min_requests=20), {1: 0, 8: 0}
+    for seed in range(6):
+        draw = np.random.default_rng([seed, 14])
+        now = profile(bursts(draw, 1, [(16, 64), (64, 256), (256, 700)]), CALIBRATION, settings, early=True)
+        for windows in found:
+            window = bursts(draw, windows, [(16, 64), (256, 700), (256, 700)])
+            before = profile(window, CALIBRATION, settings, lengths=windows)
+            found[windows] += detect(before, now, settings, early=True).drifted
+    assert found[1] <= 2, "or one window would be enough"
+    assert found[8] == 6
 
 
 @pytest.mark.slow
