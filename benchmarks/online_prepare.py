@@ -22,8 +22,8 @@ from autopoiesis_lib.simulation.trace import Trace
 __all__ = ["Prepared", "prepare", "stretched"]
 
 REFERENCE_STEP_S = 0.005
-"""A decoding step of the engine for which the workload's arrivals are published. At 0.006 the engine is so near saturation that a
-host a tenth slower for a minute doubles the queue, whatever serves it."""
+"""A decoding step of the engine for which the workload's arrivals are published. At 0.006 the engine is so near saturation that
+small changes of the host's speed decide, whatever serves it."""
 PACE_JOBS, PACE_TOKENS = 256, 64
 HINDSIGHT_CANDIDATES = 600
 

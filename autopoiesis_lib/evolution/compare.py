@@ -57,7 +57,7 @@ def improvement(
     """
     base, mine = pooled(baseline)[objective], pooled(ours)[objective]
     higher = objective in HIGHER_IS_BETTER
-    reduction = _reduction(base, mine, higher)
+    reduction = float(_reduction(np.asarray(base), np.asarray(mine), higher))
     name, statistic = _samples_of(objective)
     pairs = [
         (a.samples[name], b.samples[name])
@@ -67,9 +67,9 @@ def improvement(
     ci95 = (reduction, reduction)
     if pairs and len(pairs) == len(ours):
         draws = _bootstrap(pairs, statistic, RESAMPLES * comparisons, np.random.default_rng(seed))
-        base_draws, our_draws = draws.T[::-1] if higher else draws.T
-        found = 1.0 - np.divide(our_draws, base_draws, out=np.ones(len(draws)), where=base_draws != 0)
-        low, high = np.percentile(found, [2.5 / comparisons, 100.0 - 2.5 / comparisons])
+        low, high = np.percentile(
+            _reduction(draws[:, 0], draws[:, 1], higher), [2.5 / comparisons, 100.0 - 2.5 / comparisons]
+        )
         ci95 = (float(low), float(high))
     return Improvement(
         objective=objective,
@@ -80,10 +80,10 @@ def improvement(
     )
 
 
-def _reduction(base: float, mine: float, higher: bool) -> float:
+def _reduction(base: NDArray[np.float64], mine: NDArray[np.float64], higher: bool) -> NDArray[np.float64]:
     if higher:
         base, mine = mine, base
-    return 1.0 - mine / base if base else 0.0
+    return np.asarray(1.0 - np.divide(mine, base, out=np.ones(base.shape), where=base != 0))
 
 
 def _samples_of(objective: str) -> tuple[str, float | None]:

@@ -23,6 +23,7 @@ from autopoiesis_lib.online.lookout import REFERENCE
 from autopoiesis_lib.online.rollout import Rollout
 from autopoiesis_lib.online.settings import WatchSettings
 from autopoiesis_lib.online.state import Stage
+from autopoiesis_lib.online.window import Window
 from autopoiesis_lib.signing import load_key, new_key
 from autopoiesis_lib.simulation import Calibration, StepTimeModel, Trace
 from autopoiesis_lib.store import Store
@@ -80,6 +81,14 @@ def engine(folder: Path) -> LiveEngine:
 
 def log(folder: Path) -> list[str]:
     return [row.action for row in Store.open(folder / "store.db").deployments()]
+
+
+def served_and_settled(controller: Controller, live: LiveEngine, trace: Trace) -> Window:
+    live.serve(trace)
+    controller.observer.look()
+    window = controller.observer.settled()
+    assert window is not None
+    return window
 
 
 def ticks(controller: Controller, live: LiveEngine, work: "list[Trace]", until: str) -> str:
@@ -181,10 +190,7 @@ def test_a_change_is_answered_before_a_window_has_settled_by_what_is_remembered_
     settings = replace(SETTINGS, known_first=True)
     with controlling(tmp_path, settings) as controller:
         live = engine(tmp_path)
-        live.serve(crowded(1))
-        controller.observer.look()
-        day_before = controller.observer.settled()
-        assert day_before is not None
+        day_before = served_and_settled(controller, live, crowded(1))
         for seed in (2, 3):
             live.serve(quiet(seed))
         assert controller.tick().startswith("watching")
@@ -205,10 +211,7 @@ def test_a_change_is_answered_before_a_window_has_settled_by_what_is_remembered_
 def test_a_control_plane_begins_with_what_was_best_on_the_work_it_remembers(tmp_path: Path) -> None:
     with controlling(tmp_path, replace(SETTINGS, known_first=True)) as controller:
         live = engine(tmp_path)
-        live.serve(crowded(1))
-        controller.observer.look()
-        day_before = controller.observer.settled()
-        assert day_before is not None
+        day_before = served_and_settled(controller, live, crowded(1))
         controller.memory.remember(day_before)
         shortest = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
         assert controller.tick().startswith(f"canary: {shortest.digest[:12]}, known")
@@ -262,10 +265,7 @@ def test_work_like_what_is_remembered_is_evolved_for_on_the_longest_window_only(
     settings = replace(SETTINGS, evolve_window_s=120.0, evolve_first=True, known_first=True)
     with controlling(tmp_path, settings) as controller:
         live = engine(tmp_path)
-        live.serve(crowded(1))
-        controller.observer.look()
-        day_before = controller.observer.settled()
-        assert day_before is not None
+        day_before = served_and_settled(controller, live, crowded(1))
         controller.memory.remember(replace(day_before, engine="of the day before"))
         for seed in range(2, 8):
             live.serve(crowded(seed))

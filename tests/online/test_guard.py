@@ -29,10 +29,8 @@ def stretch(seed: int, rate: float, step_time: StepTimeModel = STEP_TIME) -> Win
 
 
 def harm(before: Window, after: Window) -> str | None:
-    times = [
-        live_times(window.resumed(30_000_000), FCFS, replayer(CONTRACT, [window.trace()], CALIBRATION, SLO), 12)
-        for window in (before, after)
-    ]
+    replays = replayer(CONTRACT, [before.trace()], CALIBRATION, SLO)
+    times = [live_times(window.resumed(30_000_000), FCFS, replays, Guards().bins) for window in (before, after)]
     return tripped({}, "candidate", Guards(), slower=slowdown(times[0], times[1]))
 
 
