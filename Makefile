@@ -4,7 +4,7 @@
 #   make test        the fast tests
 #   make test-slow   the slow tests, and those of the real vLLM engine on a CPU
 #   make lint        ruff, mypy --strict, import rules
-#   make bench       every measured claim, from the scripts in benchmarks/
+#   make bench       the measured claims, from the scripts in benchmarks/ (rivals and online.py, 90 minutes, are run by hand)
 #   make docs        run every example in README.md and docs/
 #
 # PYTHON=python3.12 picks an interpreter (3.11 to 3.13). TORCH_INDEX=URL names the index that has PyTorch's CPU wheels, where
