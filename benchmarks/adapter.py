@@ -28,6 +28,7 @@ in every swap.
 import argparse
 import gc
 import json
+import logging
 import resource
 import statistics
 import sys
@@ -35,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ BARS_US = {1_000: 20.0, 5_000: 40.0}
 BAR_SLOWDOWN, BAR_CASE = 0.02, "same order"
 BAR_ACTIVE_MS = 50.0
 SWAPS = 24
+LEAST_PAIRS = 2
 BLOCKS = 6
 """Interleaved blocks of each scheduler of a pair that count."""
 
@@ -315,46 +318,47 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=int, default=60, help="steps a block")
     args = parser.parse_args()
+    if args.pairs < LEAST_PAIRS:
+        parser.error(f"--pairs {args.pairs}: an interval takes at least {LEAST_PAIRS}")
+    # Each figure as soon as it is there: all of them take a quarter of an hour.
+    say = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # it warns anew for each of some hundred schedulers
+    own, slow = [], []
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_llama(Path(folder))
-        own = [own_time_us(model, waiting, args.running, 4_000) for waiting in BARS_US]
-        slow = [
-            slowdown(
-                case, model, waiting, args.running, args.pairs if case == BAR_CASE else args.pairs // 4, args.steps
+        for waiting in BARS_US:
+            own.append(row := own_time_us(model, waiting, args.running, 4_000))
+            say(
+                f"{waiting:>6,} waiting: {row['us_per_step']:.2f} us a step in our code (median "
+                f"{row['us_per_step_median']:.2f}; bar {BARS_US[waiting]:.0f}) at {row['admissions_per_step']:.2f} "
+                f"admissions a step, over {row['steps']} steps ({row['steps_interrupted']} more were interrupted)"
             )
-            for case in CASES
-            for waiting in BARS_US
-        ]
+        for case in CASES:
+            pairs = args.pairs if case == BAR_CASE else max(args.pairs // 4, LEAST_PAIRS)
+            for waiting in BARS_US:
+                slow.append(compared := slowdown(case, model, waiting, args.running, pairs, args.steps))
+                bounds = f"[{compared['ci95_low']:+.2%}, {compared['ci95_high']:+.2%}]"
+                bar = f" (bar: upper end at most {BAR_SLOWDOWN:.0%})" if case == BAR_CASE else ""
+                say(
+                    f"{waiting:>6,} waiting, {case}: a step takes {compared['slowdown']:+.2%} {bounds} of "
+                    f"{compared['plain_us_per_step']:.0f} us{bar}"
+                )
         swapped = swaps(model, 1_000, args.running)
+        say(
+            f"{swapped['swaps']} swaps under load: request to active {swapped['request_to_active_ms_p50']:.1f} ms (median), "
+            f"{swapped['request_to_active_ms_max']:.1f} ms (longest; bar {BAR_ACTIVE_MS:.0f}), published to active "
+            f"{swapped['published_to_active_ms_p50']:.1f} ms; CPU time of a load {swapped['load_cpu_ms_p50']:.1f} ms (longest "
+            f"{swapped['load_cpu_ms_max']:.1f}); the swap itself {swapped['swap_step_us_p50']:.1f} us of its step; steps "
+            f"meanwhile {swapped['step_ms_p50']:.1f} ms (longest {swapped['step_ms_max']:.1f})"
+        )
     held = (
         swapped["request_to_active_ms_max"] <= BAR_ACTIVE_MS
         and all(row["us_per_step"] <= BARS_US[int(row["waiting"])] for row in own)
         and all(row["ci95_high"] <= BAR_SLOWDOWN for row in slow if row["case"] == BAR_CASE)
     )
+    say("bars held" if held else "a bar is NOT held")
     if args.json:
         print(json.dumps({"own_time": own, "slowdown": slow, "swaps": swapped, "bars_held": held}))
-        return 0 if held else 1
-    for row in own:
-        print(
-            f"{row['waiting']:>6,} waiting: {row['us_per_step']:.2f} us a step in our code (median "
-            f"{row['us_per_step_median']:.2f}; bar {BARS_US[int(row['waiting'])]:.0f}) at {row['admissions_per_step']:.2f} "
-            f"admissions a step, over {row['steps']} steps ({row['steps_interrupted']} more were interrupted)"
-        )
-    for compared in slow:
-        bounds = f"[{compared['ci95_low']:+.2%}, {compared['ci95_high']:+.2%}]"
-        bar = f" (bar: upper end at most {BAR_SLOWDOWN:.0%})" if compared["case"] == BAR_CASE else ""
-        print(
-            f"{compared['waiting']:>6,} waiting, {compared['case']}: a step takes {compared['slowdown']:+.2%} {bounds} of "
-            f"{compared['plain_us_per_step']:.0f} us{bar}"
-        )
-    print(
-        f"{swapped['swaps']} swaps under load: request to active {swapped['request_to_active_ms_p50']:.1f} ms (median), "
-        f"{swapped['request_to_active_ms_max']:.1f} ms (longest; bar {BAR_ACTIVE_MS:.0f}), published to active "
-        f"{swapped['published_to_active_ms_p50']:.1f} ms; CPU time of a load {swapped['load_cpu_ms_p50']:.1f} ms (longest "
-        f"{swapped['load_cpu_ms_max']:.1f}); the swap itself {swapped['swap_step_us_p50']:.1f} us of its step; steps meanwhile "
-        f"{swapped['step_ms_p50']:.1f} ms (longest {swapped['step_ms_max']:.1f})"
-    )
-    print("bars held" if held else "a bar is NOT held")
     return 0 if held else 1
 
 
