@@ -22,6 +22,7 @@ from ..certificate import Rejected, verify
 from ..contract import Contract
 from ..errors import AutopoiesisError
 from ..evolution import EvolutionResult, Progress, SimulationEvaluator, evolve
+from ..logs import log_event
 from ..policy import Policy
 from ..signing import SigningKey, sign
 from ..simulation.calibration import Calibration
@@ -159,7 +160,7 @@ class Controller(AbstractContextManager["Controller"]):
         try:
             self._get_ready()
         except AutopoiesisError as error:
-            logger.info("autopoiesis: not everything could be loaded beforehand: %s", error)
+            log_event(logger, "watch.unready", f"not everything could be loaded beforehand: {error}", {})
         self.rollout.note("watch", detail="started", window_s=self.settings.window_s)
         while not stop():
             try:
@@ -167,7 +168,7 @@ class Controller(AbstractContextManager["Controller"]):
             except AutopoiesisError as error:
                 said = f"this round failed: {error}"
             if said != self._said:
-                logger.info("autopoiesis: %s", said)
+                log_event(logger, "watch.round", said, {"channel": self.rollout.name})
                 self._said = said
             time.sleep(self.settings.poll_s)
 

@@ -6,17 +6,21 @@ offer nothing.
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..certificate import Certificate
+from ..logs import log_event
 from ..store import Store
 from .state import RolloutError, RolloutState, Stage, state_of, step
 
 __all__ = ["CANARY_BOUND_S", "Channel", "Evidence", "Notice", "Rollout"]
 
+
+logger = logging.getLogger("autopoiesis.rollout")
 
 Mode = Literal["active", "shadow", "canary"]
 
@@ -331,3 +335,5 @@ class Rollout:
         self._store.log_deployment(
             self.name, action, actor=self.actor, policy_digest=digest, certificate_digest=certificate, detail=detail
         )
+        about = {**detail, "channel": self.name, "contract": self.contract, "actor": self.actor, "digest": digest}
+        log_event(logger, f"rollout.{action}", f"{action} {(digest or '')[:12]}".rstrip(), about)

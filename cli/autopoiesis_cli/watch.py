@@ -3,7 +3,6 @@
 import getpass
 import logging
 import signal
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,7 +118,7 @@ def watch(
         )
     if idle:
         give_way()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    _log_to_stderr()
     chosen = contract_from(contract, settings)
     model, engine = read_engine(calibration)
     how = WatchSettings(
@@ -153,6 +152,16 @@ def watch(
             standing = rollout.state
             drift = controller.lookout.last_drift
     return _answer(channel, standing, {"drift": None if drift is None else drift.to_json()})
+
+
+def _log_to_stderr() -> None:
+    """A line for each thing done. What else is logged (the rows of the audit log) is for handlers that were set up outside."""
+    logger = logging.getLogger("autopoiesis.online")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(handler)
+    logging.getLogger("autopoiesis").setLevel(logging.INFO)
 
 
 @answering

@@ -9,6 +9,7 @@ pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the ext
 
 from autopoiesis_adapters.channel import Channel, ChannelError
 from autopoiesis_adapters.vllm import watcher as watcher_module
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from autopoiesis_lib.online.spool import read_segments
 
@@ -140,3 +141,19 @@ def test_a_notice_beyond_all_measure_is_not_read_whole(tmp_path: Path) -> None:
         file.truncate(10**10)  # takes no disk, and would not fit into memory
     with pytest.raises(ChannelError, match="not a notice"):
         channel.read()
+
+
+def test_what_an_engine_takes_in_and_what_it_refuses_are_events_for_opentelemetry(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    exported: InMemoryLogRecordExporter,
+) -> None:
+    bench, channel, digest = watched(model, tmp_path)
+    other = publish(channel, "fcfs")
+    channel.policy_path(other).write_text("changed")
+    bench.scheduler.autopoiesis.watcher.look()
+    taken, refused = (item.log_record for item in exported.get_finished_logs())
+    assert (taken.event_name, taken.attributes["autopoiesis.digest"]) == ("autopoiesis.policy.accepted", digest)
+    assert taken.attributes["autopoiesis.mode"] == "active"
+    assert refused.event_name == "autopoiesis.policy.refused" and refused.severity_text in ("WARN", "WARNING")
+    assert refused.attributes["autopoiesis.reason"] == bench.scheduler.autopoiesis.watcher.refusal != ""

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from autopoiesis_adapters.channel import Channel, ChannelError, Notice
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.online.rollout import Evidence, Rollout
@@ -240,3 +241,31 @@ def test_the_log_cannot_be_rewritten(tmp_path: Path, first: Certificate) -> None
         with pytest.raises(sa.exc.DatabaseError, match="append-only"), engine.begin() as connection:
             connection.exec_driver_sql(statement)
     assert actions(tmp_path) == ["propose"]
+
+
+def test_each_row_of_the_audit_log_goes_to_opentelemetry_as_an_event(
+    tmp_path: Path, first: Certificate, exported: InMemoryLogRecordExporter
+) -> None:
+    rolling = rollout(tmp_path)
+    rolling.propose(first)
+    rolling.start_canary(GOOD)
+    rolling.roll_back("a guard tripped", quarantine=True)
+    records = [item.log_record for item in exported.get_finished_logs()]
+    assert [record.event_name for record in records] == [
+        f"autopoiesis.rollout.{action}" for action in actions(tmp_path)
+    ]
+    (canary,) = (record for record in records if record.event_name == "autopoiesis.rollout.canary")
+    found = dict(canary.attributes or {})
+    assert found["autopoiesis.digest"] == first.policy_digest and found["autopoiesis.contract"] == "request-ordering"
+    assert (found["autopoiesis.reduction"], found["autopoiesis.ci95"]) == (0.3, "[0.2, 0.4]")
+    assert canary.body == f"autopoiesis: canary {first.policy_digest[:12]}"
+
+
+def test_a_detail_under_the_name_of_an_attribute_breaks_nothing(
+    tmp_path: Path, exported: InMemoryLogRecordExporter
+) -> None:
+    rollout(tmp_path).note("calibrate", contract="mine", message="hello", level=3, nothing=None)
+    (record,) = (item.log_record for item in exported.get_finished_logs())
+    found = dict(record.attributes or {})
+    assert found["autopoiesis.contract"] == "request-ordering" and found["autopoiesis.message"] == "hello"
+    assert "autopoiesis.nothing" not in found

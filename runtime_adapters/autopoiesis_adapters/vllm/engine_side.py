@@ -13,6 +13,7 @@ from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from vllm.v1.request import RequestStatus
 
 from autopoiesis_lib.contract import Contract
+from autopoiesis_lib.logs import log_event
 
 from ..channel import ORDERING, Channel
 from ..loading import VerifiedAdmission, VerifiedVictims, load_admission, load_victims
@@ -379,7 +380,8 @@ class EngineSide:
         try:
             self._metrics_server, _ = serve_metrics(self.watcher, port)
         except OSError as error:
-            logger.warning("autopoiesis: no metrics on port %d (%s)", port, error.strerror or error)
+            said = f"no metrics on port {port} ({error.strerror or error})"
+            log_event(logger, "metrics.unavailable", said, {"port": port}, level=logging.WARNING)
 
     def _read_clock(self) -> int:
         now_us = self.clock_ns() // 1_000 + self._clock_behind_us
@@ -495,10 +497,9 @@ def _bring_in_first(side: EngineSide, settings: Settings) -> None:
         certificate = settings.certificate.read_text(encoding="utf-8") if settings.certificate is not None else ""
         side.watcher.bring_in(settings.policy.read_text(encoding="utf-8"), certificate)
     except OSError as error:
-        logger.warning(
-            "autopoiesis: refused: %s cannot be read (%s); serving with the built-in order",
-            error.filename,
-            error.strerror,
-        )
+        reason = f"{error.filename} cannot be read ({error.strerror})"
+        said = f"refused: {reason}; serving with the built-in order"
+        log_event(logger, "policy.refused", said, {"reason": reason}, level=logging.WARNING)
     except Exception as error:
-        logger.warning("autopoiesis: serving with the built-in order: %s", error)
+        said = f"serving with the built-in order: {error}"
+        log_event(logger, "policy.refused", said, {"reason": str(error)}, level=logging.WARNING)

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from autopoiesis_lib.logs import log_event
+
 from .engine_calls import attach_engine_calls
 from .engine_side import EngineSide, attach
 from .settings import SettingsError
@@ -33,7 +35,8 @@ class PolicyScheduler:
         except SettingsError:
             raise
         except Exception:
-            logger.exception("autopoiesis: the adapter could not be attached; serving with vLLM's own order")
+            said = "the adapter could not be attached; serving with vLLM's own order"
+            log_event(logger, "adapter.failed", said, {}, level=logging.ERROR, exc_info=True)
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Hand the request to vLLM; it is stamped with the engine's clock, once in its life, by our queue or else here."""

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from autopoiesis_lib.errors import AutopoiesisError
+from autopoiesis_lib.logs import log_event
 
 from ..channel import ORDERING, Channel, ChannelError, Mode, Notice, OutOfReachError
 from .seat import Fault, Runnable, Seat, digest_of
@@ -146,7 +147,8 @@ class Watcher:
         limit_us = round(seconds * 1e6) if seconds is not None else None
         self._seats[contract].offer(policy, requested_us, mode, base, limit_us, decisions)
         self.refusal = ""
-        logger.info("autopoiesis: policy %s accepted (%s); from the next step on", policy.digest[:12], mode)
+        said = f"policy {policy.digest[:12]} accepted ({mode}); from the next step on"
+        log_event(logger, "policy.accepted", said, {"contract": contract, "digest": policy.digest, "mode": mode})
         return policy
 
     def _checked(self, contract: str, source: str, certificate: str) -> Any:
@@ -243,7 +245,9 @@ class Watcher:
         except AutopoiesisError:
             return  # refused, logged and in the status: the policy that ran goes on
         if policy.digest != notice.digest:
-            logger.warning("autopoiesis: the notice says %s, the policy is %s", notice.digest[:12], policy.digest[:12])
+            said = f"the notice says {notice.digest[:12]}, the policy is {policy.digest[:12]}"
+            about = {"contract": notice.contract, "digest": policy.digest, "noticed": notice.digest}
+            log_event(logger, "notice.mismatch", said, about, level=logging.WARNING)
 
     def _base(self, channel: Channel, notice: Notice) -> Runnable | None:
         """What decides beside or after a trial: what already decides here, or else the same policy from the channel."""
@@ -256,28 +260,28 @@ class Watcher:
         try:
             base: Runnable = self._checked(notice.contract, *texts_of(channel, notice.base))
         except AutopoiesisError as error:
-            logger.warning("autopoiesis: the built-in rule stands in for %s: %s", notice.base[:12], error)
+            said = f"the built-in rule stands in for {notice.base[:12]}: {error}"
+            about = {"contract": notice.contract, "digest": notice.base, "reason": str(error)}
+            log_event(logger, "base.missing", said, about, level=logging.WARNING)
             return None
         return base
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
         self.refusal = " ".join(why.split())
-        logger.warning("autopoiesis: refused: %s", self.refusal)
+        said = f"refused: {self.refusal}"
+        log_event(logger, "policy.refused", said, {"reason": self.refusal}, level=logging.WARNING)
 
     def _write_faults(self) -> None:
         while self._undumped is not None or not self.faults.empty():
             fault = self._undumped or self.faults.get()
             if fault is not self._undumped:
-                logger.warning(
-                    "autopoiesis: %s: %s under policy %s: %s; %s%s",
-                    fault.contract,
-                    fault.kind,
-                    fault.digest[:12],
-                    fault.detail,
-                    "it was in shadow" if fault.shadow else "served by the built-in rule",
-                    " and quarantined the policy" if fault.quarantined else "",
-                )
+                what = f"{fault.contract}: {fault.kind} under policy {fault.digest[:12]}: {fault.detail}"
+                then = "it was in shadow" if fault.shadow else "served by the built-in rule"
+                said = f"{what}; {then}{' and quarantined the policy' if fault.quarantined else ''}"
+                names = ("contract", "digest", "kind", "detail", "shadow", "quarantined")
+                about = {name: getattr(fault, name) for name in names}
+                log_event(logger, "policy.fault", said, about, level=logging.WARNING)
             self._undumped = fault
             if self._channel is not None:
                 self._channel.dump(f"{fault.digest[:16] or 'none'}-{fault.kind}-{fault.at_us}", _dump(fault))
@@ -343,7 +347,8 @@ class Watcher:
             said = " ".join(f"{error}".split()) or type(error).__name__
             if said != self._said.get(name):
                 self._said[name] = said
-                logger.warning("autopoiesis: %s; serving is not affected", said)
+                about = {"part": name, "reason": said}
+                log_event(logger, "watcher.error", f"{said}; serving is not affected", about, level=logging.WARNING)
         else:
             self._said.pop(name, None)
 
