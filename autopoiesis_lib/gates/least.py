@@ -21,6 +21,7 @@ def find_least(search: Search, limit: int) -> LeastBound:
     """The least bound, given that the invariant is proved at `limit`."""
     bound = search.formula.least
     assert bound is not None and bound.domain is not None
+    search.spare()
     low, proved, witness = _bracket(search, bound.domain.lo, limit)
     """Some value of the bound just below `low` is refuted; everything from `proved` to `limit` is proved."""
     for ask in (search.ask_bounded, search.ask_briefly) if search.cut.products else (search.ask_exact,):

@@ -22,6 +22,9 @@ __all__ = ["Search", "Violation", "violation_of"]
 
 PART = 4
 """A query about the wider or the narrower encoding may use this part of the limit: linear ones need little."""
+SPARE, BOUNDED = 8, 16
+"""And one that only brings a proved bound closer to the least, these parts, exactly and with the bounds of products beside: a
+policy must not wait long for a finer figure. Smaller limits leave more queries within what all of them may use, and find more."""
 BRIEF = 100
 """And one that may end in nlsat, where half a minute has counted for as little as a quarter of a second elsewhere, this part."""
 
@@ -93,7 +96,11 @@ class Search:
 
     @cached_property
     def _bounded(self) -> IncrementalSolver:
-        return IncrementalSolver(self.bounded.constraints, self.rlimit, nlsat=False)
+        return IncrementalSolver(self.bounded.constraints, max(1, self.rlimit // BOUNDED), nlsat=False)
+
+    def spare(self) -> None:
+        """What matters is proved: from now on queries of the exact encoding may use less."""
+        self.solver.spare(max(1, self.rlimit // SPARE))
 
     @cached_property
     def _brief(self) -> IncrementalSolver:

@@ -150,6 +150,11 @@ class IncrementalSolver:
             return f"Z3 was {BY_CLOCK} after {TIMEOUT_MS // 1000} s, short of its limit; try again when the machine is less busy"
         return f"Z3 gave up within {self._rlimit:,} resource units; simplify the arithmetic or raise the limit"
 
+    def spare(self, rlimit: int) -> None:
+        """From now on a query may use so much, and all together `BUDGET_FACTOR` times that."""
+        self._rlimit = min(self._rlimit, rlimit)
+        self._budget = min(self._budget, BUDGET_FACTOR * rlimit)
+
     def ask(self, extra: Sequence[Term] = ()) -> tuple[Answer, z3.ModelRef | None]:
         """As `ask`, with further constraints for this query only."""
         if self._impossible:

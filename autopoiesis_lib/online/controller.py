@@ -54,6 +54,12 @@ MOST_REST = 0.75
 """Greatest share of an evolution's time that it rests for the engines: those that never catch up need another policy most."""
 
 
+_FEW = Trace.from_columns(
+    arrival_us=np.arange(4), num_prompt_tokens=np.arange(1, 5), num_output_tokens=np.arange(1, 5), name="a few requests"
+)
+"""Replayed to get ready, and to see what is measured."""
+
+
 class ControllerError(AutopoiesisError):
     """The control plane cannot start."""
 
@@ -156,7 +162,12 @@ class Controller(AbstractContextManager["Controller"]):
             self._lock = None
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Tick until told to stop. An error of one round is logged and the next round tries again."""
+        """Tick until told to stop. An error of one round is logged and the next round tries again.
+
+        Raises:
+            ControllerError: an objective is no metric.
+        """
+        self._check_objectives()
         try:
             self._get_ready()
         except AutopoiesisError as error:
@@ -172,13 +183,18 @@ class Controller(AbstractContextManager["Controller"]):
                 self._said = said
             time.sleep(self.settings.poll_s)
 
+    def _check_objectives(self) -> None:
+        replays = self._judge.replayer([_FEW])
+        measured = replays.measurement(replays.replay(self._judge.policy(None), _FEW)).metrics
+        for name in self.settings.objectives:
+            if name not in measured:
+                raise ControllerError(f"objective {name!r} is not measured; there are {', '.join(sorted(measured))}")
+
     def _get_ready(self) -> None:
         """Load now what is slow to load (solvers, the type checker, the compiled simulator), not when work has changed."""
         builtin = self._judge.policy(None)
         verify(builtin)
-        few = np.arange(4, dtype=np.int64)
-        trace = Trace.from_columns(arrival_us=few, num_prompt_tokens=few + 1, num_output_tokens=few + 1, name="ready")
-        self._judge.evidence([trace], [builtin], builtin)
+        self._judge.evidence([_FEW], [builtin], builtin)
         for policy in self.known:
             policy.native()
 

@@ -51,7 +51,7 @@ def policy(
     certificate: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Its certificate; default: certificate.json beside it, else it is verified now."
+            metavar="FILE", help="Its certificate; default: certificate.json beside it. One that nobody signed is made anew."
         ),
     ] = None,
     contract: Annotated[
@@ -74,12 +74,26 @@ def policy(
     from autopoiesis_adapters.loading import PolicyRefusedError, check_loadable
     from rich.text import Text
 
-    from autopoiesis_lib.certificate import Rejected
+    from autopoiesis_lib import Policy
+    from autopoiesis_lib.certificate import Rejected, verify
+    from autopoiesis_lib.online.state import state_of
+    from autopoiesis_lib.registry import contract_named
     from autopoiesis_lib.signing import load_key, sign
 
     with closing(_open(store)) as opened:
         try:
-            source, proof = _certified(what, certificate, contract, opened)
+            if state_of(opened.deployments(_name(channel))).frozen:
+                raise PolicyRefusedError(
+                    f"{channel} is frozen, and nothing new is published there; `autopoiesis deploy unfreeze --channel {channel}` "
+                    "first"
+                )
+            source, given, where = _given(what, certificate, opened)
+            if given is None:
+                proof = verify(Policy.from_source(source, contract_named(contract)))
+            elif given.signature is not None and key is None:
+                proof = given
+            else:
+                proof = _verified_here(source, given, where)
             if key is not None:
                 proof = sign(proof, load_key(keys, key))
             if proof.signature is None and not allow_unsigned:
@@ -135,11 +149,13 @@ def status(channel: ChannelOption, store: StoreOption = None, json: Json = False
     from autopoiesis_adapters.channel import LEVERS, Channel
 
     from autopoiesis_cli.rendering.runs import render_status
+    from autopoiesis_lib.online.state import state_of
 
     there = Channel(channel)
     notice = there.read()
     with closing(_open(store)) as opened:
-        log = opened.deployments(_name(channel))[-10:]
+        log = opened.deployments(_name(channel))
+    state = state_of(log)
     document = {
         "channel": str(channel),
         "active": None if notice is None else notice.model_dump(mode="json"),
@@ -149,6 +165,8 @@ def status(channel: ChannelOption, store: StoreOption = None, json: Json = False
             for standing in (there.read(contract),)
         },
         "disabled": there.disabled_path.exists(),
+        "frozen": state.frozen,
+        "quarantined": dict(state.quarantined),
         "engines": there.engines(),
         "log": [
             {
@@ -158,7 +176,7 @@ def status(channel: ChannelOption, store: StoreOption = None, json: Json = False
                 "actor": row.actor,
                 "detail": row.detail,
             }
-            for row in log
+            for row in log[-10:]
         ],
     }
     return Answer(document=document, shown=render_status(document))
@@ -272,21 +290,19 @@ def _need_vllm() -> None:
         )
 
 
-def _certified(what: str, certificate: Path | None, contract: str, store: "Store") -> "tuple[str, Certificate]":
-    """The text of a policy file or of a run's winner, with its certificate: given, beside the file, in the store, or made now."""
-    from autopoiesis_lib import Policy
-    from autopoiesis_lib.certificate import Certificate, verify
+def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, Certificate | None, str]":
+    """The text of a policy file or of a run's winner, its certificate (named, beside it or in the store), and where that is."""
+    from autopoiesis_lib.certificate import Certificate
     from autopoiesis_lib.policy import read_policy_text
-    from autopoiesis_lib.registry import contract_named
     from autopoiesis_lib.store import StoreError
 
     path = Path(what)
     if path.is_file():
         source = read_policy_text(path)
-        beside = path.with_name("certificate.json")
-        if certificate is not None or beside.is_file():
-            return source, Certificate.read(certificate or beside)
-        return source, verify(Policy.from_source(source, contract_named(contract)))
+        file = certificate or path.with_name("certificate.json")
+        if certificate is None and not file.is_file():
+            return source, None, ""
+        return source, Certificate.read(file), str(file)
     if "/" in what or what.endswith(".py"):
         read_policy_text(path)  # says why it cannot be read
     try:
@@ -300,11 +316,39 @@ def _certified(what: str, certificate: Path | None, contract: str, store: "Store
     digest = str(run.result["best"]["digest"])
     source = store.policy_source(digest)
     if certificate is not None:
-        return source, Certificate.read(certificate)
+        return source, Certificate.read(certificate), str(certificate)
     kept = store.certificates_of(digest)
     if not kept:
         raise StoreError(f"run {run.id} kept no certificate; give --certificate FILE")
-    return source, Certificate.model_validate_json(kept[-1])
+    return source, Certificate.model_validate_json(kept[-1]), f"in the store, of run {run.id}"
+
+
+def _verified_here(source: str, given: "Certificate", where: str) -> "Certificate":
+    """The certificate of what the gates find now: one that nobody signed says whatever was written into it.
+
+    Raises:
+        PolicyRefusedError: what was given is not about this policy or contract, or states another bound than is proved.
+        Rejected: the policy does not pass the gates.
+    """
+    from autopoiesis_adapters.loading import PolicyRefusedError
+
+    from autopoiesis_lib.binding import CertificateError, bound_policy
+    from autopoiesis_lib.certificate import verify
+    from autopoiesis_lib.registry import contract_named
+
+    contract = contract_named(given.contract, **given.contract_parameters)
+    try:
+        found = verify(bound_policy(given, contract, source))
+    except CertificateError as error:
+        raise PolicyRefusedError(
+            f"{error}. Its certificate is {where}: give --certificate FILE, or move that away to have the policy verified now"
+        ) from None
+    if dict(found.bounds) != dict(given.bounds):
+        raise PolicyRefusedError(
+            f"policy {found.policy_digest[:12]}: its certificate ({where}) states the bounds {dict(given.bounds)}, proved are "
+            f"{dict(found.bounds)}; make a new one by `autopoiesis verify`"
+        )
+    return found
 
 
 def _previous(store: "Store", channel: Path, contract: str, standing: str | None) -> str | None:

@@ -204,11 +204,17 @@ def release(
 
 
 def _say(channel: Path, store: str | None, what: Any) -> Answer:
+    from dataclasses import replace
+
+    from autopoiesis_lib.online.state import Stage
     from autopoiesis_lib.store import Store
 
     with closing(Store.open(store)) as opened:
-        actor = f"{getpass.getuser()} (command line)"
-        return _answer(channel, what(_rollout(opened, channel, "request-ordering", actor)), {})
+        rollout = _rollout(opened, channel, "request-ordering", f"{getpass.getuser()} (command line)")
+        state, notice = what(rollout), rollout.channel.read()
+    if notice is not None and state.stage is Stage.IDLE:
+        state = replace(state, active=notice.digest)  # a control plane may not have adopted yet what a person published
+    return _answer(channel, state, {})
 
 
 def _rollout(

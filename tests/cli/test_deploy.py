@@ -7,8 +7,9 @@ from autopoiesis_adapters.channel import Channel
 from autopoiesis_adapters.loading import load_ordering
 from autopoiesis_contracts.admission import Admission
 from autopoiesis_contracts.preemption import Preemption
+from autopoiesis_contracts.request_ordering import RequestOrdering
 
-from autopoiesis_lib import Contract
+from autopoiesis_lib import Certificate, Contract, Policy
 
 from .conftest import Command
 
@@ -89,6 +90,52 @@ def test_a_policy_that_was_changed_since_is_not_published(
     assert ran.code == 1
     assert "not the certified one" in ran.err
     assert Channel(tmp_path / "channel").read() is None
+
+
+def test_a_forged_certificate_is_neither_signed_nor_published(
+    command: Command, certified: tuple[Path, Path], policies: Path, tmp_path: Path
+) -> None:
+    """Whoever can write a file must not get a signature for it: a refuted policy under the certificate of another one."""
+    command("keys", "new", "fleet")
+    refuted = Policy.from_file(policies / "sjf.py", RequestOrdering())
+    path = certified[1].with_name("certificate.json")
+    forged = Certificate.read(path).model_copy(
+        update={"policy_digest": refuted.digest, "policy_source": refuted.source, "bounds": {"ages": 0}}
+    )
+    forged.write(path)
+    certified[1].write_text(refuted.source)
+    for leave in (("--key", "fleet"), ("--allow-unsigned",)):
+        ran = command("deploy", certified[1], "--channel", "channel", *leave)
+        assert ran.code == 1 and "REFUTED" in ran.err
+    assert Channel(tmp_path / "channel").read() is None
+
+
+def test_a_bound_that_is_not_the_proved_one_is_not_signed(
+    command: Command, certified: tuple[Path, Path], tmp_path: Path
+) -> None:
+    command("keys", "new", "fleet")
+    path = certified[1].with_name("certificate.json")
+    Certificate.read(path).model_copy(update={"bounds": {"ages": 1_000}}).write(path)
+    ran = command("deploy", certified[1], "--channel", "channel", "--key", "fleet")
+    assert ran.code == 1
+    assert "8191000" in ran.err and str(path) in ran.err
+    assert Channel(tmp_path / "channel").read() is None
+
+
+def test_nothing_new_is_published_on_a_frozen_channel_but_going_back_is_allowed(
+    command: Command, certified: tuple[Path, Path]
+) -> None:
+    for path in certified:
+        command("deploy", path, "--channel", "channel", "--allow-unsigned")
+    frozen = command("deploy", "freeze", "--channel", "channel", "--json").document
+    status = command("deploy", "status", "--channel", "channel", "--json").document
+    assert frozen["active"] == status["active"]["digest"] and frozen["frozen"] and status["frozen"]
+    assert "FROZEN" in command("deploy", "status", "--channel", "channel").out
+    ran = command("deploy", certified[0], "--channel", "channel", "--allow-unsigned")
+    assert ran.code == 1 and "deploy unfreeze" in ran.err
+    assert command("deploy", "rollback", "--channel", "channel").code == 0
+    assert command("deploy", "unfreeze", "--channel", "channel").code == 0
+    assert command("deploy", certified[1], "--channel", "channel", "--allow-unsigned").code == 0
 
 
 def test_a_policy_without_certificate_is_verified_now_and_refused_when_it_fails(

@@ -250,6 +250,32 @@ def test_a_least_bound_is_not_waited_for_in_nlsat(
     assert solvers and not any(solver.by_clock for solver in solvers)
 
 
+@pytest.mark.parametrize(
+    ("score", "bound"),
+    [
+        ("request.waited_us - request.num_prompt_tokens * engine.free_blocks // engine.total_blocks", 1_048_575),
+        ("request.waited_us + ((request.num_prompt_tokens * 1103515245 + 12345) % 2147483648) % 1000", 999),
+    ],
+)
+def test_a_finer_bound_is_sought_within_a_small_part_of_the_limit(
+    contract: RequestOrdering, ordering: Text, monkeypatch: pytest.MonkeyPatch, score: str, bound: int
+) -> None:
+    """A minute and a quarter of one went by after these were proved, for a bound that was no better."""
+    used: list[int] = []
+    real = IncrementalSolver._check
+
+    def check(self: IncrementalSolver, *arguments: Any) -> Any:
+        before = self._budget
+        answer = real(self, *arguments)
+        used.append(before - self._budget)
+        return answer
+
+    monkeypatch.setattr(IncrementalSolver, "_check", check)
+    found = ages(Policy.from_source(ordering(score), contract), least=True)
+    assert found.verdict is Verdict.PROVED and found.least is not None and found.least.value == bound
+    assert sum(used) < 2 * DEFAULT_RLIMIT
+
+
 @pytest.mark.parametrize("certify", [False, True])
 def test_a_proof_leaves_no_solver_memory_to_the_garbage_collector(
     contract: RequestOrdering, ordering: Text, certify: bool, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,10 @@ def test_watching_an_empty_channel_is_quiet_and_says_where_it_stands(tmp_path: P
     [
         (("watch", "--channel", "channel"), "--allow-unsigned"),
         (("watch", "--channel", "channel", "--key", "nobody"), "keys new nobody"),
+        (
+            ("watch", "--channel", "channel", "--allow-unsigned", "--rounds", "1", "--objective", "foo=1"),
+            "objective 'foo' is not measured; there are e2e_mean_us",
+        ),
         (("deploy", "approve", "--channel", "channel"), "no policy waits for approval"),
     ],
 )

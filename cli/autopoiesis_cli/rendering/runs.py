@@ -37,6 +37,10 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
             shown.append(Text(f"{contract}: {_digest(notice['digest'])} (publication {notice['sequence']})"))
     if document["disabled"]:
         shown.append(Text("DISABLED: every engine serves its built-in rules", style="bold yellow"))
+    if document["frozen"]:
+        shown.append(Text("FROZEN: nothing new is published", style="bold yellow"))
+    for digest, why in document["quarantined"].items():
+        shown.append(Text(f"in quarantine: {digest[:12]} ({why})"))
     engines = document["engines"]
     if engines:
         table = _table("engine", "runs", "T", "refused", "quarantined")
