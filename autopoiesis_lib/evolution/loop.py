@@ -182,6 +182,10 @@ class _Run:
         reserve = min(60.0, max(RESERVE_S, RESERVE * self.budget.seconds), 0.5 * self.budget.seconds)
         return self.searching_since + self.budget.seconds - self.spent_before - reserve
 
+    @property
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
     def _search(self, executor: Executor, yardstick: Yardstick) -> None:
         proposals = self.store.proposals(self.id)
         committed = {row.id: row for row in self.store.candidates(self.id)}
@@ -189,7 +193,7 @@ class _Run:
         while True:
             mine = [row for row in proposals if row.generation == self.generation]
             if not mine:
-                mine = self._propose(yardstick.reference)
+                mine = [] if self.generation and self._late else self._propose(yardstick.reference)
                 if not mine:
                     return
                 self.store.propose(self.id, mine)
@@ -225,8 +229,8 @@ class _Run:
             if best is not None and best.fitness < best_fitness * 0.999:
                 best_at, best_fitness = self.generation, best.fitness
             self.store.update_run(self.id, status="running", spent_seconds=self.spent)
-            if len(rows) < len(mine) or (self.deadline is not None and time.monotonic() >= self.deadline):
-                return
+            if len(rows) < len(mine) or (self._late and not committed.keys() >= by_id.keys()):
+                return  # what an earlier sitting has done is taken up, whatever time is left
             if self.budget.patience is not None and self.generation - best_at >= self.budget.patience:
                 self.notes.append(f"stopped early: no improvement in {self.budget.patience} generations")
                 return

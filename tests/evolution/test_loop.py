@@ -312,6 +312,13 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     assert more.run == done.run and more.proposed == 40
 
 
+def test_a_run_resumed_with_less_time_than_it_has_used_keeps_what_it_found(tmp_path: Path) -> None:
+    """It went no further than the baselines, and wrote the best of those over the winner."""
+    done = run(tmp_path / "s.db", 40)
+    spent = run(tmp_path / "s.db", resume=done.run, budget=Budget(seconds=0.01))
+    assert (spent.run, spent.best.digest, spent.proposed) == (done.run, done.best.digest, done.proposed)
+
+
 def test_a_setup_that_cannot_work_is_one_clear_line(tmp_path: Path) -> None:
     for wrong in (
         lambda: Budget(),
