@@ -34,13 +34,13 @@ def read_policy_text(path: str | Path) -> str:
         with Path(path).open("rb") as file:
             data = file.read(MAX_SOURCE_BYTES + 1)
     except OSError as error:
-        raise invalid(1, f"{path} cannot be read: {error.strerror or error}") from None
+        raise invalid(0, f"{path} cannot be read: {error.strerror or error}") from None
     if len(data) > MAX_SOURCE_BYTES:
-        raise invalid(1, f"{path} is larger than the {MAX_SOURCE_BYTES:,} bytes a policy may have")
+        raise invalid(0, f"{path} is larger than the {MAX_SOURCE_BYTES:,} bytes a policy may have")
     try:
         return universal_newlines(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise invalid(1, f"{path} is not UTF-8 text") from None
+        raise invalid(0, f"{path} is not UTF-8 text") from None
 
 
 def fault_on(policy: "Policy", signature: Signature, rows: Sequence[Rows]) -> str | None:

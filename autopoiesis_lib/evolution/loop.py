@@ -335,6 +335,9 @@ class _Run:
                 certificate.digest, policy.digest, self.contract.digest, certificate.model_dump_json()
             )  # fmt: skip
         examples = self.archive.counterexamples
+        note = getattr(self.proposer, "note", "")
+        if note:
+            self.notes.append(note)
         if self.by_clock:
             shown = ", ".join(str(number) for number in self.by_clock[:6]) + (", ..." if len(self.by_clock) > 6 else "")
             self.notes.append(

@@ -8,10 +8,13 @@ __all__ = ["LanguageError", "invalid", "unsupported"]
 
 
 class LanguageError(PolicyError):
-    """A text is not a policy: `verdict` tells whether it is no policy at all, or Python the language leaves out."""
+    """A text is not a policy: `verdict` tells whether it is no policy at all, or Python the language leaves out.
+
+    `line` is 0 where the text as a whole is meant.
+    """
 
     def __init__(self, verdict: Literal["INVALID", "UNSUPPORTED"], line: int, message: str) -> None:
-        super().__init__(f"line {line}: {message}")
+        super().__init__(f"line {line}: {message}" if line else message)
         self.verdict: Literal["INVALID", "UNSUPPORTED"] = verdict
         self.line = line
         self.message = message

@@ -24,6 +24,13 @@ from .conftest import Command
 EVOLVE = ("evolve", "request-ordering", "--trace", "azure-conv", "--proposer", "search")
 
 
+def test_a_language_model_that_cannot_be_reached_is_told_in_the_notes(command: Command) -> None:
+    model = ("--proposer", "llm", "--model", "local/any", "--base-url", "http://127.0.0.1:9/v1")
+    ran = command(*EVOLVE[:-2], *model, "--candidates", "12", "--rate", "1.7", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.document["notes"] == ["local/any: it cannot be reached; search carries on"]
+
+
 def test_a_small_run_certifies_its_winner_and_states_its_gain(process: Command, tmp_path: Path) -> None:
     ran = process(*EVOLVE, "--candidates", "40", "--seed", "1", "--rate", "1.7", "--out", "won", "--json")
     assert ran.code == 0, ran.err
