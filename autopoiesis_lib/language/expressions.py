@@ -214,6 +214,13 @@ class ExpressionReader:
             raise unsupported(line, f"`{name}`", "use only min, max, abs, int, bool and range")
         raise invalid(line, f"the name `{name}` is not defined; read the parameters and what you assigned")
 
+    def _known(self, name: str) -> bool:
+        scope = self.scope
+        return name in _BUILTINS or any(
+            name in known
+            for known in (self.views, self.locals, scope.constants, scope.functions, scope.views, scope.enums)
+        )
+
     def _fields(self, view: str) -> list[str]:
         return [spec.name for spec in self.scope.views[self.views[view]].fields()]
 
@@ -243,6 +250,9 @@ class ExpressionReader:
                         node.lineno, f"`{owner}` has no member `{node.attr}`; it has {', '.join(enum.__members__)}"
                     )
                 return Const(int(enum[node.attr]), line=node.lineno)
+            case ast.Name(id=owner) if not self._known(owner):
+                views = " or ".join(f"`{view}`" for view in self.views)
+                raise invalid(node.lineno, f"the name `{owner}` is not defined; read fields of {views or 'a view'}")
         raise unsupported(
             node.lineno, f"the attribute `.{node.attr}`", "read only fields of views and members of enums"
         )

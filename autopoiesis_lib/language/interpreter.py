@@ -37,6 +37,9 @@ from .ir import (
 
 __all__ = ["Fault", "Rows", "evaluate", "evaluate_constant"]
 
+SHOWN_IN_FULL = 10**40
+"""A power may have hundreds of digits, which tell nobody anything."""
+
 Rows = Mapping[str, int]
 """One view as field name -> integer."""
 
@@ -182,5 +185,8 @@ class _Evaluator:
     @staticmethod
     def _fits(value: int, node: Node) -> int:
         if not INT64_MIN <= value <= INT64_MAX:
-            raise Fault("int64 overflow", node, f"the value {value:,} does not fit")
+            shown = (
+                f"the value {value:,}" if abs(value) < SHOWN_IN_FULL else f"a value of {len(str(abs(value)))} digits"
+            )
+            raise Fault("int64 overflow", node, f"{shown} does not fit")
         return value

@@ -155,6 +155,7 @@ INVALID = {
     "returns a tuple": (body("return 1, 2"), 3, "tuple"),
     "unknown name": (body("return z"), 3, "not defined"),
     "unknown function": (body("return f(1)"), 3, "not defined"),
+    "field of an unknown name": (body("return crate.near"), 3, "`crate` is not defined; read fields of `c` or `y`"),
     "unknown field": (body("return c.size"), 3, "it has near, far"),
     "unknown member": (body("return Kind.NONE"), 3, "it has LOW"),
     "int for bool": (body("b = True", "b = 2", "return 0"), 4, "two names"),
