@@ -48,6 +48,17 @@ def _narrowed(
         else:
             undecided = probe
         probe = (low + undecided) // 2
+    # What cannot be told from `undecided` up may be provable from further up: there is less to look through.
+    while undecided + 1 < proved:
+        probe = (undecided + proved) // 2
+        answer, values = ask(probe, proved - 1)
+        if values is not None:
+            low, witness = _stretch(search, values, proved - 1)
+            undecided = max(probe, min(low, proved))
+        elif answer == "unsat":
+            proved = probe
+        else:
+            undecided = probe
     return low, proved, witness
 
 

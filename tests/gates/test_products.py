@@ -250,6 +250,15 @@ def test_a_least_bound_is_not_waited_for_in_nlsat(
     assert solvers and not any(solver.by_clock for solver in solvers)
 
 
+def test_where_a_small_bound_cannot_be_told_a_larger_one_is_still_brought_down(
+    contract: RequestOrdering, ordering: Text
+) -> None:
+    """It stayed at the contract's limit, which is six hundred seconds, once the first question had no answer."""
+    text = ordering("(request.waited_us // 1_000_000) * (request.waited_us // 1_000_000)")
+    found = ages(Policy.from_source(text, contract), least=True)
+    assert found.verdict is Verdict.PROVED and found.least is not None and found.least.value < 20_000_000
+
+
 @pytest.mark.parametrize(
     ("score", "bound"),
     [
