@@ -73,16 +73,30 @@ class Evaluator:
             pytest=_pytest(self.contract, formula.name, formula.params, small, f'policy.holds("{formula.name}", {{}})'),
         )
 
-    def fault_counterexample(self, decision: str, arguments: Arguments) -> Counterexample:
-        """A replayed counterexample of safety: values on which a decision faults.
+    def fault_within(self, formula: Formula, arguments: Arguments) -> tuple[str, Counterexample] | None:
+        """As `fault_counterexample`, of some decision on views among the arguments of an invariant; None when none faults."""
+        for decision, signature in self.contract.decisions.items():
+            choices = [
+                [given.name for given in formula.params if given.view is self.contract.views[param.type]]
+                for param in signature.params
+            ]
+            for names in product(*choices):
+                rows = {param.name: arguments[name] for param, name in zip(signature.params, names, strict=True)}
+                if self.fault(decision, rows) is not None and self.admissible(self._params(decision), rows):
+                    return self.fault_counterexample(decision, rows)
+        return None
+
+    def _params(self, decision: str) -> tuple[FormulaParam, ...]:
+        signature = self.contract.decisions[decision]
+        return tuple(FormulaParam(param.name, view=self.contract.views[param.type]) for param in signature.params)
+
+    def fault_counterexample(self, decision: str, arguments: Arguments) -> tuple[str, Counterexample]:
+        """What of a decision's safety breaks, and a replayed counterexample: values on which it faults.
 
         Raises:
             EncoderBug: the decision runs well on these values.
         """
-        params = tuple(
-            FormulaParam(param.name, view=self.contract.views[param.type])
-            for param in self.contract.decisions[decision].params
-        )
+        params = self._params(decision)
         fault = self.fault(decision, arguments)
         if fault is None or not self.admissible(params, arguments):
             raise EncoderBug(
@@ -93,13 +107,14 @@ class Evaluator:
             params,
             lambda candidate: self.admissible(params, candidate) and self.fault(decision, candidate) is not None,
         )
-        return Counterexample(
+        example = Counterexample(
             arguments=small,
             explanation=self.fault(decision, small) or fault,
             pytest=_pytest(
                 self.contract, f"{decision}_is_safe", params, small, f'policy.fault("{decision}", {{}}) is None'
             ),
         )
+        return f"{decision} is {'in range' if 'outside' in example.explanation else 'safe'}", example
 
     def _breaks(self, formula: Formula) -> Callable[[Arguments], bool]:
         """Whether values are a counterexample; asked a hundred times to make one small, so what can be is done once."""

@@ -44,7 +44,7 @@ def check(
             arguments, detail = failing
             found = Counterexample(arguments=arguments, explanation=detail, pytest="")
             if evaluator.fault(name, arguments) is not None:
-                found = evaluator.fault_counterexample(name, arguments)
+                _, found = evaluator.fault_counterexample(name, arguments)
             break
     for formula in policy.contract.invariants if found is None else ():
         bound = formula.least

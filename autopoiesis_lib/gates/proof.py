@@ -180,7 +180,7 @@ def _prove_all(
         solver = IncrementalSolver([*scope.constraints, any_of(violations, scope.context)], rlimit, nlsat)
         answer, model = solver.ask()
         if answer == "sat" and model is not None:
-            example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
+            _, example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
             return ObligationResult(
                 name=name,
                 verdict=Verdict.REFUTED,

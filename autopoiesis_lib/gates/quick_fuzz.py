@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..policy import Policy
 from .counterexample import Evaluator
 from .trials import Trials, trials_of
-from .verdict import GateResult, ObligationResult, Verdict
+from .verdict import GateResult, Verdict
 
 __all__ = ["check"]
 
@@ -23,23 +23,11 @@ def check(policy: Policy, evaluator: Evaluator, trials: Sequence[Trials] | None 
         arguments = item.first_broken(policy, evaluator)
         if arguments is None:
             continue
-        example = evaluator.counterexample(item.formula, arguments)
-        seconds = time.perf_counter() - started
-        obligation = ObligationResult(
-            name=item.formula.name,
-            verdict=Verdict.REFUTED,
-            seconds=seconds,
-            detail=example.explanation,
-            counterexample=example,
+        broken, example = evaluator.fault_within(item.formula, arguments) or (
+            item.formula.name,
+            evaluator.counterexample(item.formula, arguments),
         )
-        return GateResult(
-            name="quick-fuzz",
-            verdict=Verdict.REFUTED,
-            seconds=seconds,
-            detail=example.explanation,
-            obligations=(obligation,),
-            counterexample=example,
-        )
+        return GateResult.refuted("quick-fuzz", broken, example, time.perf_counter() - started)
     tried = sum(len(item.arguments) for item in trials)
     return GateResult(
         name="quick-fuzz", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail=f"{tried} inputs"

@@ -6,7 +6,7 @@ from ..contract import FormulaParam
 from ..policy import Policy
 from .counterexample import Evaluator
 from .samples import pool_of
-from .verdict import GateResult, ObligationResult, Verdict
+from .verdict import GateResult, Verdict
 
 __all__ = ["check"]
 
@@ -26,22 +26,7 @@ def check(policy: Policy, evaluator: Evaluator) -> GateResult:
         for arguments in pool_of(policy.contract).decisions[name]:
             # the pool's repair may give up on a sample: only admissible ones count
             if evaluator.fault(name, arguments) is not None and evaluator.admissible(params, arguments):
-                example = evaluator.fault_counterexample(name, arguments)
-                seconds = time.perf_counter() - started
-                obligation = ObligationResult(
-                    name=f"{name} is in range" if "outside" in example.explanation else f"{name} is safe",
-                    verdict=Verdict.REFUTED,
-                    seconds=seconds,
-                    detail=example.explanation,
-                    counterexample=example,
-                )
-                return GateResult(
-                    name="ranges",
-                    verdict=Verdict.REFUTED,
-                    seconds=seconds,
-                    detail=example.explanation,
-                    obligations=(obligation,),
-                    counterexample=example,
-                )
+                broken, example = evaluator.fault_counterexample(name, arguments)
+                return GateResult.refuted("ranges", broken, example, time.perf_counter() - started)
     detail = f"{settled} of {total} operations cannot overflow or divide by zero; {total - settled} left to the proof"
     return GateResult(name="ranges", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail=detail)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -121,6 +122,17 @@ class GateResult(_Value):
     detail: str = ""
     obligations: tuple[ObligationResult, ...] = ()
     counterexample: Counterexample | None = None
+
+    @classmethod
+    def refuted(cls, name: str, obligation: str, example: Counterexample, seconds: float) -> Self:
+        """That a gate saw one obligation broken."""
+        said: dict[str, Any] = {
+            "verdict": Verdict.REFUTED,
+            "seconds": seconds,
+            "detail": example.explanation,
+            "counterexample": example,
+        }
+        return cls(name=name, obligations=(ObligationResult(name=obligation, **said),), **said)
 
 
 class GateReport(_Value):

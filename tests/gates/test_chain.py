@@ -147,6 +147,21 @@ def test_kept_counterexamples_are_tried_first(contract: RequestOrdering, orderin
     assert again.failed is not None and again.failed.name == "quick-fuzz"
 
 
+def test_a_fault_that_inputs_of_an_invariant_show_is_told_as_one(contract: RequestOrdering, ordering: Text) -> None:
+    """It was told as a broken `ages`, which it breaks as well, with a test of that."""
+    body = (
+        "    d = request.num_output_tokens - request.num_prompt_tokens\n"
+        "    if request.priority > 0 or engine.num_waiting <= request.num_preemptions:\n"
+        "        d = 1\n"
+        "    return request.waited_us + 0 * (3 // d)\n"
+    )
+    report = check(ordering(body), contract, gates=("grammar", "ranges", "quick-fuzz"))
+    assert report.verdict is Verdict.REFUTED and report.failed is not None and report.failed.name == "quick-fuzz"
+    assert [item.name for item in report.obligations] == ["score is safe"]
+    assert report.counterexample is not None and "division by zero" in report.counterexample.explanation
+    assert set(report.counterexample.arguments) == {"request", "engine"}
+
+
 def test_verdicts_repeat_whatever_was_asked_before(contract: RequestOrdering, ordering: Text) -> None:
     """A query near the resource limit once depended on what the process had asked earlier."""
     text = ordering("request.waited_us * 1_000 // request.num_prompt_tokens")
