@@ -14,7 +14,7 @@ from ..policy import Policy, fault_on
 from ..view import Domain, View
 from .verdict import Counterexample, Row
 
-__all__ = ["Arguments", "EncoderBug", "Evaluator", "Scene", "admissible", "minimise"]
+__all__ = ["Arguments", "EncoderBug", "Evaluator", "Scene", "admissible", "decision_params", "instances", "minimise"]
 
 Arguments = dict[str, Row | int]
 """Values of a formula's or decision's parameters, by name."""
@@ -24,10 +24,17 @@ class EncoderBug(AutopoiesisError):
     """The solver and CPython disagree about a policy: our encoding is wrong. Never reported as UNKNOWN."""
 
 
-def instances(formula: Formula, views: Mapping[str, type[View]]) -> Iterator[tuple[str, ...]]:
-    """Every way to apply a formula over views to views in scope: tuples of names in scope."""
-    choices = [[name for name, view in views.items() if view is param.view] for param in formula.params]
+def instances(params: Sequence[FormulaParam], views: Mapping[str, type[View]]) -> Iterator[tuple[str, ...]]:
+    """Every way to apply what takes views to views in scope: tuples of names in scope."""
+    choices = [[name for name, view in views.items() if view is param.view] for param in params]
     yield from product(*choices)
+
+
+def decision_params(contract: Contract, decision: str) -> tuple[FormulaParam, ...]:
+    """A decision's parameters, as those of a formula."""
+    return tuple(
+        FormulaParam(param.name, view=contract.views[param.type]) for param in contract.decisions[decision].params
+    )
 
 
 class Evaluator:
@@ -75,20 +82,14 @@ class Evaluator:
 
     def fault_within(self, formula: Formula, arguments: Arguments) -> tuple[str, Counterexample] | None:
         """As `fault_counterexample`, of some decision on views among the arguments of an invariant; None when none faults."""
-        for decision, signature in self.contract.decisions.items():
-            choices = [
-                [given.name for given in formula.params if given.view is self.contract.views[param.type]]
-                for param in signature.params
-            ]
-            for names in product(*choices):
-                rows = {param.name: arguments[name] for param, name in zip(signature.params, names, strict=True)}
-                if self.fault(decision, rows) is not None and self.admissible(self._params(decision), rows):
+        views = {param.name: param.view for param in formula.params if param.view is not None}
+        for decision in self.contract.decisions:
+            params = decision_params(self.contract, decision)
+            for names in instances(params, views):
+                rows = {param.name: arguments[name] for param, name in zip(params, names, strict=True)}
+                if self.fault(decision, rows) is not None and self.admissible(params, rows):
                     return self.fault_counterexample(decision, rows)
         return None
-
-    def _params(self, decision: str) -> tuple[FormulaParam, ...]:
-        signature = self.contract.decisions[decision]
-        return tuple(FormulaParam(param.name, view=self.contract.views[param.type]) for param in signature.params)
 
     def fault_counterexample(self, decision: str, arguments: Arguments) -> tuple[str, Counterexample]:
         """What of a decision's safety breaks, and a replayed counterexample: values on which it faults.
@@ -96,7 +97,7 @@ class Evaluator:
         Raises:
             EncoderBug: the decision runs well on these values.
         """
-        params = self._params(decision)
+        params = decision_params(self.contract, decision)
         fault = self.fault(decision, arguments)
         if fault is None or not self.admissible(params, arguments):
             raise EncoderBug(
@@ -162,7 +163,7 @@ class Scene:
         ]
         self._scalars = [(param.name, param.domain) for param in params if param.domain is not None]
         self._assumptions = [
-            (formula.method, names) for formula in contract.assumptions for names in instances(formula, views)
+            (formula.method, names) for formula in contract.assumptions for names in instances(formula.params, views)
         ]
 
     def admits(

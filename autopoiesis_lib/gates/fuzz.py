@@ -17,7 +17,7 @@ from ..language.interpreter import Fault, evaluate
 from ..language.native import NativeFunction
 from ..policy import Policy
 from ..view import Domain, View
-from .counterexample import Arguments, Evaluator, view_instance
+from .counterexample import Arguments, Evaluator, decision_params, view_instance
 from .samples import repair
 from .verdict import Counterexample, GateResult, Row, Verdict
 
@@ -35,10 +35,12 @@ def check(
     natives = {name: policy.native(name) for name in policy.contract.decisions}
     found: Counterexample | None = None
     detail = ""
-    for name, signature in policy.contract.decisions.items():
-        params = [FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params]
+    for name in policy.contract.decisions:
         failing = _search(
-            policy, params, examples, lambda values, name=name: _disagreement(policy, name, natives[name], values)
+            policy,
+            decision_params(policy.contract, name),
+            examples,
+            lambda values, name=name: _disagreement(policy, name, natives[name], values),
         )
         if failing is not None:
             arguments, detail = failing

@@ -49,28 +49,24 @@ def _narrowed(
             undecided = probe
         probe = (low + undecided) // 2
     # What cannot be told from `undecided` up may be provable from further up: there is less to look through.
-    while undecided + 1 < proved:
-        probe = (undecided + proved) // 2
-        answer, values = ask(probe, proved - 1)
-        if values is not None:
-            low, witness = _stretch(search, values, proved - 1)
-            undecided = max(probe, min(low, proved))
-        elif answer == "unsat":
-            proved = probe
-        else:
-            undecided = probe
-    return low, proved, witness
+    floor = undecided + 1
+    return _lowered(ask, search, low, proved, witness, floor, (floor + proved) // 2)
 
 
 def _bracket(search: Search, low: int, proved: int) -> tuple[int, int, Arguments | None]:
     """`low`, `proved` and the witness below `low` as far as the encodings without products bring them together."""
-    witness: Arguments | None = None
     if not search.cut.products:
-        return low, proved, witness
-    floor = probe = low
-    """Below here the wider encoding proves nothing."""
+        return low, proved, None
+    return _lowered(search.ask_cut, search, low, proved, None, low, low)
+
+
+def _lowered(
+    ask: Ask, search: Search, low: int, proved: int, witness: Arguments | None, floor: int, probe: int
+) -> tuple[int, int, Arguments | None]:
+    """`low`, `proved` and the witness below `low`, with `proved` as low as one way to ask brings it; below `floor` it proves
+    nothing."""
     while floor < proved:
-        answer, values = search.ask_cut(probe, proved - 1)
+        answer, values = ask(probe, proved - 1)
         if values is not None:
             low, witness = _stretch(search, values, proved - 1)
             floor = max(floor, low)

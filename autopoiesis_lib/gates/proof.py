@@ -13,13 +13,13 @@ from itertools import chain
 
 import z3
 
-from ..contract import Formula, FormulaParam
+from ..contract import Formula
 from ..language.ir import Signature
 from ..language.products import Products
 from ..language.ranges import Ranges
 from ..language.smt import Encoder, SymbolicView, Term, TooComplex, as_int, conjunction, negation, symbolic_scalar
 from ..policy import Policy
-from .counterexample import Evaluator
+from .counterexample import Evaluator, decision_params
 from .least import find_least
 from .samples import falsifiable
 from .search import Search
@@ -78,11 +78,10 @@ def prove_safety(
 ) -> list[ObligationResult]:
     """That a decision neither faults nor leaves its range, as two obligations."""
     started = time.perf_counter()
-    params = [FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params]
-    scope = scope_of(policy.contract, params)
+    scope = scope_of(policy.contract, decision_params(policy.contract, signature.name))
     ranges = policy.ranges[signature.name]
     encoder = Encoder(policy.module, ranges)
-    value = as_int(encoder.call(signature.name, [scope.symbols[param.name] for param in params]))
+    value = as_int(encoder.call(signature.name, [scope.symbols[param.name] for param in signature.params]))
     violations = [obligation.negation() for obligation in encoder.obligations]
     discharged = len(ranges.checked) - len(ranges.open)
     prove = partial(

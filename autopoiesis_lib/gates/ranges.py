@@ -2,9 +2,8 @@
 
 import time
 
-from ..contract import FormulaParam
 from ..policy import Policy
-from .counterexample import Evaluator
+from .counterexample import Evaluator, decision_params
 from .samples import pool_of
 from .verdict import GateResult, Verdict
 
@@ -22,7 +21,7 @@ def check(policy: Policy, evaluator: Evaluator) -> GateResult:
         in_range = signature.result.lo <= ranges.result.lo and ranges.result.hi <= signature.result.hi
         if not ranges.open and in_range:
             continue
-        params = tuple(FormulaParam(param.name, view=policy.contract.views[param.type]) for param in signature.params)
+        params = decision_params(policy.contract, name)
         for arguments in pool_of(policy.contract).decisions[name]:
             # the pool's repair may give up on a sample: only admissible ones count
             if evaluator.fault(name, arguments) is not None and evaluator.admissible(params, arguments):

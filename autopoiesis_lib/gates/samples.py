@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from ..contract import Contract, Formula, FormulaParam, Unhashed
 from ..language.ir import Field, walk
 from ..view import Domain
-from .counterexample import Arguments, admissible, instances
+from .counterexample import Arguments, admissible, decision_params, instances
 
 __all__ = ["Pool", "falsifiable", "pool_of"]
 
@@ -40,15 +40,8 @@ def _pool(digest: str, handle: Unhashed) -> Pool:
     contract = handle.contract
     draw = random.Random(SEED)
     decisions = {
-        name: tuple(
-            draw_arguments(
-                contract,
-                [FormulaParam(param.name, view=contract.views[param.type]) for param in signature.params],
-                draw,
-            )
-            for _ in range(POOL_SIZE)
-        )
-        for name, signature in contract.decisions.items()
+        name: tuple(draw_arguments(contract, decision_params(contract, name), draw) for _ in range(POOL_SIZE))
+        for name in contract.decisions
     }
     return Pool(decisions, {formula.name: tuple(_relevant(contract, formula, draw)) for formula in contract.invariants})
 
@@ -137,7 +130,7 @@ def repair(contract: Contract, params: Sequence[FormulaParam], arguments: Argume
     for _ in range(40):
         clean = True
         for formula in contract.assumptions:
-            for names in instances(formula, views):
+            for names in instances(formula.params, views):
                 bound = {param.name: arguments[name] for param, name in zip(formula.params, names, strict=True)}
                 if _evaluate(formula, stand_in, bound):
                     continue

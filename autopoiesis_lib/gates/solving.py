@@ -89,7 +89,7 @@ def scope_of(contract: Contract, params: Sequence[FormulaParam]) -> Scope:
     assumptions = [
         (formula.name, term)
         for formula in contract.assumptions
-        for names in instances(formula, views)
+        for names in instances(formula.params, views)
         if not isinstance(term := encode_formula(formula, [symbols[name] for name in names], None), bool)
     ]
     return Scope(symbols, tuple(domains), context, tuple(assumptions))

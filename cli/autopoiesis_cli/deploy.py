@@ -51,7 +51,8 @@ def policy(
     certificate: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Its certificate; default: certificate.json beside it. One that nobody signed is made anew."
+            metavar="FILE",
+            help="Its certificate; default: certificate.json beside it. One that nobody signed is made anew.",
         ),
     ] = None,
     contract: Annotated[
