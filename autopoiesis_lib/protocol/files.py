@@ -1,0 +1,169 @@
+"""Bounded reads and atomic writes: the only way in which a file crosses between a control plane, engines and other users.
+
+A file is hostile until its signature is checked. Before that it is only known to be a regular file of bounded size; a FIFO, a
+device, a symbolic link or a file that is too large is refused without a blocking call.
+"""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from ..errors import AutopoiesisError
+
+__all__ = [
+    "MAX_CERTIFICATE_BYTES",
+    "MAX_KEY_BYTES",
+    "MAX_NOTICE_BYTES",
+    "MAX_POLICY_BYTES",
+    "MAX_STATUS_BYTES",
+    "FileProblem",
+    "FileRefusedError",
+    "FileUnwritableError",
+    "opened_folder",
+    "read_bounded",
+    "write_atomically",
+]
+
+MAX_POLICY_BYTES: Final = 65_536
+MAX_CERTIFICATE_BYTES: Final = 4_194_304
+MAX_NOTICE_BYTES: Final = 65_536
+MAX_STATUS_BYTES: Final = 262_144
+MAX_KEY_BYTES: Final = 4_096
+
+FILE_MODE: Final = 0o644
+"""Mode of every published file. Nothing in it is secret; the modes of the folders say who may look at them."""
+
+
+class FileProblem(StrEnum):
+    """The reason why a file was not read."""
+
+    MISSING = "missing"
+    LINK = "link"
+    """The path names a symbolic link."""
+    NOT_REGULAR = "not-regular"
+    """A folder, FIFO, socket or device."""
+    TOO_LARGE = "too-large"
+    UNREADABLE = "unreadable"
+    """The operating system refused, or failed, to read it; another try may succeed."""
+
+
+class FileRefusedError(AutopoiesisError):
+    """A file from outside was not read; `problem` says why."""
+
+    def __init__(self, path: Path, problem: FileProblem, detail: str) -> None:
+        super().__init__(f"{path} {detail}")
+        self.path, self.problem = path, problem
+
+
+class FileUnwritableError(AutopoiesisError):
+    """A file could not be written; what was there before is still there."""
+
+
+def read_bounded(path: str | Path, limit: int, *, follow_links: bool = False) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes.
+
+    Opening never blocks, and at most `limit` + 1 bytes are ever in memory, whatever the file's size says.
+
+    Args:
+        path: the file.
+        limit: the largest size accepted, in bytes.
+        follow_links: accept a symbolic link, for files that a person named on a command line.
+
+    Raises:
+        FileRefusedError: the file is missing, no regular file, too large or unreadable.
+    """
+    path = Path(path)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        handle = os.open(path, flags)
+    except FileNotFoundError:
+        raise FileRefusedError(path, FileProblem.MISSING, "is not there") from None
+    except (OSError, ValueError) as error:
+        if not follow_links and path.is_symlink():
+            raise FileRefusedError(path, FileProblem.LINK, "is a symbolic link, which is not followed") from None
+        raise FileRefusedError(
+            path, FileProblem.UNREADABLE, f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    try:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise FileRefusedError(path, FileProblem.NOT_REGULAR, "is not a regular file")
+        if about.st_size > limit:
+            raise FileRefusedError(
+                path, FileProblem.TOO_LARGE, f"has {about.st_size} bytes; at most {limit} are accepted"
+            )
+        content = _read_up_to(handle, limit + 1)
+    except OSError as error:
+        raise FileRefusedError(path, FileProblem.UNREADABLE, f"cannot be read: {error.strerror or error}") from None
+    finally:
+        os.close(handle)
+    if len(content) > limit:
+        raise FileRefusedError(path, FileProblem.TOO_LARGE, f"grew beyond {limit} bytes while it was read")
+    return content
+
+
+def _read_up_to(handle: int, count: int) -> bytes:
+    parts: list[bytes] = []
+    while count > 0 and (part := os.read(handle, min(count, 1 << 20))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+@contextmanager
+def opened_folder(path: str | Path, *, create: bool = True) -> Iterator[int]:
+    """Open a folder, never through a symbolic link in its last part, and yield a descriptor for calls with `dir_fd`.
+
+    Raises:
+        OSError: it is a link, no folder, or cannot be opened or made.
+    """
+    if create:
+        with suppress(FileExistsError):
+            Path(path).mkdir(parents=True)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: str | Path, content: str | bytes, *, mode: int = FILE_MODE, durable: bool = True) -> None:
+    """Replace a file so that a reader sees the old content or the new, also across a crash.
+
+    The folder is made when it is missing. Neither the folder nor the file is reached through a symbolic link.
+
+    Args:
+        path: the file.
+        content: text (written as UTF-8) or bytes.
+        mode: the file's mode, whatever the umask.
+        durable: wait until the content is on the disk. A heartbeat need not be.
+
+    Raises:
+        FileUnwritableError: it cannot be written; the old file is still there.
+    """
+    path = Path(path)
+    temporary = f".{secrets.token_hex(8)}.part"
+    try:
+        with opened_folder(path.parent) as folder:
+            handle = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
+            )
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                    file.flush()
+                    os.fchmod(file.fileno(), mode)
+                    if durable:
+                        os.fsync(file.fileno())
+                os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
+    except OSError as error:
+        raise FileUnwritableError(f"{path} cannot be written: {error.strerror or error}") from None
