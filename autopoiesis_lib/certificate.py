@@ -1,22 +1,20 @@
 """Certificates: what was proved of a policy, how, by which versions, and what is not covered.
 
-A certificate holds the SMT-LIB text of every obligation, so that `recheck` proves them again with two solvers and without our
-encoder. It is bound to the digests of the policy and the contract. Deployment signs it; unsigned it is still a proof, but an
-engine runs it only when told to allow unsigned policies.
+A certificate is an in-toto statement about the policy's text. It holds the SMT-LIB text of every obligation, and it is bound to
+the digests of the policy and the contract. Deployment signs it in a DSSE envelope (`sign`). What a file says is a claim: only
+gates that ran here, or the signature of a trusted key, make it more.
 """
 
 import hashlib
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .binding import CertificateError, bound_policy
 from .contract import Contract
@@ -31,11 +29,12 @@ from .gates.theorems import prove_theorem
 from .gates.verdict import rests_on
 from .language.products import PRODUCT
 from .policy import Policy
+from .protocol.envelope import CERTIFICATE, Envelope, first_problem, seal
+from .protocol.files import MAX_CERTIFICATE_BYTES, FileRefusedError, read_bounded, write_atomically
+from .protocol.keys import SigningKey
+from .protocol.statement import StatementError, envelope_of, predicate_of, statement
 
-__all__ = ["FORMAT", "Certificate", "CertificateError", "Rejected", "Signature", "Theorem", "certify", "verify"]
-
-FORMAT = 1
-"""The version of this file format; a reader refuses others."""
+__all__ = ["Certificate", "CertificateError", "Rejected", "Theorem", "certify", "read_envelope", "sign", "verify"]
 
 
 class Rejected(AutopoiesisError):
@@ -61,20 +60,10 @@ class Theorem(_Value):
     lemmas: tuple[ObligationResult, ...]
 
 
-class Signature(_Value):
-    """Who vouches for a certificate: an Ed25519 signature over `Certificate.signed_bytes`."""
-
-    algorithm: Literal["ed25519"] = "ed25519"
-    key_id: str
-    """SHA-256 of the public key, in hex."""
-    value: str
-    """The signature, in base64."""
-
-
 class Certificate(_Value):
     """What may be said of one policy under one contract."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     contract: str
     contract_digest: str
     contract_parameters: Mapping[str, int | bool]
@@ -96,49 +85,51 @@ class Certificate(_Value):
     """Resource limits and seeds: with them the verdict repeats."""
     created: str
     """UTC, ISO 8601."""
-    signature: Signature | None = Field(default=None)
 
-    def signed_bytes(self) -> bytes:
-        """What a signature covers: everything but the signature, as canonical JSON."""
-        body = self.model_dump(mode="json", exclude={"signature"})
-        return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    def payload(self) -> bytes:
+        """Return the in-toto statement as canonical JSON: the bytes that a signature covers."""
+        return statement(self.policy_source, f"{self.contract}/{self.policy_digest}.py", self.model_dump(mode="json"))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of `signed_bytes`."""
-        return hashlib.sha256(self.signed_bytes()).hexdigest()
+        """SHA-256 of `payload`."""
+        return hashlib.sha256(self.payload()).hexdigest()
 
-    def write(self, path: str | Path) -> None:
-        """Write as JSON, all at once: a reader sees the old file or the new one, never half of one."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.model_dump_json(indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    def write(self, path: str | Path, key: SigningKey | None = None) -> None:
+        """Write the certificate, in a signed envelope when a key is given, otherwise as readable JSON.
+
+        Raises:
+            AutopoiesisError: the file cannot be written.
+        """
+        plain = json.dumps(json.loads(self.payload()), indent=2) + "\n"
+        write_atomically(path, plain if key is None else sign(self, key).to_bytes())
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a certificate.
+        """Read a certificate, signed or not. No signature is checked here: `read_envelope` has them.
 
         Raises:
             CertificateError: the file cannot be read, or is not a certificate of this format.
         """
+        return cls.of(read_envelope(path), path)
+
+    @classmethod
+    def of(cls, envelope: Envelope, where: object = "the text") -> Self:
+        """Return the certificate in an envelope, whose signature the caller has checked or does not rely on.
+
+        Args:
+            envelope: the envelope; `where` names it in an error.
+
+        Raises:
+            CertificateError: the payload is not a certificate of this format.
+        """
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise CertificateError(f"the certificate {path} cannot be read: {error.strerror or error}") from None
+            return cls.model_validate(predicate_of(envelope.payload))
+        except StatementError as error:
+            raise CertificateError(f"{where} is not a certificate: {error}") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise CertificateError(
-                f"{path} is not a certificate: {where}: {first['msg']}; make a new one with `autopoiesis verify`"
+                f"{where} is not a certificate: {first_problem(error)}; make a new one with `autopoiesis verify`"
             ) from None
 
     def check_binding(self, contract: Contract, source: str | None = None) -> Policy:
@@ -180,6 +171,23 @@ class Certificate(_Value):
                 ObligationResult(name=item.name, verdict=verdict, seconds=0.0, detail=detail, solvers=agreed)
             )
         return tuple(results)
+
+
+def read_envelope(path: str | Path) -> Envelope:
+    """Return the envelope in a certificate file; a certificate without a signature is in an envelope without one.
+
+    Raises:
+        CertificateError: the file cannot be read.
+    """
+    try:
+        return envelope_of(read_bounded(path, MAX_CERTIFICATE_BYTES, follow_links=True))
+    except FileRefusedError as error:
+        raise CertificateError(f"the certificate {error}") from None
+
+
+def sign(certificate: Certificate, key: SigningKey) -> Envelope:
+    """Return a certificate in an envelope that a key signs."""
+    return seal(certificate.payload(), CERTIFICATE, key)
 
 
 def verify(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT) -> Certificate:

@@ -41,7 +41,7 @@ from autopoiesis_lib.certificate import verify
 from autopoiesis_lib.evolution import Measurement
 from autopoiesis_lib.evolution.compare import Improvement, improvement
 from autopoiesis_lib.online.memory import WINDOWS
-from autopoiesis_lib.signing import load_key, new_key, sign
+from autopoiesis_lib.protocol.keys import load_key, new_key, sign
 from autopoiesis_lib.store import Store
 
 SEED, PHASE_S = 20_261_125, 100.0

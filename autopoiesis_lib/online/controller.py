@@ -24,7 +24,7 @@ from ..errors import AutopoiesisError
 from ..evolution import EvolutionResult, Progress, SimulationEvaluator, evolve
 from ..logs import log_event
 from ..policy import Policy
-from ..signing import SigningKey, sign
+from ..protocol.keys import SigningKey
 from ..simulation.calibration import Calibration
 from ..simulation.trace import Trace
 from ..simulation.workload import Workload

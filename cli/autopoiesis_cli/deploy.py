@@ -79,7 +79,7 @@ def policy(
     from autopoiesis_lib.certificate import Rejected, verify
     from autopoiesis_lib.online.state import state_of
     from autopoiesis_lib.registry import contract_named
-    from autopoiesis_lib.signing import load_key, sign
+    from autopoiesis_lib.protocol.keys import load_key, sign
 
     with closing(_open(store)) as opened:
         try:

@@ -26,7 +26,7 @@ def new(
     """Make a key pair: NAME.key stays here, NAME.pub goes to the engines."""
     from rich.text import Text
 
-    from autopoiesis_lib.signing import new_key
+    from autopoiesis_lib.protocol.keys import new_key
 
     made = new_key(keys, name)
     return Answer(
@@ -50,7 +50,7 @@ def list_all(keys: FolderOption = DEFAULT_KEYS, json: Json = False) -> Answer:
     """The keys in a folder."""
     from rich.text import Text
 
-    from autopoiesis_lib.signing import list_keys
+    from autopoiesis_lib.protocol.keys import list_keys
 
     found = list_keys(keys)
     return Answer(

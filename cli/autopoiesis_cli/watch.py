@@ -109,7 +109,7 @@ def watch(
     from autopoiesis_lib.online.drift import DriftSettings
     from autopoiesis_lib.online.settings import WatchSettings
     from autopoiesis_lib.policy import Policy
-    from autopoiesis_lib.signing import load_key
+    from autopoiesis_lib.protocol.keys import load_key
     from autopoiesis_lib.store import Store
 
     if key is None and not allow_unsigned:

@@ -19,7 +19,7 @@ from autopoiesis_lib.contract import Contract
 from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.policy import Policy
 from autopoiesis_lib.registry import contract_named
-from autopoiesis_lib.signing import check_signature, trusted_keys
+from autopoiesis_lib.protocol.keys import check_signature, trusted_keys
 
 __all__ = ["PolicyRefusedError", "Proof", "certified"]
 

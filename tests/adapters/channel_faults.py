@@ -9,7 +9,7 @@ from typing import Any
 
 from autopoiesis_lib import Certificate
 from autopoiesis_lib.certificate import Signature
-from autopoiesis_lib.signing import sign
+from autopoiesis_lib.protocol.keys import sign
 
 from .live_channel import Live
 

@@ -16,7 +16,7 @@ from autopoiesis_adapters.channel import Channel, write_atomically
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Certificate, Policy, verify
-from autopoiesis_lib.signing import SigningKey, load_key, new_key, sign
+from autopoiesis_lib.protocol.keys import SigningKey, load_key, new_key, sign
 
 from .live_server import Server
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from autopoiesis_lib import Policy, binding
 from autopoiesis_lib.certificate import Certificate, Signature, verify
 from autopoiesis_lib.gates import GATES
-from autopoiesis_lib.signing import key_id
+from autopoiesis_lib.protocol.keys import key_id
 
 SOURCE = BASELINES["shortest-prompt-aging"]
 

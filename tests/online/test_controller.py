@@ -24,7 +24,7 @@ from autopoiesis_lib.online.rollout import Rollout
 from autopoiesis_lib.online.settings import WatchSettings
 from autopoiesis_lib.online.state import Stage
 from autopoiesis_lib.online.window import Window
-from autopoiesis_lib.signing import load_key, new_key
+from autopoiesis_lib.protocol.keys import load_key, new_key
 from autopoiesis_lib.simulation import Calibration, StepTimeModel, Trace
 from autopoiesis_lib.store import Store
 from tests.online.live import LiveEngine

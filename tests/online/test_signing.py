@@ -7,7 +7,7 @@ import pytest
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Certificate, Policy, verify
-from autopoiesis_lib.signing import (
+from autopoiesis_lib.protocol.keys import (
     SigningError,
     Tampered,
     UnknownKey,

@@ -4,21 +4,19 @@ A deployment has a folder of keys. `NAME.key` is a private Ed25519 key (PKCS#8 P
 with the controller; `NAME.pub` is its public half (PEM) and is all an engine needs. A key is known by its id, the SHA-256
 of the 32 raw public bytes, so that a renamed file is still the same key.
 
-    key = new_key("keys", "fleet")
-    signed = sign(certificate, load_key("keys", "fleet"))
-    check_signature(signed, trusted_keys("keys"))
+    new_key("keys", "fleet")
+    envelope = seal(payload, NOTICE, load_key("keys", "fleet"))
+    envelope.signed_by(trusted_keys("keys"))
 """
 
-import base64
 import hashlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -29,10 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from .errors import AutopoiesisError
-
-if TYPE_CHECKING:  # an engine checks signatures without the gates that `certificate` brings along
-    from .certificate import Certificate
+from ..errors import AutopoiesisError
+from .files import MAX_KEY_BYTES, FileRefusedError, read_bounded
 
 __all__ = [
     "KeyInfo",
@@ -42,12 +38,11 @@ __all__ = [
     "Tampered",
     "UnknownKey",
     "Unsigned",
-    "check_signature",
     "key_id",
     "list_keys",
     "load_key",
     "new_key",
-    "sign",
+    "raw_public",
     "trusted_keys",
 ]
 
@@ -59,19 +54,19 @@ class SigningError(AutopoiesisError):
 
 
 class SignatureRefused(SigningError):
-    """A certificate is not vouched for by any trusted key; nothing may run on its word."""
+    """No trusted key vouches for a file; nothing may run on its word."""
 
 
 class Unsigned(SignatureRefused):
-    """The certificate has no signature."""
+    """A file has no signature."""
 
 
 class UnknownKey(SignatureRefused):
-    """The certificate is signed with a key that is not among the trusted ones."""
+    """A file is signed with a key that is not among the trusted ones."""
 
 
 class Tampered(SignatureRefused):
-    """The certificate was changed after it was signed, or its signature is not one."""
+    """A file was changed after it was signed, or its signature is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +141,9 @@ def load_key(folder: str | Path, name: str) -> SigningKey:
         mode = path.stat().st_mode
         if mode & 0o077:
             raise SigningError(f"{path} is readable by others than its owner; run `chmod 600` on it")
-        private = load_pem_private_key(path.read_bytes(), password=None)
+        private = load_pem_private_key(read_bounded(path, MAX_KEY_BYTES, follow_links=True), password=None)
+    except FileRefusedError as error:
+        raise SigningError(f"the key {error}; make one with `autopoiesis keys new {name}`") from None
     except OSError as error:
         raise SigningError(
             f"the key {path} cannot be read: {error.strerror or error}; make one with `autopoiesis keys new {name}`"
@@ -156,41 +153,6 @@ def load_key(folder: str | Path, name: str) -> SigningKey:
     if not isinstance(private, Ed25519PrivateKey):
         raise SigningError(f"{path} is not an Ed25519 key; make one with `autopoiesis keys new`")
     return SigningKey(name=name, key_id=key_id(private.public_key()), private=private)
-
-
-def sign(certificate: "Certificate", key: SigningKey) -> "Certificate":
-    """The same certificate with this key's signature; one that was there is replaced."""
-    from .certificate import Signature
-
-    value = base64.b64encode(key.private.sign(certificate.signed_bytes())).decode("ascii")
-    return certificate.model_copy(update={"signature": Signature(key_id=key.key_id, value=value)})
-
-
-class SignatureLike(Protocol):
-    """A signature, as far as checking it goes."""
-
-    @property
-    def key_id(self) -> str:
-        """SHA-256 of the public key, in hex."""
-
-    @property
-    def value(self) -> str:
-        """The signature, in base64."""
-
-
-class Signed(Protocol):
-    """A certificate, as far as checking its signature goes."""
-
-    @property
-    def policy_digest(self) -> str:
-        """The policy it is about."""
-
-    @property
-    def signature(self) -> SignatureLike | None:
-        """Who vouches for it; None: nobody."""
-
-    def signed_bytes(self) -> bytes:
-        """What the signature covers."""
 
 
 def trusted_keys(folder: str | Path) -> Mapping[str, Ed25519PublicKey]:
@@ -206,52 +168,21 @@ def trusted_keys(folder: str | Path) -> Mapping[str, Ed25519PublicKey]:
     return {key_id(key): key for key in keys}
 
 
-def check_signature(
-    certificate: Signed, trusted: Mapping[str, Ed25519PublicKey], *, allow_unsigned: bool = False
-) -> str | None:
-    """Make sure that a trusted key vouches for every byte of a certificate; returns that key's id.
-
-    With `allow_unsigned` a certificate that nobody signed passes with None; a wrong signature never passes. Digests and gates
-    are another matter: `Certificate.check_binding`.
-
-    Raises:
-        Unsigned: it has no signature.
-        UnknownKey: it is signed with a key that is not trusted here.
-        Tampered: it was changed since, or the signature is damaged.
-    """
-    signature = certificate.signature
-    policy = certificate.policy_digest[:12]
-    if signature is None:
-        if allow_unsigned:
-            return None
-        raise Unsigned(f"policy {policy}: its certificate is not signed; sign it, or start with allow_unsigned")
-    public = trusted.get(signature.key_id)
-    if public is None:
-        known = ", ".join(sorted(key[:12] for key in trusted)) or "none"
-        raise UnknownKey(
-            f"policy {policy}: its certificate is signed with the unknown key {signature.key_id[:12]}, which is not trusted "
-            f"here (trusted: {known}); add its .pub file to the trusted keys, or sign with a trusted key"
-        )
-    try:
-        public.verify(base64.b64decode(signature.value, validate=True), certificate.signed_bytes())
-    except (InvalidSignature, ValueError):
-        raise Tampered(
-            f"policy {policy}: its certificate was changed after it was signed with key {signature.key_id[:12]}; verify the "
-            "policy and sign it again"
-        ) from None
-    return signature.key_id
-
-
 def key_id(key: Ed25519PublicKey) -> str:
     """SHA-256 of the 32 raw bytes of a public key, in hex: how certificates name it."""
-    return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
+    return hashlib.sha256(raw_public(key)).hexdigest()
+
+
+def raw_public(key: Ed25519PublicKey) -> bytes:
+    """Return the 32 raw bytes of a public key."""
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def _read_public(path: Path) -> Ed25519PublicKey:
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except OSError as error:
-        raise SigningError(f"the public key {path} cannot be read: {error.strerror or error}") from None
+        key = load_pem_public_key(read_bounded(path, MAX_KEY_BYTES, follow_links=True))
+    except FileRefusedError as error:
+        raise SigningError(f"the public key {error}") from None
     except (ValueError, UnsupportedAlgorithm):
         raise SigningError(f"{path} is not a public key in PEM; take it out of the folder of trusted keys") from None
     if not isinstance(key, Ed25519PublicKey):
