@@ -40,7 +40,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autopoiesis_adapters.channel import Channel
 from autopoiesis_adapters.loading import compile_ordering
 from autopoiesis_adapters.vllm.settings import Settings
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
@@ -48,6 +47,7 @@ from scipy import stats
 
 from autopoiesis_lib import Policy
 from autopoiesis_lib.certificate import verify
+from autopoiesis_lib.protocol.channel import Channel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.adapters.tiny_llama import write_tiny_llama

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from autopoiesis_adapters.channel import Channel
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from online_prepare import prepare, stretched
 from online_server import LIMITS, replay, served_by_engine, serving, warm_up
@@ -41,6 +40,7 @@ from autopoiesis_lib.certificate import verify
 from autopoiesis_lib.evolution import Measurement
 from autopoiesis_lib.evolution.compare import Improvement, improvement
 from autopoiesis_lib.online.memory import WINDOWS
+from autopoiesis_lib.protocol.channel import Channel
 from autopoiesis_lib.protocol.keys import load_key, new_key, sign
 from autopoiesis_lib.store import Store
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from autopoiesis_adapters.channel import Channel
 from autopoiesis_contracts.request_ordering import RequestOrdering
 from online_server import replay, serving, warm_up
 from online_workload import MAX_TOKENS, Job
@@ -15,6 +14,7 @@ from online_workload import MAX_TOKENS, Job
 from autopoiesis_lib.evolution import Budget, SimulationEvaluator, evolve
 from autopoiesis_lib.online.observer import Observer
 from autopoiesis_lib.online.recalibration import recalibrate, with_limits
+from autopoiesis_lib.protocol.channel import Channel
 from autopoiesis_lib.simulation.calibration import Calibration
 from autopoiesis_lib.simulation.result import Slo
 from autopoiesis_lib.simulation.trace import Trace

@@ -8,6 +8,7 @@ from the audit log, an interrupted evolution from its run, the reference window 
 import fcntl
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +25,6 @@ from ..errors import AutopoiesisError
 from ..evolution import EvolutionResult, Progress, SimulationEvaluator, evolve
 from ..logs import log_event
 from ..policy import Policy
-from ..protocol.keys import SigningKey
 from ..simulation.calibration import Calibration
 from ..simulation.trace import Trace
 from ..simulation.workload import Workload
@@ -77,7 +77,6 @@ class Controller(AbstractContextManager["Controller"]):
         store: where runs, policies and certificates are kept.
         calibration: the engines' latency model and limits to start from.
         state_dir: a folder of its own for windows and the evolution in progress.
-        key: signs certificates; None leaves them unsigned, and engines refuse them unless told otherwise.
         proposer: writes candidates; None is the built-in search.
         known: policies to try, besides the contract's baselines and the store's certified ones, as soon as work has changed
             and before anything is evolved; evolutions start from them too.
@@ -92,12 +91,11 @@ class Controller(AbstractContextManager["Controller"]):
         state_dir: Path,
         settings: WatchSettings | None = None,
         *,
-        key: SigningKey | None = None,
         proposer: Proposer | None = None,
         known: Sequence[Policy] = (),
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self.contract, self.rollout, self.store, self.key, self.proposer = contract, rollout, store, key, proposer
+        self.contract, self.rollout, self.store, self.proposer = contract, rollout, store, proposer
         self.settings = settings or WatchSettings()
         self.known = tuple(known)
         self.memory = Memory(state_dir)
@@ -108,7 +106,7 @@ class Controller(AbstractContextManager["Controller"]):
         )
         limited = self.memory.calibration(with_limits(calibration, rollout.channel.engines()))
         self._judge = Judge(contract, rollout, self.settings, limited)
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self.repertoire = Repertoire(
             contract, rollout, store, self.memory, self.known, self.settings.drift, self._judge.evidence
         )
@@ -141,9 +139,10 @@ class Controller(AbstractContextManager["Controller"]):
         """
         root = self.rollout.channel.root
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            self.rollout.channel.prepare()
             self.memory.folder.mkdir(parents=True, exist_ok=True)
-            lock = (root / ".controller.lock").open("a")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            lock = os.fdopen(os.open(root / ".controller.lock", flags, 0o600), "r+b", buffering=0)
         except OSError as error:
             raise ControllerError(f"{error.filename or root} cannot be written: {error.strerror or error}") from None
         try:
@@ -173,6 +172,7 @@ class Controller(AbstractContextManager["Controller"]):
         except AutopoiesisError as error:
             log_event(logger, "watch.unready", f"not everything could be loaded beforehand: {error}", {})
         self.rollout.note("watch", detail="started", window_s=self.settings.window_s)
+        self.rollout.channel.prune()
         while not stop():
             try:
                 said = self.tick()
@@ -208,6 +208,12 @@ class Controller(AbstractContextManager["Controller"]):
         if self.canary_observer is not self.observer:
             self.canary_observer.look()
         state = self.rollout.reconcile()
+        foreign = self.rollout.foreign
+        if foreign is not None:
+            what = (
+                f"a {foreign.mode} of somebody else (publication {foreign.sequence}, policy {str(foreign.digest)[:12]})"
+            )
+            return f"waiting: {what} stands on this channel until it is over, promoted or rolled back"
         harm = self._trial.harm_of_active(state)
         if harm is not None:
             return harm
@@ -324,7 +330,7 @@ class Controller(AbstractContextManager["Controller"]):
             reason = f"only one solver proved `{certificate.single_solver[0]}`"  # engines would refuse it
             self.rollout.note("refused", candidate.digest, reason=reason)
             return f"no candidate: {short}: {reason}"
-        self.rollout.propose(certificate if self.key is None else sign(certificate, self.key))
+        self.rollout.propose(certificate)
         return None
 
     def _outdated(self, state: RolloutState) -> str | None:

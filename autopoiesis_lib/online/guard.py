@@ -118,7 +118,7 @@ def tripped(
         reason = dict(status.get("quarantined") or {}).get(digest)
         if reason is not None:
             return f"{name} quarantined it: {reason}"
-        if status.get("refusal") and digest[:12] in str(status["refusal"]):
+        if status.get("refusal") and status.get("wanted") == digest:
             return f"{name} refused it: {status['refusal']}"
     fallbacks = fallbacks_of(engines) - fallbacks_before
     if fallbacks > guards.max_fallbacks:

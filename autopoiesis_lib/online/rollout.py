@@ -7,71 +7,36 @@ offer nothing.
 
 import hashlib
 import logging
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..certificate import Certificate
 from ..logs import log_event
+from ..protocol.channel import Channel, ChannelError, ChannelProblem, Mode, Notice
+from ..protocol.envelope import CERTIFICATE, seal
+from ..protocol.files import MAX_CERTIFICATE_BYTES, MAX_POLICY_BYTES, FileRefusedError, read_bounded
+from ..protocol.notices import VALID_S
+from ..protocol.statement import envelope_of
+from ..protocol.status import is_silent
 from ..store import Store
-from .state import RolloutError, RolloutState, Stage, state_of, step
+from .state import RolloutError, RolloutState, Stage, refuse_unfit, state_of, step
 
-__all__ = ["CANARY_BOUND_S", "Channel", "Evidence", "Notice", "Rollout"]
+__all__ = ["CANARY_BOUND_S", "Evidence", "Rollout"]
 
 
 logger = logging.getLogger("autopoiesis.rollout")
 
-Mode = Literal["active", "shadow", "canary"]
-
 CANARY_BOUND_S = 1_800.0
 """How long an engine lets a canary decide when nobody promotes or ends it: a control plane that died leaves none behind."""
 
+RENEW_S = VALID_S / 3
+"""Remaining validity at which the standing notice is published again."""
 
-class Notice(Protocol):
-    """What a channel says is wanted."""
-
-    @property
-    def sequence(self) -> int:
-        """Counts up with every publication."""
-
-    @property
-    def digest(self) -> str | None:
-        """The policy wanted; None: the engine's built-in order."""
-
-    @property
-    def mode(self) -> str:
-        """`active`, or `canary`: it decides for a bounded time, after which the engine goes back by itself."""
-
-
-class Channel(Protocol):
-    """The channel directory of `autopoiesis_adapters.channel`, or anything that reaches engines."""
-
-    @property
-    def root(self) -> Path:
-        """The directory."""
-
-    def publish(
-        self,
-        digest: str,
-        source: str,
-        certificate: str,
-        *,
-        contract: str,
-        note: str,
-        mode: Mode = "active",
-        seconds: float | None = None,
-    ) -> Notice:
-        """Want a policy; as a canary for so many seconds at most."""
-
-    def publish_builtin(self, *, note: str) -> Notice:
-        """Want the built-in order."""
-
-    def read(self) -> Notice | None:
-        """The notice that stands."""
-
-    def engines(self) -> dict[str, dict[str, Any]]:
-        """What each engine last said of itself."""
+UNUSABLE = frozenset({ChannelProblem.UNTRUSTED, ChannelProblem.FOREIGN, ChannelProblem.STALE, ChannelProblem.MALFORMED})
+"""Problems of a notice that was not made by a publisher of this channel: engines refuse it, and it is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +101,21 @@ class Rollout:
         self.actor = actor
         self.require_approval = require_approval
         self.canary_bound_s = canary_bound_s
-        self.name = str(channel.root.absolute())
-        """What the channel is called in the log."""
+        self.name = str(channel.root)
+        """The channel's name in the log: its resolved path."""
+        self.foreign: Notice | None = None
+        """The shadow or canary of somebody else that stands on the channel, as `reconcile` last saw it."""
 
     @property
     def state(self) -> RolloutState:
-        """Where it stands now."""
-        return state_of(self._store.deployments(self.name))
+        """The state now: the log's, under the channel's standing orders.
+
+        Raises:
+            ChannelError: the standing orders cannot be read, or no trusted key vouches for them.
+        """
+        found = state_of(self._store.deployments(self.name))
+        orders = self.channel.orders()
+        return found if orders is None else replace(found, frozen=orders.frozen, quarantined=dict(orders.quarantined))
 
     def note(self, action: str, digest: str | None = None, **detail: Any) -> None:
         """Write something down that changes no state."""
@@ -155,12 +128,15 @@ class Rollout:
             RolloutError: another is being rolled out, or this one is quarantined or active, or the channel is frozen.
         """
         digest = certificate.policy_digest
-        step(self.state, "propose", digest, {})
+        state = self.state
+        refuse_unfit(state, digest)
+        step(state, "propose", digest, {})
         self._store.put_policy(digest, certificate.contract, certificate.contract_digest, certificate.policy_source)
-        text = certificate.model_dump_json()
+        envelope = seal(certificate.payload(), CERTIFICATE, self.channel.key)
+        text = envelope.to_bytes().decode()
         kept = hashlib.sha256(text.encode()).hexdigest()  # of the whole: a signed certificate is not the unsigned one
         self._store.put_certificate(kept, digest, certificate.contract_digest, text)
-        return self._change("propose", digest, {"signed": certificate.signature is not None}, certificate=kept)
+        return self._change("propose", digest, {"signed": envelope.signed}, certificate=kept)
 
     def start_canary(self, evidence: Evidence) -> RolloutState:
         """Let the candidate decide on the canary engines.
@@ -176,6 +152,7 @@ class Rollout:
             raise RolloutError(
                 f"policy {(state.candidate or '')[:12]} waits for approval; `approve` it or roll it back"
             )
+        refuse_unfit(state, state.candidate)
         state = self._change("canary", state.candidate, evidence.to_json())
         self._publish(state, f"canary of {self.actor}")
         return self.state
@@ -190,6 +167,7 @@ class Rollout:
         state = self.state
         if evidence.worse:
             raise RolloutError(f"policy {(state.candidate or '')[:12]} is worse beyond noise; roll it back")
+        refuse_unfit(state, state.candidate)
         state = self._change("promote", state.candidate, {"rollout": True, **evidence.to_json()})
         self._publish(state, f"promoted by {self.actor}")
         return self.state
@@ -210,11 +188,11 @@ class Rollout:
         state = self.state
         left = state.candidate or state.active
         target = step(state, "rollback", None, {"rollout": True}).active
-        after = self._change("rollback", target, {"rollout": True, "left": left, "reason": reason})
         if quarantine and left is not None:
-            after = self._change("quarantine", left, {"reason": reason})
+            self._order_quarantine(left, reason)  # engines drop it at once, whatever becomes of the next steps
+        after = self._change("rollback", target, {"rollout": True, "left": left, "reason": reason})
         if after.owed:
-            self._publish(after, f"rolled back by {self.actor}: {reason}")
+            self._publish(after, f"rolled back by {self.actor}: {reason}", rollback=True)
         return self.state
 
     def approve(self, digest: str | None = None) -> RolloutState:
@@ -229,11 +207,15 @@ class Rollout:
         return self._change("approve", digest, {})
 
     def freeze(self, reason: str = "") -> RolloutState:
-        """Publish nothing new from now on; what runs goes on running."""
+        """Publish nothing new from now on; what runs goes on running. Raises `ChannelError`."""
+        for channel in self._channels():
+            channel.freeze(reason)
         return self._change("freeze", None, {"reason": reason})
 
     def unfreeze(self) -> RolloutState:
-        """Allow new policies again."""
+        """Allow new policies again. Raises `ChannelError`."""
+        for channel in self._channels():
+            channel.unfreeze()
         return self._change("unfreeze", None, {})
 
     def quarantine(self, digest: str, reason: str) -> RolloutState:
@@ -241,35 +223,104 @@ class Rollout:
         state = self.state
         if digest in (state.candidate, state.active) and (state.candidate is not None or state.history):
             return self.roll_back(reason, quarantine=True)
-        return self._change("quarantine", digest, {"reason": reason})
+        self._order_quarantine(digest, reason)
+        return self.state
 
     def release(self, digest: str) -> RolloutState:
-        """Take a policy out of quarantine here (engines keep their own until they restart)."""
+        """Take a policy out of quarantine (an engine that found it faulty keeps it out until it restarts)."""
+        for channel in self._channels():
+            channel.release(digest)
         return self._change("release", digest, {})
+
+    def _order_quarantine(self, digest: str, reason: str) -> None:
+        for channel in self._channels():
+            channel.quarantine(digest, reason)
+        self._change("quarantine", digest, {"reason": reason})
+
+    def _channels(self) -> tuple[Channel, ...]:
+        """The main channel, and the canaries' where that is another one."""
+        return tuple(dict.fromkeys((self.channel, self.canary_channel)))
 
     def held(self, state: RolloutState) -> bool:
         """Whether the candidate waits for a person."""
         return self.require_approval and state.candidate is not None and state.candidate not in state.approved
 
     def reconcile(self) -> RolloutState:
-        """After a restart: publish what was decided but not published, and adopt what somebody published past us.
+        """Publish what was decided but not published, and take in what somebody else published.
+
+        A policy that somebody published as active is adopted. A shadow or canary of somebody else is left alone until it is
+        over (`foreign`): it decides nothing for good, so it must not become the active policy here. A notice that no trusted
+        key vouches for is replaced by what this rollout wants.
 
         Raises:
             AutopoiesisError: the channel cannot be read or written.
         """
         state = self.state
-        standing = self.channel.read()
+        self.foreign = None
         known = state.published if state.published is not None else 0
-        if standing is not None and standing.sequence > known and not (state.owed and standing.digest == state.wanted):
-            undone = state.wanted if state.stage is Stage.CANARY or standing.digest in state.history else None
-            detail = {"sequence": standing.sequence, "reason": "published by somebody else"}
-            state = self._change("adopt", standing.digest, detail)
-            if undone is not None and undone != standing.digest:
-                state = self._change("quarantine", undone, {"reason": "a person took it out"})
-        if state.owed:
-            self._publish(state, f"published after a restart of {self.actor}")
+        try:
+            standing = self.channel.read(self.contract)
+        except ChannelError as error:
+            if error.problem not in UNUSABLE or state.published is None:
+                raise
+            self.note("healed", state.wanted, reason=str(error))
+            self._publish(state, f"published again by {self.actor}: {error.problem}", rollback=True)
             return self.state
+        if standing is not None and standing.sequence > known and not (state.owed and self._is_ours(standing, state)):
+            state = self._take_in(standing, state)
+            if self.foreign is not None:
+                return state
+        if state.owed:
+            self._publish(state, f"published after a restart of {self.actor}", rollback=state.frozen)
+            return self.state
+        if standing is not None and standing.mode == "active" and standing.expires - time.time() < RENEW_S:
+            self._renew(standing)
         return state
+
+    def _is_ours(self, notice: Notice, state: RolloutState) -> bool:
+        return (notice.digest, notice.mode) == (state.wanted, _mode_of(state))
+
+    def _take_in(self, notice: Notice, state: RolloutState) -> RolloutState:
+        """Take in a notice that somebody else published."""
+        detail = {"sequence": notice.sequence, "mode": notice.mode, "reason": "published by somebody else"}
+        if notice.mode != "active" and not self._is_over(notice):
+            if state.stage is Stage.CANARY:
+                state = self._change("displaced", state.candidate, detail)
+            elif not self._noted("trial-seen", notice.sequence):
+                self.note("trial-seen", notice.digest, **detail)
+            self.foreign = notice
+            return state
+        decides = notice.decides
+        undone = state.wanted if state.stage is Stage.CANARY or decides in state.history else None
+        state = self._change("adopt", decides, detail)
+        if undone is not None and undone != decides:
+            self._order_quarantine(undone, "a person took it out")
+            state = self.state
+        return state
+
+    def _is_over(self, notice: Notice) -> bool:
+        """Return true for a trial that ended: by time, or because every engine that answers says so."""
+        if time.time() > notice.ends:
+            return True
+        trials = [status["trial"] for status in self.channel.engines().values() if not is_silent(status)]
+        return bool(trials) and all(
+            trial is not None and trial["digest"] == notice.digest and trial["ended"] for trial in trials
+        )
+
+    def _noted(self, action: str, sequence: int) -> bool:
+        rows = self._store.deployments(self.name)
+        return any(row.action == action and row.detail.get("sequence") == sequence for row in rows)
+
+    def _renew(self, notice: Notice) -> None:
+        """Publish the standing notice again before it expires."""
+        why = f"renewed by {self.actor}"
+        if notice.digest is None:
+            again = self.channel.publish_builtin(contract=self.contract, note=why, expected=notice.sequence)
+        else:
+            again = self.channel.publish_again(
+                notice.digest, contract=self.contract, note=why, rollback=True, expected=notice.sequence
+            )
+        self._change("published", notice.digest, {"sequence": again.sequence})
 
     def certificate(self, digest: str) -> Certificate:
         """The certificate with which a policy was proposed on this channel.
@@ -277,9 +328,12 @@ class Rollout:
         Raises:
             RolloutError: it never was.
         """
+        return Certificate.of(envelope_of(self._certificate_text(digest).encode()))
+
+    def _certificate_text(self, digest: str) -> str:
         for row in reversed(self._store.deployments(self.name)):
             if row.policy_digest == digest and row.certificate_digest is not None:
-                return Certificate.model_validate_json(self._store.certificate(row.certificate_digest))
+                return self._store.certificate(row.certificate_digest)
         raise RolloutError(f"policy {digest[:12]} was never proposed on {self.name}; deploy it with its certificate")
 
     def source(self, digest: str) -> str:
@@ -291,37 +345,49 @@ class Rollout:
         try:
             return self.certificate(digest).policy_source
         except RolloutError:
-            path = self.channel.root / "policies" / f"{digest}.py"
-            if path.is_file():
-                return path.read_text(encoding="utf-8")
+            with suppress(FileRefusedError, UnicodeDecodeError):
+                return read_bounded(self.channel.policy_path(digest), MAX_POLICY_BYTES).decode("utf-8")
             raise
 
-    def _publish(self, state: RolloutState, note: str) -> None:
+    def _publish(self, state: RolloutState, note: str, *, rollback: bool = False) -> None:
         targets = {"canary": self.canary_channel} if state.stage is Stage.CANARY else {"main": self.channel}
         if state.stage is not Stage.CANARY and self.canary_channel is not self.channel:
             targets["canary"] = self.canary_channel
         main: int | None = None
         for channel in targets.values():
-            standing = channel.read()
-            mode: Mode = "canary" if state.stage is Stage.CANARY else "active"
-            if standing is not None and (standing.digest, standing.mode) == (state.wanted, mode):
-                notice: Notice = standing
+            standing: Notice | None = None
+            with suppress(ChannelError):
+                standing = channel.read(self.contract)
+            if standing is not None and self._is_ours(standing, state):
+                notice = standing
+            elif channel is self.channel and standing is not None and standing.sequence > (state.published or 0):
+                raise ChannelError(
+                    f"publication {standing.sequence} of somebody else stands on {self.name}; it is taken in first",
+                    ChannelProblem.OVERTAKEN,
+                )
             elif state.wanted is None:
-                notice = channel.publish_builtin(note=note)
+                notice = channel.publish_builtin(contract=self.contract, note=note)
             else:
-                notice = self._offer(channel, state.wanted, note, mode)
+                notice = self._offer(channel, state.wanted, note, _mode_of(state), rollback)
             if channel is self.channel:
                 main = notice.sequence
         self._change("published", state.wanted, {} if main is None else {"sequence": main})
 
-    def _offer(self, channel: Channel, digest: str, note: str, mode: Mode) -> Notice:
+    def _offer(self, channel: Channel, digest: str, note: str, mode: Mode, rollback: bool) -> Notice:
         try:
-            text = self.certificate(digest).model_dump_json()
+            text = self._certificate_text(digest).encode()
         except RolloutError:  # published by somebody else before: the channel has both files
-            text = (self.channel.root / "certificates" / f"{digest}.json").read_text(encoding="utf-8")
+            text = read_bounded(self.channel.certificate_path(digest), MAX_CERTIFICATE_BYTES)
         seconds = self.canary_bound_s if mode == "canary" else None
         return channel.publish(
-            digest, self.source(digest), text, contract=self.contract, note=note, mode=mode, seconds=seconds
+            digest,
+            self.source(digest),
+            text,
+            contract=self.contract,
+            note=note,
+            mode=mode,
+            seconds=seconds,
+            rollback=rollback,
         )
 
     def _change(
@@ -337,3 +403,8 @@ class Rollout:
         )
         about = {**detail, "channel": self.name, "contract": self.contract, "actor": self.actor, "digest": digest}
         log_event(logger, f"rollout.{action}", f"{action} {(digest or '')[:12]}".rstrip(), about)
+
+
+def _mode_of(state: RolloutState) -> Mode:
+    """Return the mode in which the wanted policy of a rollout is published."""
+    return "canary" if state.stage is Stage.CANARY else "active"

@@ -3,7 +3,8 @@
 The log (the store's append-only `deployments` table) is the only record; the state is what its rows add up to, so a controller
 that was killed knows after a restart exactly what was decided, and nobody can change the one without the other. `promote` and
 `rollback` rows of the command line say what a person published past the controller; they carry no `rollout` mark and change
-nothing here: the channel itself says so too, and the controller adopts it.
+nothing here: the channel itself says so too, and the controller adopts it. Freeze and quarantine are standing orders of the
+channel, where every publisher and every engine finds them; the log has rows about them for people only.
 
     IDLE -- propose --> SHADOW -- (approve) --> CANARY -- promote --> IDLE
                            \\------- reject -------/ \\-- rollback --> IDLE
@@ -16,7 +17,7 @@ from enum import StrEnum
 from ..errors import AutopoiesisError
 from ..store import DeploymentRow
 
-__all__ = ["NOTES", "RolloutError", "RolloutState", "Stage", "state_of", "step"]
+__all__ = ["NOTES", "RolloutError", "RolloutState", "Stage", "refuse_unfit", "state_of", "step"]
 
 
 class RolloutError(AutopoiesisError):
@@ -48,11 +49,11 @@ class RolloutState:
     history: tuple[str | None, ...] = ()
     """What was active before, oldest first: `rollback` goes back along it."""
     frozen: bool = False
-    """While frozen, nothing new is published."""
+    """While frozen, nothing new is published: from the channel's standing orders."""
     approved: frozenset[str] = frozenset()
     """Digests that a person said yes to."""
     quarantined: Mapping[str, str] = field(default_factory=dict)
-    """Digest -> why it must not run again."""
+    """Digest -> why it must not run: from the channel's standing orders."""
     published: int | None = None
     """Sequence number of the last notice this rollout put on the main channel."""
     owed: bool = False
@@ -65,8 +66,11 @@ class RolloutState:
 
 
 NOTES = frozenset(
-    {"watch", "drift", "calibrate", "evolve", "evolved", "evidence", "certify", "refused", "no-candidate"}
-)
+    {
+        "watch", "drift", "calibrate", "evolve", "evolved", "evidence", "certify", "refused", "no-candidate", "trial-seen",
+        "healed", "freeze", "unfreeze", "quarantine", "release",
+    }
+)  # fmt: skip
 """Actions that are written down for people and change no rollout."""
 
 
@@ -92,7 +96,6 @@ def step(
     short = (digest or "built-in")[:12]
     match action:
         case "propose":
-            _refuse_unfit(state, digest, short)
             if state.stage is not Stage.IDLE:
                 raise RolloutError(
                     f"policy {(state.candidate or '')[:12]} is being rolled out; wait for it, or roll it back"
@@ -102,11 +105,9 @@ def step(
             return replace(state, stage=Stage.SHADOW, candidate=digest, since=at)
         case "canary":
             _need(state, Stage.SHADOW, digest, short)
-            _refuse_unfit(state, digest, short)
             return replace(state, stage=Stage.CANARY, since=at, owed=True)
         case "promote" if detail.get("rollout"):
             _need(state, Stage.CANARY, digest, short)
-            _refuse_unfit(state, digest, short)
             return _now_active(state, digest)
         case "reject":
             _need(state, Stage.SHADOW, digest, short)
@@ -124,15 +125,8 @@ def step(
             return replace(state, owed=False, published=_sequence(detail, state.published))
         case "approve":
             return replace(state, approved=state.approved | {digest or ""})
-        case "freeze":
-            return replace(state, frozen=True)
-        case "unfreeze":
-            return replace(state, frozen=False)
-        case "quarantine":
-            reason = str(detail.get("reason", ""))
-            return replace(state, quarantined={**state.quarantined, digest or "": reason})
-        case "release":
-            return replace(state, quarantined={key: why for key, why in state.quarantined.items() if key != digest})
+        case "displaced":
+            return replace(state, stage=Stage.IDLE, candidate=None, since=at, owed=False)
         case _ if action in NOTES:
             return state
     return state
@@ -151,7 +145,13 @@ def _need(state: RolloutState, stage: Stage, digest: str | None, short: str) -> 
         raise RolloutError(f"policy {short} is not in {stage}: {now}")
 
 
-def _refuse_unfit(state: RolloutState, digest: str | None, short: str) -> None:
+def refuse_unfit(state: RolloutState, digest: str | None) -> None:
+    """Refuse a policy that the channel's standing orders keep out.
+
+    Raises:
+        RolloutError: it is in quarantine, or the channel is frozen.
+    """
+    short = (digest or "built-in")[:12]
     if digest in state.quarantined:
         raise RolloutError(
             f"policy {short} is in quarantine ({state.quarantined[digest or '']}); release it first if it is sound"

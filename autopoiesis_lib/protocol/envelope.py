@@ -133,7 +133,7 @@ class Envelope:
             SSlibKey(key_id, "ed25519", "ed25519", {"public": raw_public(trusted[key_id]).hex()}) for key_id in known
         ]
         try:
-            accepted = self._dsse().verify(list(keys), 1)
+            accepted: Mapping[str, object] = self._dsse().verify(list(keys), 1)
         except VerificationError:
             raise Tampered(
                 f"{what} was changed after it was signed with key {known[0][:12]}; make it and sign it again"

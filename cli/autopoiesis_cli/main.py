@@ -12,13 +12,14 @@ from autopoiesis_cli.calibrate import calibrate
 from autopoiesis_cli.certificate import app as certificate
 from autopoiesis_cli.contracts import app as contracts
 from autopoiesis_cli.deploy import app as deploy
+from autopoiesis_cli.doctor import doctor
 from autopoiesis_cli.evolve import evolve
 from autopoiesis_cli.keys import app as keys
 from autopoiesis_cli.report import report
 from autopoiesis_cli.simulate import simulate
 from autopoiesis_cli.trace import app as trace
 from autopoiesis_cli.verify import verify
-from autopoiesis_cli.watch import approve, freeze, release, unfreeze, watch
+from autopoiesis_cli.watch import approve, freeze, quarantine, release, unfreeze, watch
 
 __all__ = ["INTERNAL", "app", "main"]
 
@@ -67,9 +68,11 @@ app.add_typer(certificate, name="certificate")
 app.add_typer(keys, name="keys")
 app.command("report")(report)
 app.command("watch")(watch)
+app.command("doctor")(doctor)
 deploy.command("approve")(approve)
 deploy.command("freeze")(freeze)
 deploy.command("unfreeze")(unfreeze)
+deploy.command("quarantine")(quarantine)
 deploy.command("release")(release)
 
 

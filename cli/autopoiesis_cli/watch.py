@@ -3,23 +3,25 @@
 import getpass
 import logging
 import signal
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autopoiesis_cli.answer import Answer, Json, answering
-from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption
+from autopoiesis_cli.answer import Answer, Json, answering, note
+from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption, KeyOption, UnsignedOption, channel_at, signing_key
 from autopoiesis_cli.options import ObjectiveOption, SettingsOption, StoreOption, contract_from, objectives_from
 from autopoiesis_cli.workloads import CalibrationOption, read_engine
 
 if TYPE_CHECKING:
     from autopoiesis_lib.online.rollout import Rollout
     from autopoiesis_lib.online.state import RolloutState
+    from autopoiesis_lib.protocol.channel import Channel
     from autopoiesis_lib.store import Store
 
-__all__ = ["approve", "freeze", "release", "unfreeze", "watch"]
+__all__ = ["approve", "freeze", "quarantine", "release", "unfreeze", "watch"]
 
 ChannelOption = Annotated[Path, typer.Option("--channel", metavar="DIR", help="The directory that the engines watch.")]
 
@@ -80,11 +82,9 @@ def watch(
     require_approval: Annotated[
         bool, typer.Option("--require-approval", help="Nothing decides before `deploy approve`.")
     ] = False,
-    key: Annotated[str | None, typer.Option(metavar="NAME", help="Sign certificates with this key.")] = None,
+    key: KeyOption = None,
     keys: FolderOption = DEFAULT_KEYS,
-    allow_unsigned: Annotated[
-        bool, typer.Option("--allow-unsigned", help="Publish without signatures; engines must allow it too.")
-    ] = False,
+    allow_unsigned: UnsignedOption = False,
     allow_single_solver: Annotated[
         bool,
         typer.Option(
@@ -102,23 +102,23 @@ def watch(
     json: Json = False,
 ) -> Answer:
     """Watch engines, evolve when their work changes, and roll out what is proved and better. Runs until it is stopped."""
-    from autopoiesis_lib.errors import AutopoiesisError
     from autopoiesis_lib.evolution import Budget
     from autopoiesis_lib.evolution.priority import give_way
     from autopoiesis_lib.online.controller import Controller
     from autopoiesis_lib.online.drift import DriftSettings
     from autopoiesis_lib.online.settings import WatchSettings
     from autopoiesis_lib.policy import Policy
-    from autopoiesis_lib.protocol.keys import load_key
+    from autopoiesis_lib.protocol.permissions import permission_problems
     from autopoiesis_lib.store import Store
 
-    if key is None and not allow_unsigned:
-        raise AutopoiesisError(
-            "give --key NAME to sign with (`autopoiesis keys new NAME` makes one), or --allow-unsigned"
-        )
+    own = signing_key(key, keys, allow_unsigned)
+    there = channel_at(channel, keys, own, allow_unsigned)
+    canaries = None if canary_channel is None else channel_at(canary_channel, keys, own, allow_unsigned)
     if idle:
         give_way()
     _log_to_stderr()
+    for problem in permission_problems(there.root, keys):
+        note(f"warning: {problem}")
     chosen = contract_from(contract, settings)
     model, engine = read_engine(calibration)
     how = WatchSettings(
@@ -137,7 +137,7 @@ def watch(
         allow_single_solver=allow_single_solver,
     )
     with closing(Store.open(store)) as opened:
-        rollout = _rollout(opened, channel, contract, "watch", canary_channel, require_approval)
+        rollout = _rollout(opened, there, contract, "watch", canaries, require_approval)
         with Controller(
             chosen,
             rollout,
@@ -145,7 +145,6 @@ def watch(
             model.model_copy(update={"engine": engine}),
             state or channel / "controller",
             how,
-            key=None if key is None else load_key(keys, key),
             known=[Policy.from_file(path, chosen) for path in known or ()],
         ) as controller:
             controller.run(_stop_after(rounds))
@@ -168,73 +167,109 @@ def _log_to_stderr() -> None:
 def approve(
     channel: ChannelOption,
     digest: Annotated[str | None, typer.Argument(metavar="[DIGEST]", help="Default: the one that waits.")] = None,
+    keys: FolderOption = DEFAULT_KEYS,
     store: StoreOption = None,
     json: Json = False,
 ) -> Answer:
     """Say yes to the policy that waits for approval."""
-    return _say(channel, store, lambda rollout: rollout.approve(digest))
+    return _say(channel_at(channel, keys, allow_unsigned=True), store, lambda rollout: rollout.approve(digest))
 
 
 @answering
 def freeze(
     channel: ChannelOption,
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    key: KeyOption = None,
+    keys: FolderOption = DEFAULT_KEYS,
+    allow_unsigned: UnsignedOption = False,
     store: StoreOption = None,
     json: Json = False,
 ) -> Answer:
     """Publish nothing new on a channel; what runs goes on running."""
-    return _say(channel, store, lambda rollout: rollout.freeze(note))
+    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    return _say(there, store, lambda rollout: rollout.freeze(note))
 
 
 @answering
-def unfreeze(channel: ChannelOption, store: StoreOption = None, json: Json = False) -> Answer:
+def unfreeze(
+    channel: ChannelOption,
+    key: KeyOption = None,
+    keys: FolderOption = DEFAULT_KEYS,
+    allow_unsigned: UnsignedOption = False,
+    store: StoreOption = None,
+    json: Json = False,
+) -> Answer:
     """Allow new policies again."""
-    return _say(channel, store, lambda rollout: rollout.unfreeze())
+    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    return _say(there, store, lambda rollout: rollout.unfreeze())
 
 
 @answering
 def release(
     digest: Annotated[str, typer.Argument(metavar="DIGEST", help="The policy's full digest.")],
     channel: ChannelOption,
+    key: KeyOption = None,
+    keys: FolderOption = DEFAULT_KEYS,
+    allow_unsigned: UnsignedOption = False,
     store: StoreOption = None,
     json: Json = False,
 ) -> Answer:
     """Take a policy out of quarantine, so that it may be proposed again."""
-    return _say(channel, store, lambda rollout: rollout.release(digest))
+    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    return _say(there, store, lambda rollout: rollout.release(digest))
 
 
-def _say(channel: Path, store: str | None, what: Any) -> Answer:
+@answering
+def quarantine(
+    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="The policy's full digest.")],
+    channel: ChannelOption,
+    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    key: KeyOption = None,
+    keys: FolderOption = DEFAULT_KEYS,
+    allow_unsigned: UnsignedOption = False,
+    store: StoreOption = None,
+    json: Json = False,
+) -> Answer:
+    """Keep a policy out of every engine of a channel; one that runs it drops it at once."""
+    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    return _say(there, store, lambda rollout: rollout.quarantine(digest, note or "a person put it there"))
+
+
+def _say(channel: "Channel", store: str | None, what: "Callable[[Rollout], RolloutState]") -> Answer:
     from dataclasses import replace
 
     from autopoiesis_lib.online.state import Stage
+    from autopoiesis_lib.protocol.channel import ChannelError
     from autopoiesis_lib.store import Store
 
     with closing(Store.open(store)) as opened:
         rollout = _rollout(opened, channel, "request-ordering", f"{getpass.getuser()} (command line)")
-        state, notice = what(rollout), rollout.channel.read()
+        state, notice = what(rollout), None
+        with suppress(ChannelError):
+            notice = channel.read()
     if notice is not None and state.stage is Stage.IDLE:
-        state = replace(state, active=notice.digest)  # a control plane may not have adopted yet what a person published
-    return _answer(channel, state, {})
+        state = replace(
+            state, active=notice.decides
+        )  # a control plane may not have adopted yet what a person published
+    return _answer(channel.root, state, {})
 
 
 def _rollout(
     store: "Store",
-    channel: Path,
+    channel: "Channel",
     contract: str,
     actor: str,
-    canary: Path | None = None,
+    canary: "Channel | None" = None,
     require_approval: bool = False,
 ) -> "Rollout":
-    from autopoiesis_adapters.channel import Channel
-
     from autopoiesis_lib.online.rollout import Rollout
 
     return Rollout(
         store,
-        Channel(channel),
+        channel,
         contract=contract,
         actor=actor,
-        canary_channel=Channel(canary) if canary is not None else None,
+        canary_channel=canary,
         require_approval=require_approval,
     )
 

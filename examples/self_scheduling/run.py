@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopoiesis_adapters.channel import Channel
 from autopoiesis_contracts.request_ordering import RequestOrdering
 from cpu_server import Server, serving
 from small_model import small_model
@@ -33,6 +32,7 @@ from autopoiesis_lib import signing
 from autopoiesis_lib.evolution import Budget, EvolutionResult, evolve
 from autopoiesis_lib.online.observer import Observer
 from autopoiesis_lib.online.recalibration import recalibrate
+from autopoiesis_lib.protocol.channel import Channel
 from autopoiesis_lib.simulation import Calibration, EngineConfig, StepTimeModel
 from autopoiesis_lib.simulation.workload import Workload
 from autopoiesis_lib.store import Store

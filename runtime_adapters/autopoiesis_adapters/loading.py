@@ -88,11 +88,11 @@ def loader(
     keys: Path | None = None,
     max_aging_us: int = 600_000_000,
     contract: str = "request-ordering",
-) -> Callable[[str, str], VerifiedPolicy]:
+) -> Callable[[str, str | bytes], VerifiedPolicy]:
     """A function (policy text, certificate text) -> policy, with an operator's rules; it raises as `load_ordering`
     does."""
 
-    def load(source: str, certificate: str) -> VerifiedPolicy:
+    def load(source: str, certificate: str | bytes) -> VerifiedPolicy:
         return load_ordering(
             source,
             certificate,
@@ -108,7 +108,7 @@ def loader(
 
 def load_ordering(
     source: str,
-    certificate: str,
+    certificate: str | bytes,
     *,
     allow_unsigned: bool = False,
     allow_single_solver: bool = False,
@@ -121,7 +121,7 @@ def load_ordering(
     Args:
         source: the policy's text.
         certificate: the certificate's JSON.
-        allow_unsigned: accept a certificate that nobody signed.
+        allow_unsigned: run the gates here on a policy that nobody signed, instead of refusing it.
         allow_single_solver: accept obligations on which the second solver gave up.
         keys: directory of trusted public keys.
         max_aging_us: the largest T this engine accepts, in microseconds.
@@ -148,7 +148,7 @@ def load_ordering(
 
 def load_admission(
     source: str,
-    certificate: str,
+    certificate: str | bytes,
     *,
     block_size: int,
     allow_unsigned: bool = False,
@@ -161,7 +161,7 @@ def load_admission(
         source: the policy's text.
         certificate: the certificate's JSON.
         block_size: tokens a KV block of this engine holds; a policy certified for another size is refused.
-        allow_unsigned: accept a certificate that nobody signed.
+        allow_unsigned: run the gates here on a policy that nobody signed, instead of refusing it.
         allow_single_solver: accept obligations on which the second solver gave up.
         keys: directory of trusted public keys.
 
@@ -187,7 +187,7 @@ def load_admission(
 
 def load_victims(
     source: str,
-    certificate: str,
+    certificate: str | bytes,
     *,
     allow_unsigned: bool = False,
     allow_single_solver: bool = False,
@@ -205,7 +205,7 @@ def load_victims(
     return compile_victims(policy, proof.bounds.get("spares_the_preempted"))
 
 
-def check_loadable(source: str, certificate: str, contract: str, **rules: Any) -> None:
+def check_loadable(source: str, certificate: str | bytes, contract: str, **rules: Any) -> None:
     """Do once what every engine will do with a policy of any lever; `rules` as `load_ordering` takes them.
 
     Which block size an admission policy meets is only known in an engine, so it is taken at its word here.

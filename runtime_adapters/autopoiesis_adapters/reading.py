@@ -5,21 +5,24 @@ does not spend a second on importing them when the first policy arrives. What ti
 for `Certificate`.
 """
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autopoiesis_lib.binding import CertificateError, bound_policy
 from autopoiesis_lib.contract import Contract
 from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.policy import Policy
+from autopoiesis_lib.protocol.channel import Trust
+from autopoiesis_lib.protocol.envelope import Envelope, first_problem
+from autopoiesis_lib.protocol.files import MAX_CERTIFICATE_BYTES
+from autopoiesis_lib.protocol.statement import StatementError, envelope_of, predicate_of
 from autopoiesis_lib.registry import contract_named
-from autopoiesis_lib.protocol.keys import check_signature, trusted_keys
 
 __all__ = ["PolicyRefusedError", "Proof", "certified"]
 
@@ -37,16 +40,10 @@ class _Judged(_Value):
     verdict: str
 
 
-class _Signature(_Value):
-    algorithm: Literal["ed25519"]
-    key_id: str
-    value: str
-
-
 class Proof(_Value):
     """The parts of a certificate that an engine goes by; its signature covers all of it, those or not."""
 
-    format: Literal[1]
+    format: Literal[2]
     contract: str
     contract_digest: str
     contract_parameters: Mapping[str, int | bool]
@@ -58,58 +55,59 @@ class Proof(_Value):
     gates: tuple[_Judged, ...]
     single_solver: tuple[str, ...]
     versions: Mapping[str, str]
-    signature: _Signature | None
-    _body: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @classmethod
-    def from_text(cls, text: str) -> "Proof":
-        """Read a certificate's JSON.
+    def of(cls, payload: bytes) -> "Proof":
+        """Read the statement in a certificate.
 
         Raises:
             PolicyRefusedError: it is not a certificate.
         """
         try:
-            body = json.loads(text)
-            proof = cls.model_validate(body)
+            return cls.model_validate(predicate_of(payload))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise PolicyRefusedError(
-                f"not a certificate: {where}: {first['msg']}; make one with `autopoiesis verify`"
+                f"not a certificate: {first_problem(error)}; make one with `autopoiesis verify`"
             ) from None
-        except (ValueError, RecursionError) as error:
-            raise PolicyRefusedError(
-                f"not a certificate: the text: {error or 'it is nested too deep'}; make one with `autopoiesis verify`"
-            ) from None
-        proof._body = body
-        return proof
-
-    def signed_bytes(self) -> bytes:
-        """What a signature covers: everything in the file but the signature, as canonical JSON."""
-        body = {name: value for name, value in self._body.items() if name != "signature"}
-        return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+        except StatementError as error:
+            raise PolicyRefusedError(f"not a certificate: {error}") from None
 
 
 def certified(
     source: str,
-    certificate: str,
+    certificate: str | bytes,
     contract: str,
     *,
     allow_unsigned: bool = False,
     allow_single_solver: bool = False,
     keys: Path | None = None,
 ) -> tuple[Policy, Proof]:
-    """A policy text that its certificate is about, for a contract by name, with the certificate.
+    """Return a policy that is proved for a contract, with its proof.
+
+    The proof is a certificate that a trusted key signed. With `allow_unsigned`, a policy that nobody signed goes through every
+    gate here, in a process of its own, and what its certificate says counts for nothing.
 
     Raises:
         PolicyRefusedError: anything at all is wrong with it; one line, what and what to do.
     """
-    proof = Proof.from_text(certificate)
+    data = certificate.encode() if isinstance(certificate, str) else certificate
+    if len(data) > MAX_CERTIFICATE_BYTES:
+        raise PolicyRefusedError(
+            f"not a certificate: it has {len(data)} bytes; at most {MAX_CERTIFICATE_BYTES} are read"
+        )
+    envelope = envelope_of(data)
+    if allow_unsigned and not envelope.signed:
+        proof = Proof.of(_proved_here(source, contract, envelope))
+    else:
+        proof = _vouched_for(envelope, keys)
     name = proof.policy_digest[:12]
     if proof.contract != contract:
         raise PolicyRefusedError(f"policy {name} is for the contract {proof.contract}; this engine runs {contract}")
+    if source != proof.policy_source:
+        raise PolicyRefusedError(
+            f"policy {name}: the text is not the certified one, comments included; publish it with its own certificate"
+        )
     try:
-        check_signature(proof, trusted_keys(keys) if keys is not None else {}, allow_unsigned=allow_unsigned)
         policy = bound_policy(proof, contract_of(contract, tuple(sorted(proof.contract_parameters.items()))), source)
     except CertificateError as error:
         raise PolicyRefusedError(f"policy {name}: {error}") from None
@@ -125,6 +123,33 @@ def certified(
             f"policy {name}: only one solver proved `{proof.single_solver[0]}`; allow_single_solver accepts that"
         )
     return policy, proof
+
+
+def _vouched_for(envelope: Envelope, keys: Path | None) -> Proof:
+    """Return the proof in an envelope that a trusted key signed; its bytes are parsed after that."""
+    try:
+        Trust(keys).check(envelope, "its certificate")
+    except AutopoiesisError as error:
+        raise PolicyRefusedError(f"the policy is refused: {error}") from None
+    return Proof.of(envelope.payload)
+
+
+def _proved_here(source: str, contract: str, envelope: Envelope) -> bytes:
+    """Return the statement of a certificate made here, now, by all gates.
+
+    The file tells the contract's parameters at most; whether the policy is proved for them is found out.
+    """
+    from autopoiesis_lib.sandbox import verify_isolated
+
+    parameters: Mapping[str, int | bool] = {}
+    with suppress(PolicyRefusedError):
+        parameters = Proof.of(envelope.payload).contract_parameters
+    try:
+        return verify_isolated(source, contract, parameters)
+    except AutopoiesisError as error:
+        raise PolicyRefusedError(
+            f"the policy is refused: it is not signed, and it is not proved here: {error}"
+        ) from None
 
 
 @cache

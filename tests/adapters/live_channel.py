@@ -12,10 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from autopoiesis_adapters.channel import Channel, write_atomically
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Certificate, Policy, verify
+from autopoiesis_lib.protocol.channel import Channel, write_atomically
 from autopoiesis_lib.protocol.keys import SigningKey, load_key, new_key, sign
 
 from .live_server import Server

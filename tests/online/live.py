@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopoiesis_adapters.channel import Channel
 from autopoiesis_adapters.loading import PolicyRefusedError, load_ordering
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib import Policy
+from autopoiesis_lib.protocol.channel import Channel
 from autopoiesis_lib.simulation import StepTimeModel, Trace
 from autopoiesis_lib.simulation.slots import ORDERING_LAYOUT
 from tests.online.streams import STEP_TIME, leave, recorded, served

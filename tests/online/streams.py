@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from autopoiesis_adapters.channel import Channel
 from numpy.typing import NDArray
 
 from autopoiesis_lib.online.spool import Segment
 from autopoiesis_lib.online.window import ARRIVAL_COLUMNS, REQUEST_COLUMNS, STEP_COLUMNS, Window
+from autopoiesis_lib.protocol.channel import Channel
 from autopoiesis_lib.simulation import EngineConfig, SimulationResult, StepTimeModel, Trace, simulate
 from autopoiesis_lib.simulation.slots import NativeFunctionLike
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autopoiesis_adapters.channel import Channel
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Certificate, Policy, verify
@@ -24,6 +23,7 @@ from autopoiesis_lib.online.rollout import Rollout
 from autopoiesis_lib.online.settings import WatchSettings
 from autopoiesis_lib.online.state import Stage
 from autopoiesis_lib.online.window import Window
+from autopoiesis_lib.protocol.channel import Channel
 from autopoiesis_lib.protocol.keys import load_key, new_key
 from autopoiesis_lib.simulation import Calibration, StepTimeModel, Trace
 from autopoiesis_lib.store import Store

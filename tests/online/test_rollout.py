@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from autopoiesis_adapters.channel import Channel, ChannelError, Notice
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.online.rollout import Evidence, Rollout
 from autopoiesis_lib.online.state import RolloutError, Stage
+from autopoiesis_lib.protocol.channel import Channel, ChannelError, Notice
 from autopoiesis_lib.store import Store
 
 GOOD = Evidence(objective="ttft_mean_us", reduction=0.3, ci95=(0.2, 0.4), requests=500, window="w")

@@ -1,6 +1,7 @@
 """Runs and deployments, for people."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -41,18 +42,29 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
         shown.append(Text("FROZEN: nothing new is published", style="bold yellow"))
     for digest, why in document["quarantined"].items():
         shown.append(Text(f"in quarantine: {digest[:12]} ({why})"))
+    for where, problem in document["problems"].items():
+        shown.append(Text(f"{where}: {problem}", style="bold red"))
+    for problem in document["permissions"]:
+        shown.append(Text(f"open to others: {problem}", style="bold yellow"))
     engines = document["engines"]
     if engines:
-        table = _table("engine", "runs", "T", "refused", "quarantined")
+        table = _table("engine", "heard", "slot", "wanted", "runs", "T", "refused", "quarantined")
         for name, status in engines.items():
-            aging = status.get("aging_us")
-            table.add_row(
-                name,
-                _digest(status.get("digest")),
-                "" if aging is None else f"{aging:,} us",
-                Text(status.get("refusal") or ""),
-                ", ".join(str(digest)[:12] for digest in status.get("quarantined", ())),
-            )
+            heard = "now" if status["silent_since"] is None else f"silent since {_time(status['silent_since'])}"
+            for slot, state in {"request-ordering": status, **status["levers"]}.items():
+                aging = state.get("aging_us")
+                idle = slot != "request-ordering" and not state["sequence"] and not state["refusal"]
+                if not idle:
+                    table.add_row(
+                        name,
+                        Text(heard, style="" if heard == "now" else "bold yellow"),
+                        slot,
+                        "" if not state["sequence"] else f"{_digest(state['wanted'])} ({state['sequence']})",
+                        _digest(state["digest"]),
+                        "" if aging is None else f"{aging:,} us",
+                        Text(state["refusal"]),
+                        ", ".join(str(digest)[:12] for digest in state["quarantined"]),
+                    )
         shown.append(table)
     else:
         shown.append(Text("no engine watches this channel yet"))
@@ -62,6 +74,10 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
             table.add_row(row["at"], row["action"], _digest(row["policy_digest"]), row["actor"])
         shown.append(table)
     return shown
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(min(seconds, 4e9), UTC).isoformat(timespec="seconds") if seconds else "ever"
 
 
 def _digest(digest: str | None) -> str:

@@ -16,8 +16,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from autopoiesis_lib.errors import AutopoiesisError
+from autopoiesis_lib.protocol.channel import ORDERING, Mode
 
-from ..channel import ORDERING, Mode
 from .engine_side import EngineSide
 
 __all__ = ["EngineCallError", "attach_engine_calls", "call"]

@@ -14,8 +14,10 @@ from vllm.v1.request import RequestStatus
 
 from autopoiesis_lib.contract import Contract
 from autopoiesis_lib.logs import log_event
+from autopoiesis_lib.protocol.channel import ORDERING, Channel, Trust
+from autopoiesis_lib.protocol.files import MAX_CERTIFICATE_BYTES, MAX_POLICY_BYTES, read_bounded
+from autopoiesis_lib.protocol.permissions import permission_problems
 
-from ..channel import ORDERING, Channel
 from ..loading import VerifiedAdmission, VerifiedVictims, load_admission, load_victims
 from .admission import AdmissionLever
 from .assumptions import Assumptions
@@ -27,7 +29,7 @@ from .telemetry import Telemetry
 from .victims import VictimLever
 from .waiting_columns import RequestClock, UnknownFieldError, WaitingColumns
 from .waiting_queue import PolicyQueue
-from .watcher import Load, Watcher
+from .watcher import Load, Watcher, engine_name
 
 __all__ = ["EngineSide", "attach"]
 
@@ -179,12 +181,16 @@ class EngineSide:
             self._levers.append(self.victims)
         self.seats |= {lever.contract: lever for lever in self._levers}
         parallel = getattr(scheduler, "parallel_config", None)
+        channel: Channel | None = None
+        if settings.channel is not None:
+            trust = Trust(settings.keys, settings.allow_unsigned)
+            channel = Channel(settings.channel, trust=trust, state=settings.state, id=settings.channel_id)
         self.watcher = Watcher(
-            f"engine-{getattr(parallel, 'data_parallel_index', 0)}",
+            engine_name(settings.engine, int(getattr(parallel, "data_parallel_index", 0)), channel),
             self.seats,
             loads,
             self.now_us,
-            Channel(settings.channel) if settings.channel is not None else None,
+            channel,
             settings.poll_ms / 1_000,
             settings.disable,
             self.telemetry,
@@ -435,10 +441,10 @@ def levers_loads(scheduler: Any, settings: Settings) -> dict[str, Load]:
         "keys": settings.keys,
     }
 
-    def admission(source: str, certificate: str) -> VerifiedAdmission:
+    def admission(source: str, certificate: str | bytes) -> VerifiedAdmission:
         return load_admission(source, certificate, block_size=int(scheduler.block_size), **rules)
 
-    def victims(source: str, certificate: str) -> VerifiedVictims:
+    def victims(source: str, certificate: str | bytes) -> VerifiedVictims:
         return load_victims(source, certificate, **rules)
 
     return {"admission": admission, "preemption": victims}
@@ -479,6 +485,8 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
         keys=settings.keys,
         max_aging_us=settings.max_aging_us,
     )
+    for problem in permission_problems(settings.channel, settings.keys, engine=True):
+        log_event(logger, "permissions.open", problem, {"reason": problem}, level=logging.WARNING)
     warm_up(ORDERING, next(iter(BASELINES.values())))
     side = EngineSide(scheduler, settings, load)
     scheduler.waiting = side.queue
@@ -494,12 +502,11 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
 def _bring_in_first(side: EngineSide, settings: Settings) -> None:
     assert settings.policy is not None
     try:
-        certificate = settings.certificate.read_text(encoding="utf-8") if settings.certificate is not None else ""
-        side.watcher.bring_in(settings.policy.read_text(encoding="utf-8"), certificate)
-    except OSError as error:
-        reason = f"{error.filename} cannot be read ({error.strerror})"
-        said = f"refused: {reason}; serving with the built-in order"
-        log_event(logger, "policy.refused", said, {"reason": reason}, level=logging.WARNING)
+        certificate = b""
+        if settings.certificate is not None:
+            certificate = read_bounded(settings.certificate, MAX_CERTIFICATE_BYTES, follow_links=True)
+        source = read_bounded(settings.policy, MAX_POLICY_BYTES, follow_links=True).decode("utf-8")
+        side.watcher.bring_in(source, certificate)
     except Exception as error:
         said = f"serving with the built-in order: {error}"
         log_event(logger, "policy.refused", said, {"reason": str(error)}, level=logging.WARNING)

@@ -7,7 +7,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ..channel import ORDERING
+from autopoiesis_lib.protocol.channel import ORDERING
+
 from .watcher import Watcher
 
 __all__ = ["EngineMetrics", "serve_metrics"]

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..channel import ORDERING, Mode
+from autopoiesis_lib.protocol.channel import ORDERING, Mode
 
 __all__ = ["Fault", "Offer", "Runnable", "Seat", "Swap"]
 

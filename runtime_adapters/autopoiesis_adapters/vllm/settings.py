@@ -26,12 +26,18 @@ class Settings(BaseModel):
     channel: Path | None = None
     """Directory in which `deploy` leaves policies; watched. Without it only `policy` and utility calls bring policies
     in."""
+    channel_id: str | None = Field(default=None, pattern=r"\A[0-9a-f]{32}\z")
+    """Id of that channel (`deploy status` shows it). Without it, the id that is first seen at the path is the right one."""
+    engine: str | None = Field(default=None, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}\z")
+    """The engine's name. Without it, a name is made of host, process, rank and chance."""
+    state: Path | None = None
+    """Folder outside the channel in which accepted sequence numbers are kept; without it, the user's own."""
     policy: Path | None = None
     """Policy file to start with."""
     certificate: Path | None = None
     """Its certificate."""
     allow_unsigned: bool = False
-    """Accept certificates without a signature."""
+    """Accept notices without a signature, and prove a policy without one here, in a process of its own, before it runs."""
     allow_single_solver: bool = False
     """Accept proofs that only one of the two solvers finished."""
     keys: Path | None = None

@@ -1,11 +1,15 @@
-"""Our one thread beside the engine: looks at the channel, loads and compiles policies, writes dumps and status.
+"""The threads beside the engine: one follows the channel, loads policies and writes status; one is the kill switch's own.
 
 Everything slow happens here, so that a step only ever sees a finished policy behind one pointer. The engine does not
-need this thread: when it is late, stuck or dead, requests are served as before.
+need these threads: when they are late, stuck or dead, requests are served as before. The kill switch has a thread of its own,
+which does nothing but one `stat` a round, so that no read, proof or compilation can hold it up.
 """
 
 import logging
 import os
+import re
+import secrets
+import socket
 import threading
 import time
 from collections import deque
@@ -16,22 +20,33 @@ from typing import Any
 
 from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.logs import log_event
+from autopoiesis_lib.protocol.channel import ORDERING, Channel, ChannelError, ChannelProblem, Mode, Notice
+from autopoiesis_lib.protocol.notices import StandingOrders
+from autopoiesis_lib.protocol.status import HEARTBEAT_S, is_silent
+from autopoiesis_lib.protocol.text import printable
 
-from ..channel import ORDERING, Channel, ChannelError, Mode, Notice, OutOfReachError
 from .seat import Fault, Runnable, Seat, digest_of
 from .short_turns import ShortTurns
 from .telemetry import Telemetry
 
-__all__ = ["Load", "Watcher"]
+__all__ = ["Load", "Watcher", "engine_name"]
 
 logger = logging.getLogger("autopoiesis.vllm")
 
-Load = Callable[[str, str], Any]
-"""(policy text, certificate text) -> a policy that may run; raises `AutopoiesisError` with one line when it may not."""
+Load = Callable[[str, str | bytes], Any]
+"""(policy text, certificate file) -> a policy that may run; raises `AutopoiesisError` with one line when it may not."""
 
 SLOTS = (ORDERING, "admission", "preemption")
 """The slots watched, whether or not this engine has the lever: one without says so."""
+ORDERS = "orders"
+"""The standing orders, among the files that are followed."""
 STATUS_EVERY_S = 1.0
+KILL_SWITCH_S = 0.05
+"""Seconds between two looks of the kill switch's own thread."""
+HELD = frozenset({ChannelProblem.FROZEN, ChannelProblem.QUARANTINED})
+"""Problems of a notice that new standing orders may end."""
+DAMAGED = frozenset({ChannelProblem.UNREADABLE, ChannelProblem.MALFORMED, ChannelProblem.VERSION})
+"""Problems of a file as such; the others are a well-formed notice that must not be followed."""
 RETRY_S = 1.0
 """How long until what could not be read is tried again."""
 IDLE_POLL_S = 0.5
@@ -55,8 +70,13 @@ class Watcher:
     ) -> None:
         self.engine = engine
         self.faults: SimpleQueue[Fault] = SimpleQueue()
-        self.refusal = ""
-        """Why the policy last wanted is not running; empty when it is."""
+        self.refusals: dict[str, str] = {}
+        """Slot -> the reason why the policy last wanted there does not run; nothing for slots in which it does."""
+        self.wanted: dict[str, Notice] = {}
+        """Slot -> the notice last accepted."""
+        self.orders: StandingOrders | None = None
+        """The standing orders last accepted."""
+        self.started = time.time()
         self.refused = 0
         self.errors = 0
         """Rounds that failed for a reason of their own: an unreadable channel, a full disk."""
@@ -71,10 +91,15 @@ class Watcher:
         self._clock_us = clock_us
         self._channel = channel
         self._poll_s = poll_s if channel is not None else IDLE_POLL_S
-        self._notice_paths = {name: str(channel.slot_path(name)) for name in SLOTS} if channel is not None else {}
+        self._paths: dict[str, str] = {}
+        """Orders come first: they say which notices may be followed."""
+        if channel is not None:
+            self._paths = {ORDERS: str(channel.orders_path), **{name: str(channel.slot_path(name)) for name in SLOTS}}
         self._disabled_path = str(channel.disabled_path) if channel is not None else ""
         self._keep_disabled = keep_disabled
         self._seen: dict[str, tuple[int, int, int]] = {}
+        self._held: set[str] = set()
+        """Slots whose notice waits for other standing orders."""
         self._retry_at: dict[str, float] = {}
         """Slots whose notice, or what it names, could not be read -> when to try again."""
         self._said: dict[str, str] = {}
@@ -84,6 +109,7 @@ class Watcher:
         self._starting = True
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
+        self._heartbeat_at = 0.0
         self._telemetry = telemetry if snapshot_s > 0 else None
         self._snapshot_s = snapshot_s
         self._snapshot_at = time.monotonic()
@@ -91,17 +117,28 @@ class Watcher:
         self._pieces = time.time_ns() // 1_000_000_000  # later than any piece a former engine of this name left
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._switch: threading.Thread | None = None
+
+    @property
+    def refusal(self) -> str:
+        """The refusal of the ordering slot, or else of any other one; empty when every policy wanted runs."""
+        return self.refusals.get(ORDERING) or next(iter(self.refusals.values()), "")
 
     def start(self) -> None:
-        """Start the thread, again if it has died."""
-        if not self.alive and not self._stop.is_set():
+        """Start the threads, again if they have died."""
+        if self._stop.is_set():
+            return
+        if not _runs(self._thread):
             self._thread = threading.Thread(target=self._run, name="autopoiesis-watcher", daemon=True)
             self._thread.start()
+        if self._channel is not None and not _runs(self._switch):
+            self._switch = threading.Thread(target=self._watch_switch, name="autopoiesis-kill-switch", daemon=True)
+            self._switch.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+        """Return true while both threads run."""
+        return _runs(self._thread) and (self._channel is None or _runs(self._switch))
 
     def stop(self) -> None:
         """Stop the thread and write what is still to be written."""
@@ -113,16 +150,25 @@ class Watcher:
         self._guarded("status", lambda: self._write_status(force=True))
 
     def look(self) -> None:
-        """One round: kill switch, notice, dumps, status. Never raises."""
+        """One round: kill switch, orders, notices, dumps, status. Never raises."""
+        self._guarded("kill switch", self.check_kill_switch)
         self._guarded("channel", self._read_channel)
         self._guarded("faults", self._write_faults)
         self._guarded("telemetry", self._write_telemetry)
         self._guarded("status", self._write_status)
 
+    def check_kill_switch(self) -> None:
+        """Put every seat on its built-in rule while the channel's `DISABLED` file is there."""
+        disabled = self._keep_disabled or bool(self._disabled_path and os.path.lexists(self._disabled_path))
+        if disabled != self._governor.disabled:
+            for seat in self._seats.values():
+                seat.disabled = disabled
+            self._status_at = 0.0
+
     def bring_in(
         self,
         source: str,
-        certificate: str,
+        certificate: str | bytes,
         requested_us: int | None = None,
         *,
         contract: str = ORDERING,
@@ -134,24 +180,41 @@ class Watcher:
         """Verify, compile and offer one policy to the engine; see `Notice` for how it is to be used.
 
         Raises:
-            AutopoiesisError: it may not run; `refusal` holds the line, and what ran before goes on.
+            AutopoiesisError: it may not run; `refusals` holds the line, and what ran before goes on.
         """
         requested_us = self._clock_us() if requested_us is None else requested_us
         try:
             if mode == "canary" and seconds is None and decisions is None:
                 raise AutopoiesisError("a canary needs a bound: seconds or decisions")
-            policy = self._checked(contract, source, certificate)
+            if self.orders is not None and self.orders.frozen:
+                raise AutopoiesisError(
+                    "the channel is frozen, and nothing new runs; `autopoiesis deploy unfreeze` it first"
+                )
+            return self._bring_in(source, certificate, requested_us, contract, mode, base, seconds, decisions)
         except AutopoiesisError as error:
-            self._refuse(str(error))
+            self._refuse(contract, str(error))
             raise
+
+    def _bring_in(
+        self,
+        source: str,
+        certificate: str | bytes,
+        requested_us: int,
+        contract: str,
+        mode: Mode,
+        base: Any,
+        seconds: float | None,
+        decisions: int | None,
+    ) -> Any:
+        policy = self._checked(contract, source, certificate)
         limit_us = round(seconds * 1e6) if seconds is not None else None
         self._seats[contract].offer(policy, requested_us, mode, base, limit_us, decisions)
-        self.refusal = ""
+        self.refusals.pop(contract, None)
         said = f"policy {policy.digest[:12]} accepted ({mode}); from the next step on"
         log_event(logger, "policy.accepted", said, {"contract": contract, "digest": policy.digest, "mode": mode})
         return policy
 
-    def _checked(self, contract: str, source: str, certificate: str) -> Any:
+    def _checked(self, contract: str, source: str, certificate: str | bytes) -> Any:
         if contract not in self._seats:
             raise AutopoiesisError(no_lever(contract, self._seats))
         with self._short_turns:
@@ -161,89 +224,117 @@ class Watcher:
         quarantined = self._seats[contract].quarantined
         if policy.digest in quarantined:
             raise AutopoiesisError(f"policy {policy.digest[:12]} is in quarantine here ({quarantined[policy.digest]})")
+        if self.orders is not None and policy.digest in self.orders.quarantined:
+            raise AutopoiesisError(_in_quarantine(policy.digest, self.orders))
         return policy
 
     def _run(self) -> None:
         while not self._stop.wait(self._poll_s):
             self.look()
 
+    def _watch_switch(self) -> None:
+        while not self._stop.wait(KILL_SWITCH_S):
+            self._guarded("kill switch", self.check_kill_switch)
+
     def _read_channel(self) -> None:
         if self._channel is None:
             return
-        # One call a slot and round, whatever the channel holds: each round takes the interpreter away from the engine.
-        disabled = self._keep_disabled or os.path.exists(self._disabled_path)  # noqa: PTH110
-        if disabled != self._governor.disabled:
-            for seat in self._seats.values():
-                seat.disabled = disabled
-            self._status_at = 0.0
+        # One call a file and round, whatever the channel holds: each round takes the interpreter away from the engine.
         starting, self._starting = self._starting, False
         gone = ""
-        for contract, path in self._notice_paths.items():
+        for name, path in self._paths.items():
             try:
-                stat = os.stat(path)  # noqa: PTH116
+                stat = os.lstat(path)
             except FileNotFoundError:
-                if self._seen.pop(contract, None) is not None:
+                if self._seen.pop(name, None) is not None:
                     gone = path
                 continue
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-            due = self._retry_at.get(contract)
-            if seen != self._seen.get(contract) or (due is not None and time.monotonic() >= due):
+            due = self._retry_at.get(name)
+            if seen != self._seen.get(name) or (due is not None and time.monotonic() >= due):
                 requested_us = self._clock_us()
-                self._seen[contract] = seen
-                self._retry_at.pop(contract, None)
+                self._seen[name] = seen
+                self._retry_at.pop(name, None)
                 self._status_at = 0.0  # what comes of it is worth telling at once
                 with self._short_turns:
-                    self._guarded(contract, partial(self._follow, self._channel, contract, requested_us, starting))
+                    self._guarded(name, partial(self._follow, self._channel, name, requested_us, starting))
         if gone:
             self._status_at = 0.0
-            raise ChannelError(f"{gone} is gone; what decided goes on deciding")
+            raise ChannelError(f"{gone} is gone; what decided goes on deciding", ChannelProblem.UNREADABLE)
 
-    def _follow(self, channel: Channel, contract: str, requested_us: int, starting: bool) -> None:
-        """Do what a slot's notice says; a second later again when it, or what it names, is out of reach just now."""
+    def _follow(self, channel: Channel, name: str, requested_us: int, starting: bool) -> None:
+        """Do what a file of the channel says; a second later again when it, or what it names, is out of reach just now."""
+        if name == ORDERS:
+            try:
+                self._obey(channel.accept_orders(), requested_us)
+            except ChannelError as error:
+                if error.problem is ChannelProblem.UNREADABLE:
+                    self._retry_at[name] = time.monotonic() + RETRY_S
+                raise
+            return
+        self._held.discard(name)
         try:
-            self._read_notice(channel, contract, requested_us, starting)
-        except OutOfReachError:
-            self._retry_at[contract] = time.monotonic() + RETRY_S
-            raise
-        except UnreadableError as error:
-            self._retry_at[contract] = time.monotonic() + RETRY_S
-            if str(error) != self.refusal:
-                self._refuse(str(error))
+            self._read_notice(channel, name, requested_us, starting)
+        except ChannelError as error:
+            if error.problem is ChannelProblem.UNREADABLE:
+                self._retry_at[name] = time.monotonic() + RETRY_S
+            if error.problem in HELD:
+                self._held.add(name)
+            if error.problem in DAMAGED:
+                self.refusals[name] = _line(error)
+                raise
+            if _line(error) != self.refusals.get(name):
+                self._refuse(name, str(error))
+        except AutopoiesisError as error:  # the policy that ran goes on
+            self._refuse(name, str(error))
+
+    def _obey(self, orders: StandingOrders | None, requested_us: int) -> None:
+        """Take out what is quarantined, and look again at what was held by earlier orders."""
+        self.orders = orders
+        for name in self._held:
+            self._seen.pop(name, None)
+        if orders is None:
+            return
+        for contract, seat in self._seats.items():
+            offered = seat.pending.policy if seat.pending is not None else None
+            out = [
+                policy.digest
+                for policy in (offered, seat.shadow, seat.active)
+                if policy is not None and policy.digest in orders.quarantined
+            ]
+            if out:
+                # What decides beside or after a trial goes on, unless that is in quarantine as well.
+                refuge = seat.active if seat.shadow is not None else seat.standing
+                seat.offer(refuge if digest_of(refuge) not in orders.quarantined else None, requested_us)
+                self._refuse(contract, _in_quarantine(out[0], orders))
+            elif digest_of(seat.base) in orders.quarantined:
+                seat.base = None
 
     def _read_notice(self, channel: Channel, contract: str, requested_us: int, starting: bool) -> None:
-        notice = channel.read(contract)
+        notice = channel.accept(contract)
         if notice is None:
             return
+        self.wanted[contract] = notice
         if contract not in self._seats:
             if notice.digest is not None:
-                self._refuse(no_lever(contract, self._seats))
+                self._refuse(contract, no_lever(contract, self._seats))
             return
         if notice.digest is None:
             self._seats[contract].offer(None, requested_us)
-            self.refusal = ""
+            self.refusals.pop(contract, None)
             return
         base = self._base(channel, notice)
         if starting and notice.mode == "canary":
             # How much of its bound was used before this engine stopped is not known, so it is over.
             self._seats[contract].offer(base, requested_us)
-            self._refuse(f"policy {notice.digest[:12]}: the engine started during its canary; publish it again")
-            return
-        try:
-            source, certificate = texts_of(channel, notice.digest)
-            policy = self.bring_in(
-                source,
-                certificate,
-                requested_us,
-                contract=contract,
-                mode=notice.mode,
-                base=base,
-                seconds=notice.seconds,
-                decisions=notice.decisions,
+            self._refuse(
+                contract, f"policy {notice.digest[:12]}: the engine started during its canary; publish it again"
             )
-        except UnreadableError:
-            raise
-        except AutopoiesisError:
-            return  # refused, logged and in the status: the policy that ran goes on
+            return
+        source, certificate = channel.files_of(notice, notice.digest)
+        policy = self._bring_in(
+            source, certificate, requested_us, contract, notice.mode, base, notice.seconds, notice.decisions
+        )
         if policy.digest != notice.digest:
             said = f"the notice says {notice.digest[:12]}, the policy is {policy.digest[:12]}"
             about = {"contract": notice.contract, "digest": policy.digest, "noticed": notice.digest}
@@ -258,7 +349,7 @@ class Watcher:
             if digest_of(known) == notice.base:
                 return known
         try:
-            base: Runnable = self._checked(notice.contract, *texts_of(channel, notice.base))
+            base: Runnable = self._checked(notice.contract, *channel.files_of(notice, notice.base))
         except AutopoiesisError as error:
             said = f"the built-in rule stands in for {notice.base[:12]}: {error}"
             about = {"contract": notice.contract, "digest": notice.base, "reason": str(error)}
@@ -266,11 +357,12 @@ class Watcher:
             return None
         return base
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, contract: str, why: str) -> None:
         self.refused += 1
-        self.refusal = " ".join(why.split())
-        said = f"refused: {self.refusal}"
-        log_event(logger, "policy.refused", said, {"reason": self.refusal}, level=logging.WARNING)
+        self.refusals[contract] = _line(why)
+        said = f"refused for {contract}: {self.refusals[contract]}"
+        about = {"contract": contract, "reason": self.refusals[contract]}
+        log_event(logger, "policy.refused", said, about, level=logging.WARNING)
 
     def _write_faults(self) -> None:
         while self._undumped is not None or not self.faults.empty():
@@ -305,34 +397,49 @@ class Watcher:
         self._pieces += 1
 
     def _write_status(self, force: bool = False) -> None:
-        if self._channel is None or not (force or time.monotonic() - self._status_at >= STATUS_EVERY_S):
+        now = time.monotonic()
+        if self._channel is None or not (force or now - self._status_at >= STATUS_EVERY_S):
             return
-        self._status_at = time.monotonic()
+        self._status_at = now
         status = self.status()
-        if force or status != self._status or not self._channel.engine_path(self.engine).exists():
-            self._channel.report(self.engine, status)
-            self._status = status
+        changed = force or status != self._status
+        if changed or now - self._heartbeat_at >= HEARTBEAT_S or not self._channel.engine_path(self.engine).exists():
+            self._channel.report(self.engine, {**status, "heartbeat": time.time()}, durable=changed)
+            self._status, self._heartbeat_at = status, now
 
     def status(self) -> dict[str, Any]:
-        """What the engine runs, has refused and has dropped, ready for JSON.
+        """What the engine runs, has refused and has dropped, ready for JSON (see `protocol.status`).
 
         The top level speaks of request ordering; `levers` has the other policy types, each with its counters.
         """
         governor = self._governor
         return {
             "engine": self.engine,
+            "host": socket.gethostname(),
             "pid": os.getpid(),
+            "started": self.started,
+            "channel": self.wanted[next(iter(self.wanted))].channel if self.wanted else None,
             **governor.status(),
+            **self._slot(ORDERING),
             "aging_us": getattr(governor.active, "aging_us", None),
             "disabled": governor.disabled,
-            "refusal": self.refusal,
+            "frozen": self.orders is not None and self.orders.frozen,
             "limits": dict(self.limits),
             "counters": {**governor.counters, "refused": self.refused, "watcher_errors": self.errors},
             "levers": {
-                name: {**seat.status(), "counters": dict(seat.counters)}
+                name: {**seat.status(), **self._slot(name), "counters": dict(seat.counters)}
                 for name, seat in self._seats.items()
                 if seat is not governor
             },
+        }
+
+    def _slot(self, contract: str) -> dict[str, Any]:
+        """What is wanted in a slot, and why it does not run."""
+        notice = self.wanted.get(contract)
+        return {
+            "wanted": None if notice is None else notice.digest,
+            "sequence": 0 if notice is None else notice.sequence,
+            "refusal": self.refusals.get(contract, ""),
         }
 
     def drift(self) -> dict[str, float]:
@@ -358,23 +465,38 @@ def no_lever(contract: str, seats: Mapping[str, Seat[Any]]) -> str:
     return f"this engine has no lever for {contract}; it has {', '.join(seats)}"
 
 
-class UnreadableError(AutopoiesisError):
-    """A policy's files are not there or are no text."""
+def engine_name(chosen: str | None, rank: int, channel: Channel | None) -> str:
+    """Return a name that no other engine of the channel has.
 
-
-def texts_of(channel: Channel, digest: str) -> tuple[str, str]:
-    """A policy's text and certificate as the channel has them.
-
-    Raises:
-        UnreadableError: one of the two cannot be read.
+    Args:
+        chosen: the operator's name, to which a data-parallel rank above 0 is added; None: host, process and chance.
+        rank: the data-parallel rank.
+        channel: the channel, whose engines are asked for their names.
     """
-    try:
-        source = channel.policy_path(digest).read_text(encoding="utf-8")
-        return source, channel.certificate_path(digest).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, AutopoiesisError) as error:
-        raise UnreadableError(
-            f"policy {digest[:12]}: its text or certificate cannot be read ({error}); publish it again"
-        ) from None
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname()).strip("-")[:40] or "host"
+    name = chosen or f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+    name = f"{name}-dp{rank}" if rank else name
+    taken = channel.engines().get(name) if channel is not None else None
+    if taken is None or is_silent(taken):
+        return name
+    here = taken["host"] == socket.gethostname()
+    if here and (taken["pid"] == os.getpid() or not os.path.exists(f"/proc/{taken['pid']}")):  # noqa: PTH110
+        return name
+    other = f"{name}-{secrets.token_hex(3)}"
+    log_event(logger, "engine.renamed", f"another engine is called {name}; this one is {other}", {"engine": other})
+    return other
+
+
+def _in_quarantine(digest: str, orders: StandingOrders) -> str:
+    return f"policy {digest[:12]} is in quarantine on this channel ({orders.quarantined[digest]})"
+
+
+def _runs(thread: threading.Thread | None) -> bool:
+    return thread is not None and thread.is_alive()
+
+
+def _line(text: object) -> str:
+    return printable(" ".join(str(text).split()))[:2_000]
 
 
 def _dump(fault: Fault) -> dict[str, Any]:

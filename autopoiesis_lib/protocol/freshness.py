@@ -1,0 +1,139 @@
+"""Freshness: the highest sequence numbers that one reader of a channel has accepted, kept on its own disk.
+
+A signature does not say when it was made. A reader therefore remembers, per channel and slot, the newest notice it accepted,
+and refuses every older one, also after a restart. The record lies in the reader's state folder, never in the channel, because
+whoever can write to the channel could put an old record back.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import AutopoiesisError
+from .files import FileProblem, FileRefusedError, FileUnwritableError, opened_folder, read_bounded, write_atomically
+from .notices import ChannelId, Slot, StandingOrders
+
+__all__ = ["Freshness", "FreshnessError", "Seen", "state_folder"]
+
+MAX_RECORD_BYTES = 2_097_152
+
+
+class FreshnessError(AutopoiesisError):
+    """The record of accepted sequence numbers is damaged, so nothing can be accepted."""
+
+
+class Seen(BaseModel):
+    """Everything that one reader accepted from one channel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = ""
+    """The channel's path, for people."""
+    channel: ChannelId | None = None
+    """The id under which the channel was first seen."""
+    notices: Mapping[Slot, int] = Field(default_factory=dict)
+    """Highest sequence number by slot."""
+    orders: StandingOrders | None = None
+    """The newest standing orders."""
+    logs: Mapping[str, int] = Field(default_factory=dict)
+    """Highest sequence number of the log head, by store."""
+
+
+def state_folder() -> Path:
+    """Return the user's folder for records.
+
+    It is `$AUTOPOIESIS_STATE`, else `$XDG_STATE_HOME/autopoiesis`, else `~/.local/state/autopoiesis`.
+    """
+    chosen = os.environ.get("AUTOPOIESIS_STATE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autopoiesis"
+
+
+class Freshness:
+    """The record of one channel, for one user.
+
+    Args:
+        root: the channel's directory; its resolved path names the record.
+        folder: the folder of records; None: `state_folder()`.
+    """
+
+    def __init__(self, root: Path, folder: Path | None = None) -> None:
+        resolved = os.path.realpath(root)
+        self._resolved = resolved
+        base = state_folder() if folder is None else folder
+        self.path = (
+            base / "channels" / f"{hashlib.sha256(resolved.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+        )
+        self.problem = ""
+        """The reason why the record is kept in memory only; empty while it is on disk."""
+        self._memory = Seen(path=resolved)
+
+    def read(self) -> Seen:
+        """Return the record.
+
+        Raises:
+            FreshnessError: it is damaged or belongs to another user.
+        """
+        try:
+            content = read_bounded(self.path, MAX_RECORD_BYTES)
+            if self.path.stat().st_uid not in (os.geteuid(), 0):
+                raise FreshnessError(f"{self.path} belongs to another user; remove it, or set AUTOPOIESIS_STATE")
+            found = Seen.model_validate_json(content)
+        except FileRefusedError as error:
+            if error.problem is FileProblem.MISSING:
+                return self._memory
+            raise FreshnessError(f"the record of accepted notices {error}; mend it, or set AUTOPOIESIS_STATE") from None
+        except (ValidationError, OSError):
+            raise FreshnessError(
+                f"the record of accepted notices {self.path} is damaged; remove it if no older notice can have been put back"
+            ) from None
+        return _merged(found, self._memory)
+
+    def update(self, change: Callable[[Seen], Seen]) -> Seen:
+        """Change the record under a lock and return it. What other processes accepted meanwhile is kept.
+
+        A record that cannot be written is kept in memory, and `problem` says so.
+
+        Raises:
+            FreshnessError: the record on disk is damaged.
+        """
+        try:
+            with opened_folder(self.path.parent) as folder:
+                lock = os.open(
+                    ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=folder
+                )
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    before = self.read()
+                    after = change(before)
+                    if after != before or not self.path.exists():
+                        write_atomically(self.path, after.model_dump_json(indent=1), mode=0o600)
+                    self.problem = ""
+                finally:
+                    os.close(lock)
+        except (OSError, FileUnwritableError) as error:
+            self.problem = str(error)
+            after = change(_merged(self._memory, self._memory))
+        self._memory = after
+        return after
+
+
+def _merged(one: Seen, other: Seen) -> Seen:
+    """Return the newest of two records, slot by slot."""
+    slots = {*one.notices, *other.notices}
+    stores = {*one.logs, *other.logs}
+    orders = max(
+        (item for item in (one.orders, other.orders) if item is not None), key=lambda item: item.sequence, default=None
+    )
+    return Seen(
+        path=one.path or other.path,
+        channel=one.channel or other.channel,
+        notices={slot: max(one.notices.get(slot, 0), other.notices.get(slot, 0)) for slot in sorted(slots)},
+        orders=orders,
+        logs={store: max(one.logs.get(store, 0), other.logs.get(store, 0)) for store in sorted(stores)},
+    )
