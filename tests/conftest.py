@@ -12,6 +12,7 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogR
 
 _cache = tempfile.TemporaryDirectory(prefix="autopoiesis-tests-")  # removed when the tests are over
 os.environ.setdefault("AUTOPOIESIS_CACHE", _cache.name)
+os.environ.setdefault("AUTOPOIESIS_STATE", os.path.join(_cache.name, "state"))  # noqa: PTH118
 
 
 @pytest.fixture

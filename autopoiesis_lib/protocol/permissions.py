@@ -44,7 +44,7 @@ def _key_problems(keys: Path | None, engine: bool) -> Iterator[str]:
     if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         yield f"{keys} is writable by others, who decide which keys are trusted here; run `chmod go-w` on it"
     try:
-        names = sorted(name for name in os.listdir(keys) if name.endswith((".key", ".pub")))
+        names = sorted(path.name for path in keys.iterdir() if path.suffix in (".key", ".pub"))
     except OSError:
         return
     for name in names[:256]:
