@@ -4,6 +4,7 @@ It does what an engine does: follows the channel, verifies what it finds with th
 built-in order, and writes telemetry. Each stretch of work is served from empty to empty.
 """
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ GAP_US = 1_000_000
 class LiveEngine:
     """One engine on a channel."""
 
-    channel: Path
+    channel: Channel
     keys: Path
     name: str = "engine-0"
     step_time: StepTimeModel = STEP_TIME
     now_us: int = 1_000_000
     digest: str | None = None
+    wanted: str | None = None
     refusal: str = ""
     quarantined: dict[str, str] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class LiveEngine:
         )  # fmt: skip
         if leave_first_s is not None:
             stretch = stretch[: round(leave_first_s / 10.0)]
-        leave(self.channel, stretch)
+        leave(self.channel.root, stretch)
         self.segments += len(stretch)
         self.now_us += int(result.times.finish_ns.max()) // 1_000 + GAP_US
         self.completed += result.num_served
@@ -66,15 +68,15 @@ class LiveEngine:
         return result.ttft.mean
 
     def _follow(self) -> None:
-        channel = Channel(self.channel)
-        notice = channel.read()
+        channel = self.channel
+        notice = channel.accept()
+        self.wanted = None if notice is None else notice.digest
         if notice is None or notice.digest == self.digest:
             return
         if notice.digest is None:
             self.digest, self.source = None, None
             return
-        source = channel.policy_path(notice.digest).read_text(encoding="utf-8")
-        certificate = channel.certificate_path(notice.digest).read_text(encoding="utf-8")
+        source, certificate = channel.files_of(notice, notice.digest)
         try:
             if notice.digest in self.quarantined:
                 raise PolicyRefusedError(f"policy {notice.digest[:12]} is in quarantine here")
@@ -87,9 +89,11 @@ class LiveEngine:
         status = {
             "engine": self.name,
             "digest": self.digest,
+            "wanted": self.wanted,
             "refusal": self.refusal,
+            "heartbeat": time.time(),
             "quarantined": self.quarantined,
             "trial": {"digest": self.digest, "ended": self.ended.get(self.digest or "", "")},
             "counters": {"fallbacks": self.fallbacks},
         }
-        Channel(self.channel).report(self.name, status)
+        self.channel.report(self.name, status)

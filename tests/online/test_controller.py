@@ -23,12 +23,11 @@ from autopoiesis_lib.online.rollout import Rollout
 from autopoiesis_lib.online.settings import WatchSettings
 from autopoiesis_lib.online.state import Stage
 from autopoiesis_lib.online.window import Window
-from autopoiesis_lib.protocol.channel import Channel
-from autopoiesis_lib.protocol.keys import load_key, new_key
 from autopoiesis_lib.simulation import Calibration, StepTimeModel, Trace
 from autopoiesis_lib.store import Store
 from tests.online.live import LiveEngine
 from tests.online.streams import ENGINE, STEP_TIME, poisson_trace
+from tests.support.fleet import Fleet
 
 CALIBRATION = Calibration(name="test", step_time=STEP_TIME, engine=ENGINE, source="test")
 SETTINGS = WatchSettings(
@@ -61,22 +60,23 @@ def controlling(
     require_approval: bool = False,
     known: Sequence[Policy] = (),
 ) -> Iterator[Controller]:
-    if not (folder / "keys").exists():
-        new_key(folder / "keys", "fleet")
     store = Store.open(folder / "store.db")
     rollout = Rollout(
-        store, Channel(folder / "channel"), contract="request-ordering", actor="test", require_approval=require_approval
+        store,
+        Fleet(folder).publisher(folder / "channel"),
+        contract="request-ordering",
+        actor="test",
+        require_approval=require_approval,
     )
-    key = load_key(folder / "keys", "fleet")
     with Controller(
-        RequestOrdering(), rollout, store, CALIBRATION, folder / "state", settings, key=key, known=known
+        RequestOrdering(), rollout, store, CALIBRATION, folder / "state", settings, known=known
     ) as controller:
         yield controller
     store.close()
 
 
 def engine(folder: Path) -> LiveEngine:
-    return LiveEngine(channel=folder / "channel", keys=folder / "keys")
+    return LiveEngine(channel=Fleet(folder).reader(folder / "channel"), keys=Fleet(folder).keys)
 
 
 def log(folder: Path) -> list[str]:
@@ -117,7 +117,7 @@ def test_a_shift_is_noticed_answered_by_evolution_and_rolled_out_and_serving_get
         assert candidate is not None
         assert set(live.decided_by) == {None}, "shadow has no effect on the engine"
         ticks(controller, live, [crowded(5), crowded(6)], "canary")
-        assert Channel(tmp_path / "channel").read().digest == candidate  # type: ignore[union-attr]
+        assert Fleet(tmp_path).publisher(tmp_path / "channel").read().digest == candidate  # type: ignore[union-attr]
         ticks(controller, live, [crowded(7), crowded(8), crowded(9)], "promoted")
         assert live.decided_by[-1] == candidate, live.refusal
         after = live.serve(crowded(3))
@@ -142,7 +142,7 @@ def test_a_shift_is_answered_at_once_by_the_best_known_policy_and_evolution_foll
         said = ticks(controller, live, [crowded(4)], "canary")
         assert "known" in said and "evolve" not in log(tmp_path)
         shortest = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
-        assert Channel(tmp_path / "channel").read().digest == shortest.digest  # type: ignore[union-attr]
+        assert Fleet(tmp_path).publisher(tmp_path / "channel").read().digest == shortest.digest  # type: ignore[union-attr]
         ticks(controller, live, [crowded(seed) for seed in (5, 6, 7)], "promoted")
         assert controller.rollout.state.active == shortest.digest
         assert live.serve(crowded(3)) < 0.7 * before
@@ -342,7 +342,7 @@ def test_a_canary_that_its_engine_ended_is_rolled_back_and_may_come_again(tmp_pa
         ticks(controller, live, [crowded(1), crowded(2), crowded(3)], "canary")
         candidate = controller.rollout.state.candidate
         assert candidate is not None
-        notice = Channel(tmp_path / "channel").read()
+        notice = Fleet(tmp_path).publisher(tmp_path / "channel").read()
         assert notice is not None and (notice.mode, notice.base) == ("canary", None)
         live.ended[candidate] = "its time is over"
         live.serve(crowded(4))
@@ -381,7 +381,6 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_a_killed_controller_leaves_serving_untouched_and_resumes_its_evolution(tmp_path: Path) -> None:
-    new_key(tmp_path / "keys", "fleet")
     live = engine(tmp_path)
     live.serve(crowded(1))
     script = tmp_path / "watch.py"
@@ -489,7 +488,7 @@ def test_a_proof_that_only_one_solver_finished_is_not_published_unless_that_is_a
         live = engine(tmp_path)
         live.serve(crowded(1))
         assert "only one solver proved" in controller.tick()
-        assert Channel(tmp_path / "channel").read() is None
+        assert Fleet(tmp_path).publisher(tmp_path / "channel").read() is None
         assert controller.rollout.state.stage is Stage.IDLE
 
 

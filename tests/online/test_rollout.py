@@ -1,5 +1,6 @@
 """Claims about rollouts: what may be published when, what survives a crash, and who has the last word."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.online.rollout import Evidence, Rollout
 from autopoiesis_lib.online.state import RolloutError, Stage
-from autopoiesis_lib.protocol.channel import Channel, ChannelError, Notice
+from autopoiesis_lib.protocol.channel import Channel, ChannelError, ChannelProblem, Mode, Notice
 from autopoiesis_lib.store import Store
+from tests.support.fleet import Fleet
 
 GOOD = Evidence(objective="ttft_mean_us", reduction=0.3, ci95=(0.2, 0.4), requests=500, window="w")
 NOISE = Evidence(objective="ttft_mean_us", reduction=0.05, ci95=(-0.01, 0.1), requests=500, window="w")
@@ -38,16 +40,16 @@ def second(certificates: dict[str, Certificate]) -> Certificate:
 def rollout(folder: Path, *, require_approval: bool = False, canary: Path | None = None) -> Rollout:
     return Rollout(
         Store.open(folder / "store.db"),
-        Channel(folder / "channel"),
+        Fleet(folder).publisher(folder / "channel"),
         contract="request-ordering",
         actor="test",
         require_approval=require_approval,
-        canary_channel=Channel(canary) if canary is not None else None,
+        canary_channel=Fleet(folder).publisher(canary) if canary is not None else None,
     )
 
 
 def wanted(folder: Path) -> str | None:
-    notice = Channel(folder).read()
+    notice = Fleet(folder.parent).publisher(folder).read()
     return notice.digest if notice is not None else "nothing"
 
 
@@ -70,7 +72,7 @@ def test_a_better_candidate_goes_through_shadow_and_canary_to_promotion(tmp_path
 def test_a_canary_is_bounded_in_the_engine_itself_and_promotion_lifts_the_bound(
     tmp_path: Path, first: Certificate, second: Certificate
 ) -> None:
-    ours, channel = rollout(tmp_path), Channel(tmp_path / "channel")
+    ours, channel = rollout(tmp_path), Fleet(tmp_path).publisher(tmp_path / "channel")
     ours.canary_bound_s = 90.0
     for certificate, base in ((first, None), (second, first.policy_digest)):
         ours.propose(certificate)
@@ -178,12 +180,13 @@ def test_a_decision_whose_publication_was_cut_off_is_completed_after_a_restart(
 ) -> None:
     ours = rollout(tmp_path)
     ours.propose(first)
-    ours.channel = ours.canary_channel = Unwritable(tmp_path / "channel")
+    working = ours.channel
+    ours.channel = ours.canary_channel = Unwritable(working.root, working.key, working.trust, working.state)
     with pytest.raises(ChannelError):
         ours.start_canary(GOOD)
     if not publishing_died:
-        text = first.model_dump_json()
-        Channel(tmp_path / "channel").publish(
+        text = Fleet(tmp_path).certificate(first)
+        Fleet(tmp_path).publisher(tmp_path / "channel").publish(
             first.policy_digest, first.policy_source, text, note="died right after", mode="canary", seconds=60.0
         )
     again = rollout(tmp_path)
@@ -201,8 +204,10 @@ def test_what_a_person_publishes_is_adopted_not_overwritten(
     ours.propose(first)
     ours.start_canary(GOOD)
     ours.promote(GOOD)
-    by_hand = second.model_dump_json()
-    Channel(tmp_path / "channel").publish(second.policy_digest, second.policy_source, by_hand, note="by hand")
+    by_hand = Fleet(tmp_path).certificate(second)
+    Fleet(tmp_path).publisher(tmp_path / "channel").publish(
+        second.policy_digest, second.policy_source, by_hand, note="by hand"
+    )
     state = ours.reconcile()
     assert (state.active, state.history[-1]) == (second.policy_digest, first.policy_digest)
     assert wanted(tmp_path / "channel") == second.policy_digest
@@ -214,7 +219,7 @@ def test_a_person_who_undoes_a_canary_is_not_overruled(tmp_path: Path, first: Ce
     ours = rollout(tmp_path)
     ours.propose(first)
     ours.start_canary(GOOD)
-    Channel(tmp_path / "channel").publish_builtin(note="by hand")
+    Fleet(tmp_path).publisher(tmp_path / "channel").publish_builtin(note="by hand")
     state = ours.reconcile()
     assert (state.stage, state.active) == (Stage.IDLE, None)
     assert wanted(tmp_path / "channel") is None
@@ -269,3 +274,141 @@ def test_a_detail_under_the_name_of_an_attribute_breaks_nothing(
     found = dict(record.attributes or {})
     assert found["autopoiesis.contract"] == "request-ordering" and found["autopoiesis.message"] == "hello"
     assert "autopoiesis.nothing" not in found
+
+
+class TestTrialsOfSomebodyElse:
+    """A shadow or canary that somebody else published decides nothing for good, so it is not taken for the active policy."""
+
+    @pytest.mark.parametrize("mode", ["canary", "shadow"])
+    @pytest.mark.parametrize("held", ["free", "approval", "frozen"])
+    def test_a_foreign_trial_is_not_adopted(
+        self, tmp_path: Path, first: Certificate, second: Certificate, mode: Mode, held: str
+    ) -> None:
+        ours = rollout(tmp_path, require_approval=held == "approval")
+        ours.propose(first)
+        if held != "approval":
+            ours.start_canary(GOOD)
+            ours.promote(GOOD)
+        Fleet(tmp_path).publish(
+            tmp_path / "channel", policy_of(second), second, mode=mode, seconds=60.0 if mode == "canary" else None
+        )
+        if held == "frozen":
+            ours.freeze("hands off")
+        before = ours.state
+        state = ours.reconcile()
+        assert (state.active, state.stage, state.candidate) == (before.active, before.stage, before.candidate)
+        assert ours.foreign is not None and ours.foreign.digest == second.policy_digest
+        assert "adopt" not in actions(tmp_path)
+        standing = Fleet(tmp_path).publisher(tmp_path / "channel").read()
+        assert standing is not None and standing.mode == mode, "it is left alone"
+        ours.reconcile()
+        assert actions(tmp_path).count("trial-seen") == 1
+
+    def test_our_canary_is_over_when_somebody_elses_takes_its_place(
+        self, tmp_path: Path, first: Certificate, second: Certificate
+    ) -> None:
+        ours = rollout(tmp_path)
+        ours.propose(first)
+        ours.start_canary(GOOD)
+        Fleet(tmp_path).publish(tmp_path / "channel", policy_of(second), second, mode="canary", seconds=60.0)
+        state = ours.reconcile()
+        assert (state.stage, state.candidate, state.active, state.owed) == (Stage.IDLE, None, None, False)
+        assert wanted(tmp_path / "channel") == second.policy_digest
+
+    def test_when_a_foreign_canary_is_over_its_base_is_active(
+        self, tmp_path: Path, first: Certificate, second: Certificate
+    ) -> None:
+        ours = rollout(tmp_path)
+        ours.propose(first)
+        ours.start_canary(GOOD)
+        ours.promote(GOOD)
+        Fleet(tmp_path).publish(tmp_path / "channel", policy_of(second), second, mode="canary", decisions=5)
+        assert ours.reconcile().active == first.policy_digest and ours.foreign is not None
+        ours.channel.report(
+            "one", {"heartbeat": time.time(), "trial": {"digest": second.policy_digest, "ended": "5 decisions"}}
+        )
+        state = ours.reconcile()
+        assert ours.foreign is None and state.active == first.policy_digest
+        standing = Fleet(tmp_path).publisher(tmp_path / "channel").read()
+        assert standing is not None and (standing.digest, standing.mode) == (first.policy_digest, "active")
+
+    def test_a_foreign_canary_that_was_promoted_is_adopted(self, tmp_path: Path, first: Certificate) -> None:
+        ours = rollout(tmp_path)
+        Fleet(tmp_path).publish(tmp_path / "channel", policy_of(first), first, mode="canary", seconds=60.0)
+        assert ours.reconcile().active is None
+        Fleet(tmp_path).publish(tmp_path / "channel", policy_of(first), first)
+        assert ours.reconcile().active == first.policy_digest
+
+
+class TestNoticesNobodyVouchesFor:
+    def test_a_forged_notice_is_replaced_by_what_is_wanted(
+        self, tmp_path: Path, first: Certificate, second: Certificate
+    ) -> None:
+        ours = rollout(tmp_path)
+        ours.propose(first)
+        ours.start_canary(GOOD)
+        ours.promote(GOOD)
+        stranger = Fleet(tmp_path / "stranger")
+        (tmp_path / "stranger").mkdir()
+        forged = stranger.publisher(tmp_path / "elsewhere")
+        forged.publish(second.policy_digest, second.policy_source, stranger.certificate(second))
+        (tmp_path / "channel" / "active.json").write_bytes((tmp_path / "elsewhere" / "active.json").read_bytes())
+        state = ours.reconcile()
+        assert state.active == first.policy_digest
+        assert wanted(tmp_path / "channel") == first.policy_digest
+        assert "healed" in actions(tmp_path)
+
+    def test_an_old_notice_that_was_put_back_is_replaced(
+        self, tmp_path: Path, first: Certificate, second: Certificate
+    ) -> None:
+        ours = rollout(tmp_path)
+        path = tmp_path / "channel" / "active.json"
+        ours.propose(first)
+        ours.start_canary(GOOD)
+        ours.promote(GOOD)
+        old = path.read_bytes()
+        ours.roll_back("it did harm", quarantine=True)
+        path.write_bytes(old)
+        assert ours.reconcile().active is None
+        assert wanted(tmp_path / "channel") is None
+
+    def test_orders_nobody_vouches_for_stop_the_rollout(self, tmp_path: Path, first: Certificate) -> None:
+        ours = rollout(tmp_path)
+        ours.freeze("hands off")
+        (tmp_path / "channel" / "orders.json").write_text("{}")
+        with pytest.raises(ChannelError):
+            ours.propose(first)
+
+
+class TestStandingOrders:
+    def test_they_hold_for_every_store_and_spelling(self, tmp_path: Path, first: Certificate) -> None:
+        rollout(tmp_path).freeze("hands off")
+        (tmp_path / "alias").symlink_to(tmp_path / "channel")
+        other = Rollout(
+            Store.open(tmp_path / "other.db"),
+            Fleet(tmp_path).publisher(tmp_path / "x" / ".." / "alias"),
+            contract="request-ordering",
+            actor="test",
+        )
+        with pytest.raises(RolloutError, match="frozen"):
+            other.propose(first)
+        other.unfreeze()
+        other.quarantine(first.policy_digest, "seen to fail")
+        with pytest.raises(RolloutError, match="quarantine"):
+            rollout(tmp_path).propose(first)
+        with pytest.raises(ChannelError, match="quarantine") as refused:
+            Fleet(tmp_path).publish(tmp_path / "alias", policy_of(first), first)
+        assert refused.value.problem is ChannelProblem.QUARANTINED
+
+    def test_a_notice_is_renewed_long_before_it_expires(self, tmp_path: Path, first: Certificate) -> None:
+        ours = rollout(tmp_path)
+        Fleet(tmp_path).publish(tmp_path / "channel", policy_of(first), first, valid_s=3_600.0)
+        assert ours.reconcile().active == first.policy_digest
+        assert ours.reconcile().active == first.policy_digest
+        renewed = Fleet(tmp_path).publisher(tmp_path / "channel").read()
+        assert renewed is not None and renewed.expires - time.time() > 86_400
+        assert ours.reconcile() == ours.state
+
+
+def policy_of(certificate: Certificate) -> Policy:
+    return Policy.from_source(certificate.policy_source, RequestOrdering())

@@ -18,8 +18,9 @@ class Fleet:
 
     @cached_property
     def key(self) -> SigningKey:
-        """The signing key, made when first asked for."""
-        new_key(self.folder / "secret", "fleet")
+        """The signing key, made when it is asked for the first time in this folder."""
+        if not (self.folder / "secret").exists():
+            new_key(self.folder / "secret", "fleet")
         self.keys.mkdir(exist_ok=True)
         public = (self.folder / "secret" / "fleet.pub").read_text()
         (self.keys / "fleet.pub").write_text(public)
