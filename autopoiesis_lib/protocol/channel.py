@@ -284,8 +284,6 @@ class Channel:
 
     def _ensured_identity(self) -> str:
         found = self.identity()
-        if found is None and self.notice_path.exists():
-            self._read_notice(ORDERING)  # says so when it is of an earlier version
         path = self.root / "channel.json"
         if found is None or not path.exists():
             found = found or uuid.uuid4().hex
@@ -486,10 +484,8 @@ class Channel:
         channel = self._ensured_identity()
         try:
             standing = self.read(contract)
-        except ChannelError as error:
-            if error.problem is ChannelProblem.VERSION:
-                raise
-            standing = None  # a notice that nobody vouches for is replaced
+        except ChannelError:
+            standing = None  # a notice that nobody vouches for, or of an earlier version, is replaced
         sequence = max(standing.sequence if standing else 0, self.freshness.read().notices.get(contract, 0))
         if expected is not None and sequence != expected:
             raise ChannelError(

@@ -3,7 +3,9 @@
 import getpass
 import hashlib
 import os
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,23 +144,28 @@ def status(
 ) -> Answer:
     """Show what the channel wants, what each engine runs, and what was done lately."""
     from autopoiesis_cli.rendering.runs import render_status
-    from autopoiesis_lib.protocol.channel import LEVERS, ChannelError
+    from autopoiesis_lib.protocol.channel import LEVERS, Channel, ChannelError
     from autopoiesis_lib.protocol.permissions import permission_problems
     from autopoiesis_lib.protocol.status import silent_since
 
-    there = channel_at(channel, keys, allow_unsigned=True)
+    there, lenient = channel_at(channel, keys), channel_at(channel, keys, allow_unsigned=True)
     problems: dict[str, str] = {}
+
+    def shown(where: str, read: "Callable[[Channel], Any]") -> Any:
+        """What a trusted key vouches for; what nobody signed is shown as well, and said to be so."""
+        try:
+            return read(there)
+        except ChannelError as error:
+            problems[where] = str(error)
+        with suppress(ChannelError):
+            return read(lenient)
+
     slots: dict[str, Any] = {}
     for contract in (ORDERING_SLOT, *LEVERS):
-        try:
-            notice = there.read(contract)
-            slots[contract] = None if notice is None else notice.model_dump(mode="json")
-        except ChannelError as error:
-            slots[contract], problems[contract] = None, str(error)
-    try:
-        identity, orders = there.identity(), there.orders()
-    except ChannelError as error:
-        identity, orders, problems["channel"] = None, None, str(error)
+        notice = shown(contract, partial(Channel.read, contract=contract))
+        slots[contract] = None if notice is None else notice.model_dump(mode="json")
+    orders = shown("orders", lambda one: one.orders())
+    identity = shown("channel", lambda one: one.identity())
     with closing(_open(store)) as opened:
         log = opened.deployments(str(there.root))
     document = {

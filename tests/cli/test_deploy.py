@@ -1,5 +1,6 @@
 """`autopoiesis deploy` and `keys`: only what an engine would accept is published, and it can be undone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,15 @@ from autopoiesis_contracts.preemption import Preemption
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib import Certificate, Contract, Policy
-from autopoiesis_lib.protocol.channel import Channel
+from autopoiesis_lib.protocol.channel import Channel, Trust
 
 from .conftest import Command
 
 
 @pytest.fixture
 def certified(command: Command, policies: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Two certified policies, each with its certificate beside it."""
+    """Two certified policies, each with its certificate beside it, and a key to sign with."""
+    assert command("keys", "new", "fleet").code == 0
     found = []
     for name in ("fcfs", "sjf_aging"):
         folder = tmp_path / name
@@ -35,13 +37,17 @@ def certified(command: Command, policies: Path, tmp_path: Path) -> tuple[Path, P
     return found[0], found[1]
 
 
+def channel_in(folder: Path) -> Channel:
+    """The channel as an engine of the fleet reads it."""
+    return Channel(folder / "channel", trust=Trust(folder / ".autopoiesis" / "keys"))
+
+
 def test_a_signed_policy_is_published_as_an_engine_will_accept_it(
     command: Command, certified: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    assert command("keys", "new", "fleet").code == 0
     ran = command("deploy", certified[1], "--channel", "channel", "--key", "fleet", "--json")
     assert ran.code == 0, ran.err
-    channel = Channel(tmp_path / "channel")
+    channel = channel_in(tmp_path)
     notice = channel.read()
     assert notice is not None and notice.digest is not None
     assert notice.digest == ran.document["digest"]
@@ -54,22 +60,25 @@ def test_a_signed_policy_is_published_as_an_engine_will_accept_it(
 
 
 def test_an_unsigned_policy_needs_leave(command: Command, certified: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / ".autopoiesis" / "keys" / "fleet.key").unlink()
     refused = command("deploy", certified[0], "--channel", "channel")
     assert refused.code == 1
     assert "not signed" in refused.err
-    assert Channel(tmp_path / "channel").read() is None
+    assert channel_in(tmp_path).read() is None
     assert command("deploy", certified[0], "--channel", "channel", "--allow-unsigned").code == 0
+    status = command("deploy", "status", "--channel", "channel", "--json").document
+    assert status["active"]["mode"] == "active" and "not signed" in status["problems"]["request-ordering"]
 
 
 @pytest.mark.parametrize(("name", "contract"), [("admission", Admission()), ("preemption", Preemption())])
 def test_every_lever_has_a_slot_of_its_own_to_publish_in_and_to_roll_back(
     command: Command, certified: tuple[Path, Path], name: str, contract: Contract, tmp_path: Path
 ) -> None:
-    ordering = command("deploy", certified[0], "--channel", "channel", "--allow-unsigned", "--json").document["digest"]
+    ordering = command("deploy", certified[0], "--channel", "channel", "--json").document["digest"]
     (tmp_path / "lever.py").write_text(next(iter(contract.baselines().values())))
-    ran = command("deploy", "lever.py", "--contract", name, "--channel", "channel", "--allow-unsigned", "--json")
+    ran = command("deploy", "lever.py", "--contract", name, "--channel", "channel", "--json")
     assert ran.code == 0, ran.err
-    channel = Channel(tmp_path / "channel")
+    channel = channel_in(tmp_path)
     there = channel.read(name)
     assert there is not None and there.digest == ran.document["digest"]
     status = command("deploy", "status", "--channel", "channel", "--json").document
@@ -86,17 +95,16 @@ def test_a_policy_that_was_changed_since_is_not_published(
     command: Command, certified: tuple[Path, Path], tmp_path: Path
 ) -> None:
     certified[0].write_text(certified[0].read_text().replace("request.waited_us", "request.waited_us + 1"))
-    ran = command("deploy", certified[0], "--channel", "channel", "--allow-unsigned")
+    ran = command("deploy", certified[0], "--channel", "channel")
     assert ran.code == 1
     assert "not the certified one" in ran.err
-    assert Channel(tmp_path / "channel").read() is None
+    assert channel_in(tmp_path).read() is None
 
 
 def test_a_forged_certificate_is_neither_signed_nor_published(
     command: Command, certified: tuple[Path, Path], policies: Path, tmp_path: Path
 ) -> None:
     """Whoever can write a file must not get a signature for it: a refuted policy under the certificate of another one."""
-    command("keys", "new", "fleet")
     refuted = Policy.from_file(policies / "sjf.py", RequestOrdering())
     path = certified[1].with_name("certificate.json")
     forged = Certificate.read(path).model_copy(
@@ -104,44 +112,44 @@ def test_a_forged_certificate_is_neither_signed_nor_published(
     )
     forged.write(path)
     certified[1].write_text(refuted.source)
-    for leave in (("--key", "fleet"), ("--allow-unsigned",)):
+    for leave in (("--key", "fleet"), ()):
         ran = command("deploy", certified[1], "--channel", "channel", *leave)
         assert ran.code == 1 and "REFUTED" in ran.err
-    assert Channel(tmp_path / "channel").read() is None
+    assert channel_in(tmp_path).read() is None
 
 
 def test_a_bound_that_is_not_the_proved_one_is_not_signed(
     command: Command, certified: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    command("keys", "new", "fleet")
     path = certified[1].with_name("certificate.json")
     Certificate.read(path).model_copy(update={"bounds": {"ages": 1_000}}).write(path)
     ran = command("deploy", certified[1], "--channel", "channel", "--key", "fleet")
     assert ran.code == 1
     assert "8191000" in ran.err and str(path) in ran.err
-    assert Channel(tmp_path / "channel").read() is None
+    assert channel_in(tmp_path).read() is None
 
 
 def test_nothing_new_is_published_on_a_frozen_channel_but_going_back_is_allowed(
     command: Command, certified: tuple[Path, Path]
 ) -> None:
     for path in certified:
-        command("deploy", path, "--channel", "channel", "--allow-unsigned")
+        command("deploy", path, "--channel", "channel")
     frozen = command("deploy", "freeze", "--channel", "channel", "--json").document
     status = command("deploy", "status", "--channel", "channel", "--json").document
     assert frozen["active"] == status["active"]["digest"] and frozen["frozen"] and status["frozen"]
     assert "FROZEN" in command("deploy", "status", "--channel", "channel").out
-    ran = command("deploy", certified[0], "--channel", "channel", "--allow-unsigned")
+    ran = command("deploy", certified[0], "--channel", "channel")
     assert ran.code == 1 and "deploy unfreeze" in ran.err
     assert command("deploy", "rollback", "--channel", "channel").code == 0
     assert command("deploy", "unfreeze", "--channel", "channel").code == 0
-    assert command("deploy", certified[1], "--channel", "channel", "--allow-unsigned").code == 0
+    assert command("deploy", certified[1], "--channel", "channel").code == 0
 
 
 def test_a_policy_without_certificate_is_verified_now_and_refused_when_it_fails(
     command: Command, policies: Path
 ) -> None:
-    ran = command("deploy", policies / "sjf.py", "--channel", "channel", "--allow-unsigned", "--json")
+    command("keys", "new", "fleet")
+    ran = command("deploy", policies / "sjf.py", "--channel", "channel", "--json")
     assert ran.code == 1
     assert ran.document["published"] is False
     assert "REFUTED" in ran.err
@@ -150,10 +158,7 @@ def test_a_policy_without_certificate_is_verified_now_and_refused_when_it_fails(
 def test_rollback_goes_back_one_policy_at_a_time_to_the_builtin_order(
     command: Command, certified: tuple[Path, Path]
 ) -> None:
-    digests = [
-        command("deploy", path, "--channel", "channel", "--allow-unsigned", "--json").document["digest"]
-        for path in certified
-    ]
+    digests = [command("deploy", path, "--channel", "channel", "--json").document["digest"] for path in certified]
     first = command("deploy", "rollback", "--channel", "channel", "--json").document
     assert (first["was"], first["digest"]) == (digests[1], digests[0])
     second = command("deploy", "rollback", "--channel", "channel", "--json").document
@@ -169,10 +174,8 @@ def test_rollback_goes_back_one_policy_at_a_time_to_the_builtin_order(
 def test_status_shows_what_an_engine_says_of_itself(
     command: Command, certified: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    digest = command("deploy", certified[0], "--channel", "channel", "--allow-unsigned", "--json").document["digest"]
-    Channel(tmp_path / "channel").report(
-        "engine-1", {"digest": digest, "aging_us": 0, "refusal": "", "quarantined": {}}
-    )
+    digest = command("deploy", certified[0], "--channel", "channel", "--json").document["digest"]
+    channel_in(tmp_path).report("engine-1", {"digest": digest, "aging_us": 0, "refusal": "", "quarantined": {}})
     ran = command("deploy", "status", "--channel", "channel")
     assert "engine-1" in ran.out
     assert digest[:12] in ran.out
@@ -193,6 +196,9 @@ def test_serve_starts_the_server_that_works_for_both_vllm_builds(command: Comman
         "8",
     ]
     assert document["environment"] == {"AUTOPOIESIS_CHANNEL": str(tmp_path / "channel")}
+    made = command("deploy", "init", "--channel", "channel", "--json").document
+    document = command("deploy", "serve", "m", "--channel", "channel", "--dry-run", "--json").document
+    assert document["environment"]["AUTOPOIESIS_CHANNEL_ID"] == made["id"]
 
 
 def test_keys_are_listed_without_their_secret(command: Command) -> None:
@@ -200,3 +206,80 @@ def test_keys_are_listed_without_their_secret(command: Command) -> None:
     listed = command("keys", "list", "--json")
     assert listed.document == {"keys": [{"name": "fleet", "key_id": made["key_id"], "can_sign": True}]}
     assert command("keys", "new", "fleet").code == 2
+
+
+class TestStandingOrders:
+    """Freeze and quarantine hold wherever a command is run from, and however it spells the channel."""
+
+    @pytest.mark.parametrize("spelling", ["absolute", "dotted", "symlink"])
+    def test_another_directory_and_spelling(
+        self,
+        command: Command,
+        certified: tuple[Path, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        spelling: str,
+    ) -> None:
+        digest = command("deploy", certified[0], "--channel", "channel", "--json").document["digest"]
+        assert command("deploy", "freeze", "--channel", "channel", "--note", "hands off").code == 0
+        (tmp_path / "alias").symlink_to(tmp_path / "channel")
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir(elsewhere)
+        channel = {
+            "absolute": tmp_path / "channel",
+            "dotted": Path("..") / "elsewhere" / ".." / "channel",
+            "symlink": Path("..") / "alias",
+        }[spelling]
+        keys = ("--keys", tmp_path / ".autopoiesis" / "keys")
+        frozen = command("deploy", certified[1], "--channel", channel, *keys)
+        assert frozen.code == 1 and "frozen" in frozen.err
+        assert command("deploy", "unfreeze", "--channel", channel, *keys).code == 0
+        assert command("deploy", "quarantine", digest, "--channel", channel, *keys).code == 0
+        refused = command("deploy", certified[0], "--channel", channel, *keys)
+        assert refused.code == 1 and "quarantine" in refused.err
+        monkeypatch.chdir(tmp_path)
+        refused = command("deploy", certified[0], "--channel", "channel")
+        assert refused.code == 1 and "quarantine" in refused.err
+        assert command("deploy", "release", digest, "--channel", "channel").code == 0
+        assert command("deploy", certified[0], "--channel", channel, *keys).code == 0
+
+    def test_an_order_needs_a_key(self, command: Command, tmp_path: Path) -> None:
+        ran = command("deploy", "freeze", "--channel", "channel")
+        assert ran.code == 2 and "keys new NAME" in ran.err and ran.err.count("\n") == 1
+        assert not (tmp_path / "channel" / "orders.json").exists()
+
+
+class TestVersion1:
+    """What earlier versions left gets one clear line."""
+
+    def test_a_channel(self, command: Command, certified: tuple[Path, Path], tmp_path: Path) -> None:
+        (tmp_path / "channel").mkdir()
+        old = {"sequence": 3, "digest": "0" * 64, "contract": "request-ordering", "mode": "active", "base": None}
+        (tmp_path / "channel" / "active.json").write_text(json.dumps(old))
+        status = command("deploy", "status", "--channel", "channel", "--json").document
+        assert "format 1" in status["problems"]["request-ordering"]
+        assert command("deploy", certified[0], "--channel", "channel").code == 0
+        assert command("deploy", "status", "--channel", "channel", "--json").document["problems"] == {}
+
+    def test_a_certificate(self, command: Command, certified: tuple[Path, Path]) -> None:
+        path = certified[0].with_name("certificate.json")
+        old = json.loads(path.read_text())["predicate"] | {"format": 1, "signature": None}
+        path.write_text(json.dumps(old))
+        ran = command("deploy", certified[0], "--channel", "channel")
+        assert ran.code == 2 and "format 1" in ran.err and "autopoiesis verify" in ran.err
+        assert ran.err.count("\n") == 1
+
+
+class TestDoctor:
+    def test_open_modes_are_named(self, command: Command, tmp_path: Path) -> None:
+        command("keys", "new", "fleet")
+        command("deploy", "init", "--channel", "channel")
+        assert command("doctor", "--channel", "channel").code == 0
+        (tmp_path / "channel").chmod(0o777)
+        (tmp_path / ".autopoiesis" / "keys").chmod(0o775)
+        ran = command("doctor", "--channel", "channel", "--json")
+        assert ran.code == 1
+        assert len(ran.document["problems"]) == 2
+        engine = command("doctor", "--channel", "channel", "--engine", "--json").document["problems"]
+        assert any("private key that this engine" in line for line in engine)
