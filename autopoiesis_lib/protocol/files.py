@@ -81,7 +81,7 @@ def read_bounded(path: str | Path, limit: int, *, follow_links: bool = False) ->
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow_links else os.O_NOFOLLOW)
     try:
         handle = os.open(path, flags)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileRefusedError(path, FileProblem.MISSING, "is not there") from None
     except (OSError, ValueError) as error:
         if not follow_links and path.is_symlink():

@@ -53,7 +53,7 @@ class NoticeError(AutopoiesisError):
 
 
 class _Payload(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     version: Literal[2] = 2
     channel: ChannelId

@@ -21,9 +21,8 @@ class Fleet:
         """The signing key, made when it is asked for the first time in this folder."""
         if not (self.folder / "secret").exists():
             new_key(self.folder / "secret", "fleet")
-        self.keys.mkdir(exist_ok=True)
-        public = (self.folder / "secret" / "fleet.pub").read_text()
-        (self.keys / "fleet.pub").write_text(public)
+            self.keys.mkdir()
+            (self.keys / "fleet.pub").write_text((self.folder / "secret" / "fleet.pub").read_text())
         return load_key(self.folder / "secret", "fleet")
 
     @property
