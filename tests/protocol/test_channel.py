@@ -131,7 +131,8 @@ class TestAccepting:
     @pytest.mark.parametrize(
         "change",
         [
-            {"sequence": 0}, {"sequence": "2"}, {"sequence": 2**60}, {"digest": "../../etc/passwd"}, {"digest": 7}, {"mode": "on"},
+            {"sequence": 0}, {"sequence": "2"}, {"sequence": 2**60}, {"digest": "../../etc/passwd"}, {"digest": 7},
+            {"mode": "on"},
             {"mode": "canary"}, {"seconds": -1.0}, {"seconds": 1e300}, {"decisions": 0}, {"expires": None}, {"more": 1},
             {"version": 3}, {"contract": "../x"}, {"files": {}}, {"files": {ONE: {"policy": "x", "certificate": "y"}}},
             {"note": "x" * 3_000}, {"base": "x"}, {"channel": "x"},
