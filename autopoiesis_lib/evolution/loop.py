@@ -332,7 +332,7 @@ class _Run:
         self.store.put_policy(policy.digest, self.contract.contract_name, self.contract.digest, best.source)
         if certificate is not None:
             self.store.put_certificate(
-                certificate.digest, policy.digest, self.contract.digest, certificate.model_dump_json()
+                certificate.digest, policy.digest, self.contract.digest, certificate.payload().decode()
             )  # fmt: skip
         examples = self.archive.counterexamples
         note = getattr(self.proposer, "note", "")
