@@ -22,7 +22,8 @@ from ..protocol.notices import VALID_S
 from ..protocol.statement import envelope_of
 from ..protocol.status import is_silent
 from ..store import Store
-from .state import RolloutError, RolloutState, Stage, refuse_unfit, state_of, step
+from .audit import append
+from .state import NOTES, ORDERS, RolloutError, RolloutState, Stage, refuse_unfit, state_of, step
 
 __all__ = ["CANARY_BOUND_S", "Evidence", "Rollout"]
 
@@ -398,8 +399,15 @@ class Rollout:
         return after
 
     def _log(self, action: str, digest: str | None, detail: Mapping[str, Any], certificate: str | None = None) -> None:
-        self._store.log_deployment(
-            self.name, action, actor=self.actor, policy_digest=digest, certificate_digest=certificate, detail=detail
+        append(
+            self._store,
+            self.channel,
+            action,
+            actor=self.actor,
+            digest=digest,
+            detail=detail,
+            certificate=certificate,
+            sign=action not in NOTES or action in ORDERS,
         )
         about = {**detail, "channel": self.name, "contract": self.contract, "actor": self.actor, "digest": digest}
         log_event(logger, f"rollout.{action}", f"{action} {(digest or '')[:12]}".rstrip(), about)

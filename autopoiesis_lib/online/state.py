@@ -17,7 +17,7 @@ from enum import StrEnum
 from ..errors import AutopoiesisError
 from ..store import DeploymentRow
 
-__all__ = ["NOTES", "RolloutError", "RolloutState", "Stage", "refuse_unfit", "state_of", "step"]
+__all__ = ["NOTES", "ORDERS", "RolloutError", "RolloutState", "Stage", "refuse_unfit", "state_of", "step"]
 
 
 class RolloutError(AutopoiesisError):
@@ -65,10 +65,13 @@ class RolloutState:
         return self.candidate if self.stage is Stage.CANARY else self.active
 
 
-NOTES = frozenset(
+ORDERS = frozenset({"freeze", "unfreeze", "quarantine", "release"})
+"""Actions that are standing orders of the channel; the log repeats them for people."""
+
+NOTES = ORDERS | frozenset(
     {
         "watch", "drift", "calibrate", "evolve", "evolved", "evidence", "certify", "refused", "no-candidate", "trial-seen",
-        "healed", "freeze", "unfreeze", "quarantine", "release",
+        "healed",
     }
 )  # fmt: skip
 """Actions that are written down for people and change no rollout."""

@@ -193,6 +193,60 @@ def status(
     return Answer(document=document, shown=render_status(document))
 
 
+@app.command("log")
+@answering
+def log(
+    channel: ChannelOption,
+    check: Annotated[
+        bool, typer.Option("--check", help="Prove the log whole: its chain, and the head signed into the channel.")
+    ] = False,
+    keys: FolderOption = DEFAULT_KEYS,
+    store: StoreOption = None,
+    json: Json = False,
+) -> Answer:
+    """Show the audit log of a channel; with --check, exit code 1 when an entry was changed, removed, moved or added."""
+    from rich.text import Text
+
+    from autopoiesis_cli.rendering.runs import render_log
+    from autopoiesis_lib.online.audit import check as check_log
+    from autopoiesis_lib.store import log_text
+
+    there = channel_at(channel, keys)
+    with closing(_open(store)) as opened:
+        rows = opened.deployments(str(there.root))
+        identity = opened.identity
+        found = check_log(opened, there) if check else None
+    document: dict[str, Any] = {
+        "channel": str(channel),
+        "store": identity,
+        "entries": [
+            {
+                "entry": row.entry,
+                "at": row.at,
+                "action": row.action,
+                "policy_digest": row.policy_digest,
+                "actor": row.actor,
+                "detail": row.detail,
+                "chain": row.chain,
+            }
+            for row in rows
+        ],
+    }
+    if found is None:
+        return Answer(document=document, shown=render_log(rows))
+    document["check"] = {
+        "whole": found.whole,
+        "entries": found.entries,
+        "covered": found.covered,
+        "signed": None if found.signed is None else {"entries": found.signed.entries, "chain": found.signed.chain},
+        "broken": None if found.broken is None else {"entry": found.broken.entry, "problem": found.broken.problem},
+    }
+    text = log_text(found)
+    if found.whole:
+        return Answer(document=document, shown=[Text(text)])
+    return Answer(document=document, shown=[], code=REFUSED, error=text)
+
+
 @app.command("init")
 @answering
 def init(
@@ -481,11 +535,14 @@ def _log(
     certificate: str | None,
     note: str,
 ) -> None:
-    store.log_deployment(
-        str(channel.root),
+    from autopoiesis_lib.online.audit import append
+
+    append(
+        store,
+        channel,
         action,
         actor=f"{getpass.getuser()} (command line)",
-        policy_digest=digest,
-        certificate_digest=certificate,
+        digest=digest,
+        certificate=certificate,
         detail={"contract": contract, **({"note": note} if note else {})},
     )

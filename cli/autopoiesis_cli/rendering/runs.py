@@ -1,6 +1,6 @@
 """Runs and deployments, for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from autopoiesis_lib.store import RunRow
+    from autopoiesis_lib.store import DeploymentRow, RunRow
 
-__all__ = ["render_run_list", "render_status"]
+__all__ = ["render_log", "render_run_list", "render_status"]
 
 
 def render_run_list(runs: "Sequence[RunRow]") -> "list[RenderableType]":
@@ -69,11 +69,24 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
     else:
         shown.append(Text("no engine watches this channel yet"))
     if document["log"]:
-        table = _table("when", "what", "policy", "who")
-        for row in document["log"]:
-            table.add_row(row["at"], row["action"], _digest(row["policy_digest"]), row["actor"])
-        shown.append(table)
+        shown.append(
+            _log_table((row["at"], row["action"], row["policy_digest"], row["actor"]) for row in document["log"])
+        )
     return shown
+
+
+def render_log(rows: "Sequence[DeploymentRow]") -> "list[RenderableType]":
+    """Return the audit log as a table."""
+    if not rows:
+        return [Text("nothing was done to this channel with this store yet")]
+    return [_log_table((row.at, row.action, row.policy_digest, row.actor) for row in rows)]
+
+
+def _log_table(rows: "Iterable[tuple[str, str, str | None, str]]") -> Table:
+    table = _table("when", "what", "policy", "who")
+    for at, action, digest, actor in rows:
+        table.add_row(at, Text(action), _digest(digest), Text(actor))
+    return table
 
 
 def _time(seconds: float) -> str:
