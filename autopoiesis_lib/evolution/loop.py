@@ -16,7 +16,8 @@ from typing import Any, Literal
 from ..contract import Contract
 from ..gates.solving import BY_CLOCK
 from ..policy import Policy
-from ..store import CandidateRow, ProposalRow, RunRow, Store
+from ..protocol.text import printable
+from ..store import CandidateRow, ProposalRow, RunRow, Store, StoreError
 from ..synthesis.proposer import Context, Draft, Proposer
 from ..synthesis.search import SearchProposer
 from .archive import Archive, Elite
@@ -131,11 +132,17 @@ class _Run:
             self.store.start_run(self._row())
         else:
             row = store.run(resume)
-            self._check_same(row)
             self.id, self.seed, self.spent_before = row.id, row.seed, row.spent_seconds
-            self.budget = budget or Budget.from_json(row.config["budget"])
-            self.objectives = dict(row.config["objectives"])
-            self.warm = list(row.config["warm_start"])
+            try:
+                self._check_same(row)
+                self.budget = budget or Budget.from_json(row.config["budget"])
+                self.objectives = dict(row.config["objectives"])
+                self.warm = list(row.config["warm_start"])
+            except (LookupError, TypeError, ValueError) as error:
+                raise StoreError(
+                    f"run {row.id}: its stored settings are damaged ({type(error).__name__}: {printable(error)}); "
+                    "start a new run"
+                ) from error
         if not self.objectives or min(self.objectives.values()) <= 0:
             raise EvolutionError("objectives: give at least one metric with a weight above 0")
         self.objective = max(self.objectives, key=lambda name: self.objectives[name])

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from ..store import CandidateRow, ProposalRow, RunRow, Store
+from ..protocol.text import printable
+from ..store import CandidateRow, ProposalRow, RunRow, Store, StoreError
 from .charts import Series, chart
 from .errors import EvolutionError
 from .evaluator import HIGHER_IS_BETTER
@@ -30,7 +31,7 @@ def write_report(store: Store, run: str, path: str | Path) -> Path:
     """Render a run's report to a file.
 
     Raises:
-        StoreError: there is no such run.
+        StoreError: there is no such run, or what is stored of it cannot be read.
         EvolutionError: the run has no result yet.
     """
     target = Path(path)
@@ -40,12 +41,23 @@ def write_report(store: Store, run: str, path: str | Path) -> Path:
 
 
 def render(store: Store, run: str) -> str:
-    """The report of a run as HTML; raises as `write_report`."""
+    """Return the report of a run as HTML; raises as `write_report`."""
     row = store.run(run)
     if row.result is None or "report" not in row.result:
         raise EvolutionError(f"run {row.id} is {row.status} and has no result yet; finish it with `--resume {row.id}`")
-    proposals, candidates = store.proposals(row.id), store.candidates(row.id)
-    result, extra = row.result, row.result["report"]
+    try:
+        return _rendered(row, row.result, store.proposals(row.id), store.candidates(row.id))
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise StoreError(
+            f"run {row.id}: its stored result is damaged or of another version of this library "
+            f"({type(error).__name__}: {printable(error)}); restore the store from a backup, or run it again"
+        ) from error
+
+
+def _rendered(
+    row: RunRow, result: Mapping[str, Any], proposals: Sequence[ProposalRow], candidates: Sequence[CandidateRow]
+) -> str:
+    extra = result["report"]
     strongest = extra["strongest"]
     return _environment.get_template("report.html.j2").render(
         run=row,

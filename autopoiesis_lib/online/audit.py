@@ -1,7 +1,7 @@
 """The audit log of a channel: an entry in the store, and its head signed into the channel.
 
-The entry is written first. A head is signed only for a log that agrees with the head signed before, so that a signature never makes
-damage look intended.
+The entry is written first. A head is signed only for a log that agrees with the head signed before, so that a signature never
+makes damage look intended.
 """
 
 import logging

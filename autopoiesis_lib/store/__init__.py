@@ -1,11 +1,13 @@
-"""The store: where policies, certificates, runs, candidates and deployments live, on any SQLAlchemy URL.
+"""The store: policies, certificates, runs, candidates and deployments, in a SQLite file or a PostgreSQL database.
 
-Policies and certificates are content-addressed, lineage and deployments are append-only (the database itself refuses to
-change them), and every candidate is its own transaction, so that a killed process loses only what was in flight. SQLite
-files are opened in WAL mode; a PostgreSQL URL gives the same store to several hosts.
+Policies and certificates are addressed by content. They, the lineage and the log of deployments are append-only: the database
+itself refuses to change a row. The log is hash-chained as well, so that a head signed elsewhere shows a change made past the
+database. Every candidate is its own transaction, so a killed process loses only what was in flight. SQLite files are opened in
+WAL mode; a PostgreSQL URL gives the same store to several hosts.
 """
 
 from .database import Store
+from .log import LogBreak, LogCheck, LogHead, LogProblem, log_text
 from .opening import DEFAULT_STORE
 from .rows import CandidateRow, DeploymentRow, ProposalRow, RunRow, RunStatus, StoreError
 from .schema import SCHEMA_VERSION
@@ -15,9 +17,14 @@ __all__ = [
     "SCHEMA_VERSION",
     "CandidateRow",
     "DeploymentRow",
+    "LogBreak",
+    "LogCheck",
+    "LogHead",
+    "LogProblem",
     "ProposalRow",
     "RunRow",
     "RunStatus",
     "Store",
     "StoreError",
+    "log_text",
 ]

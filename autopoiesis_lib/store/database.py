@@ -1,4 +1,4 @@
-"""The store itself: an open database and the few things that are asked of it."""
+"""The open store and its operations."""
 
 import hashlib
 import json
@@ -9,68 +9,102 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 
 from . import schema as tables
-from .opening import first_line, locate, prepare, sqlite_pragmas
-from .rows import CandidateRow, DeploymentRow, ProposalRow, RunRow, RunStatus, StoreError
+from .log import LogCheck, LogHead, chain_after, genesis, walk
+from .opening import FAULTS, any_text, connect, first_line, locate, prepare, writing
+from .rows import CandidateRow, DeploymentRow, ProposalRow, RunRow, RunStatus, StoreError, checked
 
 __all__ = ["Store"]
 
 
 class Store:
-    """An open store. One process at a time per run; several processes may each hold a run of one store."""
+    """An open store. One process at a time per run; several processes may each hold a run of one store.
 
-    def __init__(self, engine: sa.Engine) -> None:
+    Every method raises `StoreError` if the database cannot be reached, read or written, or has a value that no column of it
+    may have.
+    """
+
+    def __init__(self, engine: sa.Engine, where: str, identity: str, not_migrated: str = "") -> None:
         self._engine = engine
+        self._where = where
+        self._identity = identity
+        self._not_migrated = not_migrated
 
     @classmethod
     def open(cls, url: str | Path | None = None) -> "Store":
         """Open (and create when new) the store at a SQLAlchemy URL or a file path; None is `DEFAULT_STORE`.
 
+        A store of schema version 1 is migrated. If it cannot be written, its runs, policies and certificates can be read, and
+        everything else raises `StoreError`.
+
         Raises:
-            StoreError: it cannot be opened, is not a store, or was written by a library of another schema version.
+            StoreError: it cannot be opened, is not a store, or was written by a library of a later schema version.
         """
         where, parsed = locate(url)
         try:
-            engine = sa.create_engine(
-                parsed, **({"connect_args": {"timeout": 60}} if parsed.drivername.startswith("sqlite") else {})
-            )
-        except (SQLAlchemyError, ImportError) as error:
+            engine = connect(parsed)
+        except (*FAULTS, ImportError) as error:
             raise StoreError(f"store {where}: {first_line(error)}; give a file path or a SQLAlchemy URL") from None
-        if engine.dialect.name == "sqlite":
-            sa.event.listen(engine, "connect", sqlite_pragmas)
         try:
-            prepare(engine, where)
-        except DatabaseError as error:
+            identity, not_migrated = prepare(engine, where)
+        except FAULTS as error:
             engine.dispose()
-            raise StoreError(
-                f"store {where} cannot be used: {first_line(error.orig or error)}; give another --store"
-            ) from None
+            raise StoreError(f"store {where} cannot be used: {first_line(error)}; give another --store") from None
         except StoreError:
             engine.dispose()
             raise
-        return cls(engine)
+        return cls(engine, where, identity, not_migrated)
 
     @property
     def url(self) -> str:
         """The URL with any password hidden."""
         return self._engine.url.render_as_string(hide_password=True)
 
+    @property
+    def identity(self) -> str:
+        """The UUID that the store was given when it was created; every chain of the log begins with it.
+
+        Raises:
+            StoreError: the store is of schema version 1 and cannot be migrated.
+        """
+        self._require_log()
+        return self._identity
+
     def close(self) -> None:
         """Release the connections."""
         self._engine.dispose()
 
     @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
-        """One transaction; `StoreError` when the database is locked for longer than the timeout, full or out of reach."""
+    def _read(self, what: str) -> Iterator[sa.Connection]:
+        """Run one transaction that reads; the whole of it sees the same state."""
         try:
-            with self._engine.begin() as connection:
+            with self._engine.connect() as connection:
                 yield connection
-        except OperationalError as error:
+        except FAULTS as error:
             raise StoreError(
-                f"store {self.url} cannot be written: {first_line(error.orig or error)}; nothing was written, try again"
+                f"store {self._where}: the {what} cannot be read: {first_line(error)}; restore the store from a backup, or "
+                "give another --store"
             ) from None
+
+    @contextmanager
+    def _write(self, *, exclusive: bool = False) -> Iterator[sa.Connection]:
+        """Run one transaction that writes all or nothing."""
+        if self._not_migrated:
+            raise StoreError(self._not_migrated)
+        try:
+            with writing(self._engine, exclusive=exclusive) as connection:
+                yield connection
+        except FAULTS as error:
+            advice = "try again" if isinstance(error, OperationalError) else "see whether the store is damaged"
+            raise StoreError(
+                f"store {self._where} cannot be written: {first_line(error)}; nothing was written, {advice}"
+            ) from None
+
+    def _require_log(self) -> None:
+        if self._not_migrated:
+            raise StoreError(self._not_migrated)
 
     # runs and candidates
 
@@ -103,12 +137,12 @@ class Store:
             )
 
     def run(self, run: str) -> RunRow:
-        """One run by its id, or by a prefix that only it has.
+        """Return the run with an id, or with a prefix that no other run has.
 
         Raises:
             StoreError: no run, or several, have that id.
         """
-        with self._engine.connect() as connection:
+        with self._read("run") as connection:
             rows = (
                 connection.execute(
                     sa.select(tables.runs).where(tables.runs.c.id.startswith(run, autoescape=True)).limit(2)
@@ -116,17 +150,17 @@ class Store:
                 .mappings()
                 .all()
             )
-        exact = [row for row in rows if row["id"] == run]
-        if len(exact or rows) != 1:
-            found = "several runs" if rows else "no run"
-            raise StoreError(f"store {self.url} has {found} called {run!r}; list them with `autopoiesis report`")
-        return RunRow(**(exact or rows)[0])
+            exact = [row for row in rows if row["id"] == run]
+            if len(exact or rows) == 1:
+                return checked(RunRow(**(exact or rows)[0]))
+        found = "several runs" if rows else "no run"
+        raise StoreError(f"store {self._where} has {found} called {run!r}; list them with `autopoiesis report`")
 
     def runs(self) -> list[RunRow]:
-        """All runs, oldest first."""
-        with self._engine.connect() as connection:
+        """Return all runs, oldest first."""
+        with self._read("runs") as connection:
             return [
-                RunRow(**row)
+                checked(RunRow(**row))
                 for row in connection.execute(
                     sa.select(tables.runs).order_by(tables.runs.c.started_at, tables.runs.c.id)
                 ).mappings()
@@ -160,7 +194,7 @@ class Store:
                 connection.execute(tables.lineage.insert(), lineage)
 
     def commit(self, run: str, row: CandidateRow) -> None:
-        """Record what became of one candidate: the checkpoint."""
+        """Record the outcome of one candidate: the checkpoint."""
         values = {
             "run": run,
             "id": row.id,
@@ -179,8 +213,8 @@ class Store:
             connection.execute(_INSERT_CANDIDATE, values)
 
     def proposals(self, run: str) -> list[ProposalRow]:
-        """All proposals of a run by id."""
-        with self._engine.connect() as connection:
+        """Return all proposals of a run, sorted by id."""
+        with self._read("proposals") as connection:
             parents: dict[int, list[int]] = {}
             for child, parent in connection.execute(
                 sa.select(tables.lineage.c.child, tables.lineage.c.parent)
@@ -192,26 +226,28 @@ class Store:
                 sa.select(tables.proposals).where(tables.proposals.c.run == run).order_by(tables.proposals.c.id)
             ).mappings()
             return [
-                ProposalRow(
-                    id=row["id"],
-                    generation=row["generation"],
-                    source=row["source"],
-                    move=row["move"],
-                    island=row["island"],
-                    parents=tuple(parents.get(row["id"], ())),
-                    rationale=row["rationale"],
-                    details=row["details"],
+                checked(
+                    ProposalRow(
+                        id=row["id"],
+                        generation=row["generation"],
+                        source=row["source"],
+                        move=row["move"],
+                        island=row["island"],
+                        parents=tuple(parents.get(row["id"], ())),
+                        rationale=row["rationale"],
+                        details=row["details"],
+                    )
                 )
                 for row in rows
             ]
 
     def candidates(self, run: str) -> list[CandidateRow]:
-        """All committed candidates of a run by id."""
-        with self._engine.connect() as connection:
+        """Return all committed candidates of a run, sorted by id."""
+        with self._read("candidates") as connection:
             rows = connection.execute(
                 sa.select(tables.candidates).where(tables.candidates.c.run == run).order_by(tables.candidates.c.id)
             ).mappings()
-            return [CandidateRow(**{key: value for key, value in row.items() if key != "run"}) for row in rows]
+            return [checked(CandidateRow(**{key: row[key] for key in row if key != "run"})) for row in rows]
 
     # content-addressed things
 
@@ -229,12 +265,12 @@ class Store:
         )
 
     def policy_source(self, digest: str) -> str:
-        """The source text of a policy by digest.
+        """Return the source text of a policy by digest.
 
         Raises:
             StoreError: it is not in the store.
         """
-        return str(self._one(tables.policies, digest, "policy")["source"])
+        return self._one(tables.policies.c.source, digest, "policy")
 
     def put_certificate(self, digest: str, policy_digest: str, contract_digest: str, content: str) -> None:
         """Keep a certificate's JSON text under its own digest; one that is there already is left alone."""
@@ -250,25 +286,25 @@ class Store:
         )
 
     def certificate(self, digest: str) -> str:
-        """A certificate's JSON text by digest.
+        """Return a certificate's JSON text by digest.
 
         Raises:
             StoreError: it is not in the store.
         """
-        return str(self._one(tables.certificates, digest, "certificate")["content"])
+        return self._one(tables.certificates.c.content, digest, "certificate")
 
     def certificates_of(self, policy_digest: str) -> list[str]:
-        """The JSON texts of every certificate of a policy, oldest first."""
+        """Return the JSON texts of every certificate of a policy, oldest first."""
         query = (
             sa.select(tables.certificates.c.content)
             .where(tables.certificates.c.policy_digest == policy_digest)
             .order_by(tables.certificates.c.at, tables.certificates.c.digest)
         )
-        with self._engine.connect() as connection:
-            return [str(row[0]) for row in connection.execute(query)]
+        with self._read("certificates") as connection:
+            return [_text(row[0]) for row in connection.execute(query)]
 
     def certified(self, contract_digest: str) -> list[tuple[str, str]]:
-        """(policy digest, source) of every certified policy of a contract, oldest first: what a warm start draws on."""
+        """Return (policy digest, source) of every certified policy of a contract, oldest first, for a warm start."""
         query = (
             sa.select(
                 tables.policies.c.digest, tables.policies.c.source, sa.func.min(tables.certificates.c.at).label("first")
@@ -278,8 +314,8 @@ class Store:
             .group_by(tables.policies.c.digest, tables.policies.c.source)
             .order_by("first", tables.policies.c.digest)
         )
-        with self._engine.connect() as connection:
-            return [(row[0], row[1]) for row in connection.execute(query)]
+        with self._read("certified policies") as connection:
+            return [(_text(row[0]), _text(row[1])) for row in connection.execute(query)]
 
     # regression counterexamples
 
@@ -291,7 +327,7 @@ class Store:
         texts = {_key(text): text for text in (json.dumps(content, sort_keys=True) for content in contents)}
         table = tables.counterexamples
         mine = table.c.contract_digest == contract_digest
-        with self._write() as connection:
+        with self._write(exclusive=True) as connection:
             count = connection.execute(sa.select(sa.func.count()).select_from(table).where(mine)).scalar_one()
             if count >= limit:
                 return 0
@@ -306,7 +342,7 @@ class Store:
             return len(rows)
 
     def counterexamples(self, contract_digest: str, newest: int | None = None) -> list[dict[str, Any]]:
-        """The regression counterexamples of a contract, or only the newest ones, in the order they were found."""
+        """Return the regression counterexamples of a contract, or the newest ones only, in the order they were found."""
         table = tables.counterexamples
         query = (
             sa.select(table.c.content)
@@ -314,10 +350,10 @@ class Store:
             .order_by(table.c.position.desc(), table.c.key.desc())
             .limit(newest)
         )
-        with self._engine.connect() as connection:
-            return [json.loads(row[0]) for row in reversed(connection.execute(query).all())]
+        with self._read("counterexamples") as connection:
+            return [_object(row[0]) for row in reversed(connection.execute(query).all())]
 
-    # deployments
+    # the log
 
     def log_deployment(
         self,
@@ -329,54 +365,98 @@ class Store:
         certificate_digest: str | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> int:
-        """Append a state change of a channel to the audit log; returns its id."""
-        with self._write() as connection:
-            inserted = connection.execute(
-                tables.deployments.insert().values(
-                    at=_now(),
-                    channel=channel,
-                    action=action,
-                    policy_digest=policy_digest,
-                    certificate_digest=certificate_digest,
-                    actor=actor,
-                    detail=dict(detail or {}),
-                )
-            )
-            key = inserted.inserted_primary_key
-            assert key is not None
-            return int(key[0])
+        """Append a state change of a channel to the audit log, and return its id."""
+        log = tables.deployments
+        with self._write(exclusive=True) as connection:
+            head = self._head(connection, channel)
+            row = {
+                "id": connection.execute(sa.select(sa.func.coalesce(sa.func.max(log.c.id), 0))).scalar_one() + 1,
+                "at": _now(),
+                "channel": channel,
+                "entry": head.entries + 1,
+                "action": action,
+                "policy_digest": policy_digest,
+                "certificate_digest": certificate_digest,
+                "actor": actor,
+                "detail": json.dumps(dict(detail or {})),
+            }
+            connection.execute(log.insert().values(**row, chain=chain_after(head.chain, row)))
+            return int(row["id"])
 
     def deployments(self, channel: str | None = None) -> list[DeploymentRow]:
-        """The audit log, oldest first, of one channel or of all."""
-        query = sa.select(tables.deployments).order_by(tables.deployments.c.id)
+        """Return the audit log, oldest first, of one channel or of all."""
+        self._require_log()
+        log = tables.deployments
+        query = sa.select(log).order_by(log.c.id)
         if channel is not None:
-            query = query.where(tables.deployments.c.channel == channel)
-        with self._engine.connect() as connection:
-            return [DeploymentRow(**row) for row in connection.execute(query).mappings()]
+            query = sa.select(log).where(log.c.channel == channel).order_by(log.c.entry)
+        with self._read("log") as connection:
+            return [
+                checked(DeploymentRow(**{**row, "detail": _object(row["detail"])}))
+                for row in connection.execute(query).mappings()
+            ]
+
+    def log_head(self, channel: str) -> LogHead:
+        """Return the end of a channel's log, as it is recorded there.
+
+        Sign it only for a log that agrees with the head signed before (`check_log`): a signature on the head of a damaged log
+        makes the damage look intended.
+        """
+        self._require_log()
+        with self._read("log") as connection:
+            return self._head(connection, channel)
+
+    def check_log(self, channel: str, signed: LogHead | None = None) -> LogCheck:
+        """Walk a channel's log from its first entry and compare it with a signed head."""
+        self._require_log()
+        log = tables.deployments
+        query = sa.select(log).where(log.c.channel == channel).order_by(log.c.entry, log.c.id)
+        with self._read("log") as connection, any_text(connection):
+            rows = connection.execution_options(yield_per=1_000).execute(query).mappings()
+            return walk(self._identity, channel, (dict(row) for row in rows), signed)
+
+    def _head(self, connection: sa.Connection, channel: str) -> LogHead:
+        log = tables.deployments
+        query = (
+            sa.select(log.c.entry, log.c.chain).where(log.c.channel == channel).order_by(log.c.entry.desc()).limit(1)
+        )
+        last = connection.execute(query).mappings().first()
+        return checked(LogHead(entries=last["entry"], chain=last["chain"])) if last else self._empty(channel)
+
+    def _empty(self, channel: str) -> LogHead:
+        return LogHead(entries=0, chain=genesis(self._identity, channel))
 
     # helpers
 
     def _insert_new(self, table: sa.Table, values: Mapping[str, Any]) -> None:
-        try:
-            with self._write() as connection:
-                if (
-                    connection.execute(sa.select(table.c.digest).where(table.c.digest == values["digest"])).first()
-                    is None
-                ):
-                    connection.execute(table.insert().values(**values))
-        except sa.exc.IntegrityError:
-            return  # another process kept the same content first
+        with self._write(exclusive=True) as connection:
+            known = connection.execute(sa.select(table.c.digest).where(table.c.digest == values["digest"])).first()
+            if known is None:
+                connection.execute(table.insert().values(**values))
 
-    def _one(self, table: sa.Table, digest: str, what: str) -> Mapping[str, Any]:
-        with self._engine.connect() as connection:
-            row = connection.execute(sa.select(table).where(table.c.digest == digest)).mappings().first()
-        if row is None:
-            raise StoreError(f"store {self.url} has no {what} {digest[:16]}; check --store")
-        return dict(row)
+    def _one(self, column: sa.Column[str], digest: str, what: str) -> str:
+        with self._read(what) as connection:
+            row = connection.execute(sa.select(column).where(column.table.c.digest == digest)).first()
+            if row is not None:
+                return _text(row[0])
+        raise StoreError(f"store {self._where} has no {what} {digest[:16]}; check --store")
 
 
 _INSERT_CANDIDATE = tables.candidates.insert()
 """One statement for every checkpoint, so that SQLAlchemy compiles it once."""
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a {type(value).__name__} in a column of texts")
+    return value
+
+
+def _object(value: object) -> dict[str, Any]:
+    found = json.loads(_text(value))
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON {type(found).__name__} where an object belongs")
+    return found
 
 
 def _key(text: str) -> str:

@@ -1,73 +1,258 @@
-"""Opening a store: where it is, and whether it is one this library can read."""
+"""Opening a store: finding it, creating or migrating it, and refusing what is no store."""
 
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..protocol.text import printable
 from . import schema as tables
+from .log import chain_after, genesis
 from .rows import StoreError
 
-__all__ = ["DEFAULT_STORE", "first_line", "locate", "prepare", "sqlite_pragmas"]
+__all__ = ["DEFAULT_STORE", "FAULTS", "any_text", "connect", "first_line", "locate", "prepare", "writing"]
 
 DEFAULT_STORE = ".autopoiesis/store.db"
 """Where the store is when nobody says otherwise, below the working directory."""
 
+FAULTS = (SQLAlchemyError, ValueError, TypeError, ArithmeticError, RecursionError)
+"""What a database out of reach or damaged raises, and a value in it that is not what its column is for."""
+
+LOCK = 0x6175746F706F69
+"""Number of the PostgreSQL advisory lock that writers of the log and of the schema take."""
+LOCK_TIMEOUT_S = 60
+
+MAX_REASON = 300
+"""Characters of a database's own message that are shown; it may quote a whole column."""
+
+V1_COLUMNS = ("id", "at", "channel", "action", "policy_digest", "certificate_digest", "actor", "detail")
+
 
 def locate(url: str | Path | None) -> tuple[str, sa.URL]:
+    """Return the name of a store for people, and its URL; the folder of a file is made.
+
+    Raises:
+        StoreError: it is no path and no URL of a database that this library can use.
+    """
     text = DEFAULT_STORE if url is None else str(url)
     if "://" not in text:
-        path = Path(text).expanduser()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"store {path}: {error.strerror or error}; give another --store") from None
-        return str(path), sa.URL.create("sqlite", database=str(path))
+            path = Path(text).expanduser()
+        except RuntimeError as error:
+            raise StoreError(f"store {printable(text)}: {error}; give another --store") from None
+        _prepare_file(path)
+        return printable(path), sa.URL.create("sqlite", database=str(path))
     try:
         parsed = sa.make_url(text)
-    except SQLAlchemyError:
+        backend = parsed.get_backend_name()
+    except (SQLAlchemyError, ValueError):
         raise StoreError(
             "the store is neither a file path nor a SQLAlchemy URL such as postgresql+psycopg://host/name"
         ) from None
-    if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername.startswith("sqlite") and parsed.database not in (None, "", ":memory:"):
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    return parsed.render_as_string(hide_password=True), parsed
+    if backend == "postgres" or parsed.drivername == "postgresql":
+        parsed, backend = parsed.set(drivername="postgresql+psycopg"), "postgresql"
+    where = printable(parsed.render_as_string(hide_password=True))
+    if backend not in ("sqlite", "postgresql"):
+        raise StoreError(
+            f"store {where}: an append-only log is kept in SQLite and PostgreSQL only; "
+            "give a file path or a postgresql:// URL"
+        )
+    if backend == "sqlite" and parsed.database not in (None, "", ":memory:") and "uri" not in parsed.query:
+        _prepare_file(Path(str(parsed.database)))
+    return where, parsed
 
 
-def sqlite_pragmas(connection: Any, _: Any) -> None:
+def _prepare_file(path: Path) -> None:
+    """Make a database file's folder, and refuse a file, or one that SQLite keeps beside it, at which opening would wait."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file in (path, *(Path(f"{path}{ending}") for ending in ("-journal", "-wal", "-shm"))):
+            if file.exists() and not file.is_file():
+                raise StoreError(
+                    f"store {printable(path)}: {printable(file)} is not a regular file; give another --store"
+                )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"store {printable(path)}: {reason}; give another --store") from None
+
+
+def connect(url: sa.URL) -> sa.Engine:
+    """Return an engine whose transactions are what `writing` promises.
+
+    Raises:
+        SQLAlchemyError, ImportError, ValueError, TypeError: the URL is wrong, or its driver is not installed.
+    """
+    if url.get_backend_name() != "sqlite":
+        # A waiting writer must see what the one before it wrote, whatever the server's default.
+        return sa.create_engine(url, isolation_level="READ COMMITTED")
+    engine = sa.create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S})
+    sa.event.listen(engine, "connect", _prepare_connection)
+    sa.event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _prepare_connection(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # transactions begin in `_begin`, not where the driver thinks fit
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    with suppress(sqlite3.OperationalError):  # a file that cannot be written keeps its mode
+        cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA trusted_schema=OFF")
     cursor.close()
 
 
-def prepare(engine: sa.Engine, where: str) -> None:
-    """Create the tables of a new store; check the version of an old one."""
-    present = set(sa.inspect(engine).get_table_names())
-    if present and "meta" not in present:
-        raise StoreError(
-            f"store {where} is the database of something else ({', '.join(sorted(present)[:4])}); give another --store"
-        )
-    if not present:
-        with engine.begin() as connection:
-            tables.metadata.create_all(connection)
-            for statement in tables.freeze_statements(engine.dialect.name):
-                connection.exec_driver_sql(statement)
-            connection.execute(tables.meta.insert().values(key="schema_version", value=str(tables.SCHEMA_VERSION)))
+def _begin(connection: sa.Connection) -> None:
+    kind = connection.get_execution_options().get("store_transaction", "read")
+    if kind == "read":
+        connection.exec_driver_sql("BEGIN")
+        return
+    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if kind == 'exclusive' else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def writing(engine: sa.Engine, *, exclusive: bool = False) -> Iterator[sa.Connection]:
+    """Run one transaction that writes.
+
+    With `exclusive`, no other process is in such a transaction at the same time, and what it wrote is on the disk at its end: a
+    head that was signed must not be ahead of the log after a power failure.
+    """
     with engine.connect() as connection:
-        found = connection.execute(
+        connection = connection.execution_options(store_transaction="exclusive" if exclusive else "write")
+        with connection.begin():
+            if exclusive and engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.set_config("lock_timeout", f"{LOCK_TIMEOUT_S}s", True)))
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+            yield connection
+
+
+@contextmanager
+def any_text(connection: sa.Connection) -> Iterator[None]:
+    """Read text that is not UTF-8, too, which SQLite keeps and its driver refuses: one bad entry must not hide the others."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.dbapi_connection
+    driver.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    try:
+        yield
+    finally:
+        driver.text_factory = str
+
+
+def prepare(engine: sa.Engine, where: str) -> tuple[str, str]:
+    """Create the tables of a new store and migrate those of an old one.
+
+    Returns the store's identity and "", or, for an old store that cannot be written, "" and the reason: its runs, policies and
+    certificates can be read.
+
+    Raises:
+        StoreError: it is the database of something else, of a later version, or damaged.
+    """
+    with engine.connect() as connection:
+        found = _version(connection, where)
+    if found is None:
+        with writing(engine, exclusive=True) as connection:
+            if _version(connection, where) is None:
+                _create(connection)
+    elif found == "1":
+        try:
+            with writing(engine, exclusive=True) as connection:
+                if _version(connection, where) == "1":
+                    _migrate(connection)
+        except FAULTS as error:
+            return "", (
+                f"store {where} has schema version 1 and cannot be migrated to version {tables.SCHEMA_VERSION}: "
+                f"{first_line(error)}; it can only be read, and its log not at all: migrate a copy that can be written"
+            )
+    elif found != str(tables.SCHEMA_VERSION):
+        raise StoreError(
+            f"store {where} has schema version {printable(found)}, and this library reads version "
+            f"{tables.SCHEMA_VERSION}; open it with the library that wrote it, or give another --store"
+        )
+    with engine.connect() as connection:
+        identity = connection.execute(
+            sa.select(tables.meta.c.value).where(tables.meta.c.key == "identity")
+        ).scalar_one_or_none()
+    if not isinstance(identity, str):
+        raise StoreError(f"store {where} is damaged: it has no identity; restore it from a backup")
+    return identity, ""
+
+
+def _version(connection: sa.Connection, where: str) -> str | None:
+    """Return the schema version of a store, or None for an empty database."""
+    present = set(sa.inspect(connection).get_table_names())
+    if not present:
+        return None
+    if "meta" not in present:
+        names = printable(", ".join(sorted(present)[:4]))
+        raise StoreError(f"store {where} is the database of something else ({names}); give another --store")
+    missing = set(tables.metadata.tables) - present
+    if missing:
+        raise StoreError(
+            f"store {where} is damaged: it lacks the table {min(missing)}; restore it from a backup, or give another --store"
+        )
+    return str(
+        connection.execute(
             sa.select(tables.meta.c.value).where(tables.meta.c.key == "schema_version")
         ).scalar_one_or_none()
-    if found != str(tables.SCHEMA_VERSION):
-        raise StoreError(
-            f"store {where} has schema version {found}, and this library reads version {tables.SCHEMA_VERSION}; "
-            "open it with the library that wrote it, or give another --store"
-        )
+    )
+
+
+def _create(connection: sa.Connection) -> None:
+    tables.metadata.create_all(connection)
+    connection.execute(
+        tables.meta.insert(),
+        [
+            {"key": "schema_version", "value": str(tables.SCHEMA_VERSION)},
+            {"key": "identity", "value": str(uuid.uuid4())},
+        ],
+    )
+    _freeze(connection)
+
+
+def _migrate(connection: sa.Connection) -> None:
+    """Bring version 1 to version 2: the log gets its entry numbers and chain values in the order of its ids."""
+    old = sa.table("deployments", *(sa.column(name) for name in V1_COLUMNS))
+    text = sa.cast(old.c.detail, sa.Text).label("detail")
+    query = sa.select(*(old.c[name] for name in V1_COLUMNS if name != "detail"), text).order_by(old.c.id)
+    identity = str(uuid.uuid4())
+    entries: dict[str, int] = {}
+    chains: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    for found in connection.execute(query).mappings():
+        channel = found["channel"]
+        entries[channel] = entries.get(channel, 0) + 1
+        row = {**found, "entry": entries[channel]}
+        chains[channel] = chain_after(chains.get(channel) or genesis(identity, channel), row)
+        rows.append({**row, "chain": chains[channel]})
+    connection.exec_driver_sql("DROP TABLE deployments")
+    tables.deployments.create(connection)
+    if rows:
+        connection.execute(tables.deployments.insert(), rows)
+    connection.execute(tables.meta.insert().values(key="identity", value=identity))
+    connection.execute(
+        tables.meta.update().where(tables.meta.c.key == "schema_version").values(value=str(tables.SCHEMA_VERSION))
+    )
+    _freeze(connection)
+
+
+def _freeze(connection: sa.Connection) -> None:
+    for statement in tables.freeze_statements(connection.dialect.name):
+        connection.exec_driver_sql(statement)
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return what an error of the database or of a value in it says, as one line that is safe to show."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return printable(f"{error.title}.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+    text = str(getattr(error, "orig", None) or error)
+    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return printable(line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]} ...")

@@ -1,20 +1,45 @@
-"""What the store hands out: one frozen record a row."""
+"""The store's records: one frozen value per row, checked as it is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, with_config
 
 from ..errors import AutopoiesisError
 
-__all__ = ["CandidateRow", "DeploymentRow", "ProposalRow", "RunRow", "RunStatus", "StoreError"]
+__all__ = ["CandidateRow", "DeploymentRow", "ProposalRow", "RunRow", "RunStatus", "StoreError", "checked", "typed"]
 
 RunStatus = Literal["running", "interrupted", "done", "failed"]
 
+Row = TypeVar("Row")
+
+typed = with_config(ConfigDict(strict=True, revalidate_instances="always"))
+"""Config of a record: SQLite keeps a value of any type in any column, so nothing is known of a row before it is checked."""
+
 
 class StoreError(AutopoiesisError):
-    """The store cannot be opened, is of another version, or lacks what was asked for."""
+    """The store cannot be opened, read or written, is of another version, or lacks what was asked for."""
 
 
+def checked(row: Row) -> Row:
+    """Return a row whose values have the types of their fields.
+
+    Raises:
+        ValidationError: a value has another type.
+    """
+    kind: type = type(row)
+    valid: Row = _adapter(kind).validate_python(row)
+    return valid
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@typed
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
     """One evolution run."""
@@ -32,6 +57,7 @@ class RunRow:
     result: Mapping[str, Any] | None = None
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class ProposalRow:
     """A candidate as it was proposed, before anything about it is known."""
@@ -47,6 +73,7 @@ class ProposalRow:
     """Model, tokens, dollars and the like; empty for search."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class CandidateRow:
     """What became of a candidate. `gate` is what rejected it ("duplicate" too); None when it was evaluated."""
@@ -67,6 +94,7 @@ class CandidateRow:
     """CPU seconds of the worker by stage."""
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class DeploymentRow:
     """One state change of a channel: shadow, canary, promote, rollback, quarantine, approve, freeze ..."""
@@ -74,8 +102,12 @@ class DeploymentRow:
     id: int
     at: str
     channel: str
+    entry: int
+    """Number of the entry in the log of its channel: 1, 2, 3, ..."""
     action: str
     policy_digest: str | None
     certificate_digest: str | None
     actor: str
     detail: Mapping[str, Any]
+    chain: str
+    """SHA-256 over the chain value of the entry before it and every column of this one."""

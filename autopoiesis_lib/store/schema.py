@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
-"""Raised whenever a table changes; a store of another version is refused at open."""
+SCHEMA_VERSION = 2
+"""Raised whenever a table changes. A store of an earlier version is migrated at open, one of a later version is refused."""
 
 metadata = sa.MetaData()
 meta = sa.Table(
@@ -92,35 +92,65 @@ counterexamples = sa.Table(
 deployments = sa.Table(
     "deployments",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("at", sa.String(32), nullable=False),
-    sa.Column("channel", sa.String(512), nullable=False, index=True),
+    sa.Column("channel", sa.String(512), nullable=False),
+    sa.Column("entry", sa.Integer, nullable=False),
     sa.Column("action", sa.String(64), nullable=False),
     sa.Column("policy_digest", sa.String(128), nullable=True),
     sa.Column("certificate_digest", sa.String(128), nullable=True),
     sa.Column("actor", sa.String(256), nullable=False),
-    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("chain", sa.String(64), nullable=False),
+    sa.UniqueConstraint("channel", "entry"),
 )
+"""The audit log. `detail` is JSON in a text column, because the chain covers the bytes that are stored."""
 
-APPEND_ONLY = ("lineage", "deployments", "policies", "certificates")
+APPEND_ONLY = (lineage, deployments, policies, certificates)
 
 
 def freeze_statements(dialect: str) -> Iterator[str]:
-    """DDL that makes the append-only tables refuse UPDATE and DELETE."""
-    if dialect == "sqlite":
-        for table in APPEND_ONLY:
-            for verb in ("UPDATE", "DELETE"):
-                yield (
-                    f"CREATE TRIGGER IF NOT EXISTS {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-                    f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-                )
-    elif dialect == "postgresql":
+    """Yield the DDL that makes the append-only tables refuse every change of a row."""
+    if dialect == "postgresql":
         yield (
             "CREATE OR REPLACE FUNCTION autopoiesis_append_only() RETURNS trigger AS "
             "$$ BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' is append-only'; END $$ LANGUAGE plpgsql"
         )
         for table in APPEND_ONLY:
-            yield (
-                f"CREATE OR REPLACE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} "
-                "FOR EACH ROW EXECUTE FUNCTION autopoiesis_append_only()"
-            )
+            for name, event, each in (
+                ("append_only", "UPDATE OR DELETE", "ROW"),
+                ("no_truncate", "TRUNCATE", "STATEMENT"),
+            ):
+                yield (
+                    f"CREATE OR REPLACE TRIGGER {table.name}_{name} BEFORE {event} ON {table.name} "
+                    f"FOR EACH {each} EXECUTE FUNCTION autopoiesis_append_only()"
+                )
+                yield f"ALTER TABLE {table.name} ENABLE ALWAYS TRIGGER {table.name}_{name}"
+    else:
+        for table in APPEND_ONLY:
+            for name, event in (
+                ("no_update", "BEFORE UPDATE"),
+                ("no_delete", "BEFORE DELETE"),
+                ("no_replace", f"BEFORE INSERT ON {table.name} WHEN EXISTS ({_conflicting(table)})"),
+                ("no_sentinel", f"AFTER INSERT ON {table.name} WHEN NEW.rowid < 1"),
+            ):
+                where = "" if " ON " in event else f" ON {table.name}"
+                yield f"DROP TRIGGER IF EXISTS {table.name}_{name}"
+                yield (
+                    f"CREATE TRIGGER {table.name}_{name} {event}{where} "
+                    f"BEGIN SELECT RAISE(ABORT, '{table.name} is append-only'); END"
+                )
+
+
+def _conflicting(table: sa.Table) -> str:
+    """Return the SQLite query for the rows that `INSERT OR REPLACE` would remove, for which no DELETE trigger runs.
+
+    `NEW.rowid` is -1 where the statement gives none; `no_sentinel` keeps that value out of the table.
+    """
+    keys = [
+        constraint.columns
+        for constraint in table.constraints
+        if isinstance(constraint, (sa.PrimaryKeyConstraint, sa.UniqueConstraint))
+    ]
+    same = [" AND ".join(f"{column.name} = NEW.{column.name}" for column in columns) for columns in keys]
+    return f"SELECT 1 FROM {table.name} WHERE rowid = NEW.rowid" + "".join(f" OR ({one})" for one in sorted(same))
