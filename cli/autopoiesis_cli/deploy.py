@@ -433,7 +433,10 @@ def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, E
         raise StoreError(
             f"run {run.id} is {run.status} and has no winner yet; finish it with `autopoiesis evolve ... --resume {run.id}`"
         )
-    digest = str(run.result["best"]["digest"])
+    best = run.result.get("best")
+    digest = best.get("digest") if isinstance(best, dict) else None
+    if not isinstance(digest, str):
+        raise StoreError(f"the result of run {run.id} is damaged; give the policy's file instead")
     source = store.policy_source(digest)
     if certificate is not None:
         return source, read_envelope(certificate), str(certificate)

@@ -1,6 +1,8 @@
 """`autopoiesis deploy` and `keys`: only what an engine would accept is published, and it can be undone."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -283,3 +285,50 @@ class TestDoctor:
         assert len(ran.document["problems"]) == 2
         engine = command("doctor", "--channel", "channel", "--engine", "--json").document["problems"]
         assert any("private key that this engine" in line for line in engine)
+
+
+class TestLog:
+    def test_a_whole_log_is_said_to_be_whole(self, command: Command, certified: tuple[Path, Path]) -> None:
+        for path in certified:
+            assert command("deploy", path, "--channel", "channel").code == 0
+        assert command("deploy", "freeze", "--channel", "channel").code == 0
+        ran = command("deploy", "log", "--check", "--channel", "channel", "--json")
+        assert ran.code == 0, ran.err
+        assert ran.document["check"] == ran.document["check"] | {"whole": True, "entries": 3, "covered": 3}
+        assert "promote" in command("deploy", "log", "--channel", "channel").out
+
+    @pytest.mark.parametrize(
+        "change", ["UPDATE deployments SET actor = 'nobody' WHERE entry = 1", "DELETE FROM deployments WHERE entry = 3"]
+    )
+    def test_a_rewritten_log_is_found_out(
+        self, command: Command, certified: tuple[Path, Path], tmp_path: Path, change: str
+    ) -> None:
+        for path in (*certified, certified[0]):
+            assert command("deploy", path, "--channel", "channel").code == 0
+        with closing(sqlite3.connect(tmp_path / ".autopoiesis" / "store.db")) as database, database:
+            for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                database.execute(f"DROP TRIGGER {name}")
+            database.execute(change)
+        ran = command("deploy", "log", "--check", "--channel", "channel", "--json")
+        assert ran.code == 1 and not ran.document["check"]["whole"]
+        assert ran.err.count("\n") == 1
+
+    def test_no_head_of_a_damaged_log_is_signed(
+        self, command: Command, certified: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        for path in (*certified, certified[0]):
+            command("deploy", path, "--channel", "channel")
+        with closing(sqlite3.connect(tmp_path / ".autopoiesis" / "store.db")) as database, database:
+            for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                database.execute(f"DROP TRIGGER {name}")
+            database.execute("DELETE FROM deployments WHERE entry = 3")
+        assert command("deploy", certified[1], "--channel", "channel").code == 0
+        ran = command("deploy", "log", "--check", "--channel", "channel", "--json")
+        assert ran.code == 1, "the next entry took the place of the removed one, and the signed head shows it"
+
+    def test_publishing_with_two_stores_signs_both(self, command: Command, certified: tuple[Path, Path]) -> None:
+        assert command("deploy", certified[0], "--channel", "channel").code == 0
+        assert command("deploy", certified[1], "--channel", "channel", "--store", "other.db").code == 0
+        for store in (".autopoiesis/store.db", "other.db"):
+            ran = command("deploy", "log", "--check", "--channel", "channel", "--store", store, "--json")
+            assert ran.code == 0 and ran.document["check"]["covered"] == 1
