@@ -98,7 +98,7 @@ class Controller(AbstractContextManager["Controller"]):
         self.contract, self.rollout, self.store, self.proposer = contract, rollout, store, proposer
         self.settings = settings or WatchSettings()
         self.known = tuple(known)
-        self.memory = Memory(state_dir)
+        self.memory = Memory(state_dir.resolve())  # a person may have made it a link
         self.observer = Observer(rollout.channel.root, self.settings.window_s, longest_s=self.settings.longest_window_s)
         separate = rollout.canary_channel is not rollout.channel
         self.canary_observer = (
@@ -238,11 +238,23 @@ class Controller(AbstractContextManager["Controller"]):
         due = self.memory.due()
         if due is None or state.frozen:
             return look.said
+        due = self._on_a_serving_engine(due)
         if self.settings.known_first:
             answered = self._answer_with_known(due, state)
             if answered is not None:
                 return answered
         return self._evolve_when_it_may(self.memory.due() or due)  # the look may have put it off
+
+    def _on_a_serving_engine(self, due: Due) -> Due:
+        """Return what is due, by another engine's clock from now on where its own is replaced before it has told enough."""
+        other, seen = self.observer.replaced(due.engine), self.observer.named(due.engine)
+        if other is None:
+            return due
+        if seen is not None and seen.window(since_us=due.since_us, length_s=self._round_s(due)) is not None:
+            return due
+        due = replace(due, engine=other.engine, since_us=other.now_us, next_look_us=0)
+        self.memory.keep_due(due)
+        return due
 
     def _look_for_change(self, state: RolloutState) -> Look:
         """Has work changed? A change is due from now on, unless nothing may be done about it."""

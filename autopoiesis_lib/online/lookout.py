@@ -48,8 +48,8 @@ class Lookout:
         """Whether anything was evolved on this channel before."""
         self._looked_us = 0
         """By the busiest engine's clock: up to where arrivals were looked at before they had settled."""
-        self._busy_until_us = 0
-        """By the busiest engine's clock: until then an evolution of ours took CPU time that a neighbouring engine may miss."""
+        self._busy_until: tuple[str, int] = ("", 0)
+        """An engine, and by its clock until when an evolution of ours took CPU time that a neighbouring engine may miss."""
         self._speed = None if self.reference is None else self.reference.window
         """Whose speed the engine's is compared with; None where an evolution of ours ran in the reference, or beside it."""
 
@@ -103,7 +103,11 @@ class Lookout:
     def mark_busy(self) -> None:
         """An evolution has just ended: what engines did meanwhile says nothing of their speed."""
         busiest = self._observer.busiest()
-        self._busy_until_us = busiest.now_us if busiest is not None else 0
+        self._busy_until = (busiest.engine, busiest.now_us) if busiest is not None else ("", 0)
+
+    def _was_busy(self, window: Window) -> bool:
+        engine, until_us = self._busy_until
+        return window.engine == engine and window.start_us < until_us
 
     def _arrived(self) -> Window | None:
         """What came in the time of a window up to now, or all since the first request; None when it is too early to look."""
@@ -125,7 +129,7 @@ class Lookout:
         """Whether they are of one engine, and the reference was not left by a control plane with windows of another length."""
         lengths = self._lengths(reference)
         same = reference.end_us - reference.start_us == lengths * (window.end_us - window.start_us)
-        return same and reference.engine == window.engine
+        return same and lengths <= REFERENCE and reference.engine == window.engine
 
     def _first_is_due(self) -> bool:
         unanswered = self.reference is None and self._memory.due() is None and not self._evolved()
@@ -138,7 +142,7 @@ class Lookout:
 
     def _keep_reference(self, window: Window) -> None:
         self.reference = Reference(window=window, replicas=max(1, self._observer.replicas))
-        self._speed = None if window.start_us < self._busy_until_us else window
+        self._speed = None if self._was_busy(window) else window
         self._memory.keep_reference(self.reference)
 
     def _lengthen_reference(self, reference: Reference, window: Window) -> None:
@@ -156,7 +160,7 @@ class Lookout:
 
     def _compare(self, reference: Reference, window: Window, calibration: Calibration, early: bool) -> DriftReport:
         before = self._profile(reference.window, calibration, reference.replicas, speed_of=self._speed)
-        busy = self._memory.evolving or window.start_us < self._busy_until_us
+        busy = self._memory.evolving or self._was_busy(window)
         now = self._profile(
             window, calibration, self._observer.replicas, speed_of=None if busy else window, early=early
         )

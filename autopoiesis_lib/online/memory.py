@@ -5,14 +5,18 @@ decision: decisions are in the store's log.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, TypeVar
 
-from ..errors import AutopoiesisError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from ..protocol.files import FileRefusedError, read_bounded, write_atomically
+from ..protocol.telemetry import MAX_TIME_US
 from ..simulation.calibration import Calibration
 from .window import Window, WindowError
 
@@ -21,6 +25,15 @@ __all__ = ["WINDOWS", "CanaryStart", "Due", "Evolving", "Memory", "Reference", "
 WINDOWS = "windows"
 """The folder in the state folder that holds what is remembered of past work."""
 REMEMBERED = 32
+MAX_BYTES: Final = 65_536
+"""Size of a JSON file of the state folder; one has a few hundred bytes."""
+_NUMBERED: Final = re.compile(r"[0-9]{6,9}\.npz", re.ASCII)
+
+Kept = TypeVar("Kept")
+Micros = Annotated[int, Field(ge=0, le=2 * MAX_TIME_US)]
+"""A time by an engine's clock, or a little beyond it."""
+Count = Annotated[int, Field(ge=0, le=2**31)]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -44,13 +57,13 @@ class Due:
 
     reason: str
     engine: str
-    since_us: int
+    since_us: Micros
     """By that engine's clock: where the window to evolve on may begin."""
-    looks: int = 0
+    looks: Count = 0
     """How often known policies were compared on what came since."""
-    next_look_us: int = 0
+    next_look_us: Micros = 0
     """By that engine's clock: when there is enough that is new to compare them again."""
-    rounds: int = 0
+    rounds: Count = 0
     """Evolutions that answered it so far."""
 
 
@@ -73,11 +86,11 @@ class ShadowStart:
 
     candidate: str
     engine: str
-    since_us: int
+    since_us: Micros
     """By that engine's clock: arrivals from here on, none of which it was evolved on."""
-    looks: int = 0
+    looks: Count = 0
     """How often it was judged."""
-    next_us: int = 0
+    next_us: Micros = 0
     """By that engine's clock: when there is enough that is new to judge it again."""
 
 
@@ -86,11 +99,42 @@ class CanaryStart:
     """The moment a canary began to decide."""
 
     engine: str
-    at_us: int
+    at_us: Micros
     """By that engine's clock."""
-    fallbacks: int
+    fallbacks: Count
     """Steps dropped until then, over all engines."""
-    wall_s: float
+    wall_s: Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """`Evolving` as its JSON file has it."""
+
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63)]
+    reason: str
+    run: str | None
+    like: tuple[Count, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """`Reference` as its JSON file has it."""
+
+    replicas: Annotated[int, Field(ge=1, le=2**31)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """The window that was looked at last."""
+
+    engine: str
+    end_us: Micros
+
+
+_KINDS: Final[Mapping[type, TypeAdapter[Any]]] = {
+    kind: TypeAdapter(with_config(ConfigDict(strict=True))(kind))
+    for kind in (Due, ShadowStart, CanaryStart, _Task, _Measured, _Checked)
+}
 
 
 @dataclass(frozen=True)
@@ -101,10 +145,9 @@ class Memory:
 
     def calibration(self, given: Calibration) -> Calibration:
         """The recalibrated model of an earlier sitting if it is about the same engine; otherwise the given one."""
-        path = self.folder / "calibration.json"
         try:
-            kept = Calibration.read(path) if path.is_file() else given
-        except AutopoiesisError:
+            kept = Calibration.model_validate_json(read_bounded(self.folder / "calibration.json", MAX_BYTES))
+        except (FileRefusedError, ValidationError):
             return given
         return kept if kept.engine == given.engine else given
 
@@ -115,11 +158,12 @@ class Memory:
 
     def reference(self) -> Reference | None:
         """The one kept last."""
-        kept = self._read("reference")
+        kept = self._read("reference", _Measured)
         try:
-            return Reference(window=Window.read(self.folder / "reference.npz"), replicas=int(kept["replicas"]))
-        except (WindowError, KeyError, TypeError, ValueError):
+            window = Window.read(self.folder / "reference.npz")
+        except WindowError:
             return None
+        return None if kept is None else Reference(window=window, replicas=kept.replicas)
 
     def keep_reference(self, reference: Reference) -> None:
         """From now on drift is measured against this."""
@@ -134,7 +178,7 @@ class Memory:
         """Settled windows of the past by number, oldest first; what is damaged is left out."""
         found = {}
         for path in self._remembered_paths():
-            with suppress(WindowError, FileNotFoundError):
+            with suppress(WindowError, OSError):
                 found[int(path.stem)] = _remembered(path, path.stat().st_mtime_ns)
         return found
 
@@ -148,7 +192,7 @@ class Memory:
 
     def _remembered_paths(self) -> list[Path]:
         paths = (self.folder / WINDOWS).glob("*.npz")
-        return sorted((path for path in paths if path.stem.isdigit()), key=lambda path: int(path.stem))
+        return sorted((path for path in paths if _NUMBERED.fullmatch(path.name)), key=lambda path: int(path.stem))
 
     @property
     def evolving(self) -> bool:
@@ -161,14 +205,11 @@ class Memory:
         Raises:
             WindowError: its files are damaged.
         """
-        kept = self._read("evolving")
-        try:
-            return Evolving(
-                window=Window.read(self.folder / "evolving.npz"), seed=int(kept["seed"]), reason=str(kept["reason"]),
-                run=kept["run"], like=tuple(int(number) for number in kept["like"]),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
-            raise WindowError(f"what was kept of the evolution in {self.folder} is damaged ({error})") from None
+        kept = self._read("evolving", _Task)
+        if kept is None:
+            raise WindowError(f"what was kept of the evolution in {self.folder} is damaged")
+        window = Window.read(self.folder / "evolving.npz")
+        return Evolving(window=window, seed=kept.seed, reason=kept.reason, run=kept.run, like=kept.like)
 
     def keep_task(self, task: Evolving) -> None:
         """An evolution begins, or has got its run's id."""
@@ -182,10 +223,7 @@ class Memory:
 
     def due(self) -> Due | None:
         """What waits for an evolution."""
-        try:
-            return Due(**self._read("due"))
-        except TypeError:
-            return None
+        return self._read("due", Due)
 
     def keep_due(self, due: Due) -> None:
         """An evolution is due."""
@@ -197,11 +235,8 @@ class Memory:
 
     def shadow(self, candidate: str) -> ShadowStart | None:
         """What a candidate in shadow is judged on; None when that is not known."""
-        try:
-            kept = ShadowStart(**self._read("shadow"))
-        except TypeError:
-            return None
-        return kept if kept.candidate == candidate else None
+        kept = self._read("shadow", ShadowStart)
+        return kept if kept is not None and kept.candidate == candidate else None
 
     def keep_shadow(self, start: ShadowStart) -> None:
         """A candidate goes into shadow, or was judged once more."""
@@ -209,10 +244,7 @@ class Memory:
 
     def canary(self) -> CanaryStart | None:
         """When the canary began."""
-        try:
-            return CanaryStart(**self._read("canary"))
-        except TypeError:
-            return None
+        return self._read("canary", CanaryStart)
 
     def keep_canary(self, start: CanaryStart) -> None:
         """A canary begins."""
@@ -220,25 +252,19 @@ class Memory:
 
     def checked(self) -> tuple[str, int] | None:
         """Engine and end (us) of the last window that was looked at."""
-        kept = self._read("checked")
-        try:
-            return str(kept["engine"]), int(kept["end_us"])
-        except (KeyError, TypeError, ValueError):
-            return None
+        kept = self._read("checked", _Checked)
+        return None if kept is None else (kept.engine, kept.end_us)
 
     def keep_checked(self, engine: str, end_us: int) -> None:
         """No later window shall have a request from before this."""
         self._write("checked", {"engine": engine, "end_us": end_us})
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, kind: type[Kept]) -> Kept | None:
         try:
-            kept = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return kept if isinstance(kept, dict) else {}
+            kept: Kept = _KINDS[kind].validate_json(read_bounded(self.folder / f"{name}.json", MAX_BYTES))
+        except (FileRefusedError, ValidationError):
+            return None
+        return kept
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.part"
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(self.folder / f"{name}.json")
+        write_atomically(self.folder / f"{name}.json", json.dumps(content))

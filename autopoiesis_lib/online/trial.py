@@ -73,14 +73,11 @@ class Trial:
         short = state.candidate[:12]
         start = self._memory.shadow(state.candidate)
         seen = self._observer.busiest() if start is None else self._observer.named(start.engine)
-        if seen is None:
-            return f"shadow: {short} waits for telemetry"
-        if start is None:  # lost: it is judged on what comes from now on
-            start = ShadowStart(candidate=state.candidate, engine=seen.engine, since_us=seen.now_us)
-            self._memory.keep_shadow(start)
-        since = seen.between(start.since_us, seen.settled_us).completed()
-        if seen.settled_us < start.next_us or len(since) < self._settings.drift.min_requests:
-            return f"shadow: {short} waits for a new window"
+        since = None
+        if start is not None and seen is not None and seen.settled_us >= start.next_us:
+            since = seen.between(start.since_us, seen.settled_us).completed()
+        if since is None or start is None or len(since) < self._settings.drift.min_requests:
+            return self._wait_in_shadow(state.candidate, start)
         (evidence,) = self._judge.evidence(
             [since.trace()], [self._judge.policy(state.candidate)], self._judge.policy(state.active), looks=LOOKS
         )
@@ -94,13 +91,28 @@ class Trial:
         self._rollout.reject("not better beyond noise on what it was not evolved on")
         return f"rejected: {short} is not better beyond noise on what it was not evolved on"
 
+    def _wait_in_shadow(self, candidate: str, start: ShadowStart | None) -> str:
+        """Keep from where on a candidate is judged: from now on if that was lost, or its engine is replaced by another."""
+        seen = self._observer.busiest() if start is None else self._observer.replaced(start.engine)
+        if seen is not None:
+            fresh = ShadowStart(candidate=candidate, engine=seen.engine, since_us=seen.now_us)
+            self._memory.keep_shadow(replace(fresh, looks=start.looks) if start is not None else fresh)
+        elif start is None or self._observer.named(start.engine) is None:
+            return f"shadow: {candidate[:12]} waits for telemetry"
+        return f"shadow: {candidate[:12]} waits for a new window"
+
     def canary(self, state: RolloutState) -> str:
         """Promote the canary when its time is over and nothing speaks against it; take it back as soon as something does."""
         assert state.candidate is not None and state.since is not None
         short = state.candidate[:12]
         start = self._memory.canary() or self.begin_canary()  # lost: the canary's time begins again
         engines = self._rollout.canary_channel.engines()
-        canary = self._canary_observer.named(start.engine) or self._canary_observer.busiest()
+        canary = self._canary_observer.named(start.engine)
+        other = self._canary_observer.replaced(start.engine)
+        if other is not None:  # its time begins again, but neither the wait for a verdict nor the count of fallbacks
+            fallbacks = min(start.fallbacks, fallbacks_of(engines))
+            canary, start = other, replace(start, engine=other.engine, at_us=other.now_us, fallbacks=fallbacks)
+            self._memory.keep_canary(start)
         served_us = canary.now_us - start.at_us if canary is not None else 0
         reason = tripped(
             engines, state.candidate, self._settings.guards, fallbacks_before=start.fallbacks,

@@ -14,33 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AutopoiesisError
+from ..protocol.files import FileRefusedError, read_bounded, write_atomically
+from ..protocol.telemetry import (
+    ARRIVAL_FIELDS,
+    MAX_TIME_US,
+    REQUEST_FIELDS,
+    STEP_FIELDS,
+    Piece,
+    TelemetryError,
+    faulty_requests,
+    faulty_steps,
+    pack,
+    unpack,
+)
+from ..protocol.text import hidden_character
 from ..simulation.fitting import MeasuredRequests
 from ..simulation.trace import DEFAULT_PRIORITY, MAX_TOKENS_IN_VIEW, Trace
-from .spool import Segment
 
-__all__ = ["ARRIVAL_COLUMNS", "OPEN", "REQUEST_COLUMNS", "STEP_COLUMNS", "SlidingWindow", "Window", "WindowError"]
+__all__ = ["KEPT", "OPEN", "SlidingWindow", "Window", "WindowError"]
 
 Ints = NDArray[np.int64]
-
-ARRIVAL_COLUMNS = ("number", "stamp_us", "num_prompt_tokens", "max_tokens", "priority")
-"""Fields that are known of a request as soon as it has come; `number` tells an engine's requests apart."""
-REQUEST_COLUMNS = (
-    "number",
-    "stamp_us",
-    "admitted_us",
-    "first_token_us",
-    "finished_us",
-    "num_prompt_tokens",
-    "num_cached_tokens",
-    "num_output_tokens",
-    "max_tokens",
-    "priority",
-    "num_preemptions",
-    "aborted",
-)
-"""Request fields a window reads; times in microseconds of the engine's monotonic clock, 0 when it never happened."""
-STEP_COLUMNS = ("at_us", "num_waiting", "num_running", "free_blocks", "scheduled_tokens", "admitted", "preempted")
-"""Step fields a window reads; `at_us` is when the step began."""
 
 OPEN = 0.05
 """Greatest share of a settled window's requests that are still in the engine."""
@@ -48,6 +41,14 @@ KEPT = 12
 """Of how many windows an engine's records are kept."""
 NEIGHBOURS = 5
 """Among how many requests with the nearest prompts it is drawn what an unfinished one will cost."""
+MAX_ROWS = 2_097_152
+"""Rows of a table that a window keeps: of one an engine takes in an hour at 580 steps a second."""
+MAX_FILE_BYTES = 268_435_456
+"""Size of a window's file. Ten million steps and requests of real telemetry take a third of it."""
+COLUMNS = (
+    "span", "engine", *(f"requests.{name}" for name in REQUEST_FIELDS), *(f"steps.{name}" for name in STEP_FIELDS)
+)  # fmt: skip
+"""Columns of a window's file: beside the tables its start and end, and its engine's name as bytes."""
 
 
 class WindowError(AutopoiesisError):
@@ -62,9 +63,9 @@ class Window:
     start_us: int
     end_us: int
     requests: Mapping[str, Ints]
-    """REQUEST_COLUMNS of the requests stamped in the window, by stamp; 0 where a request that has not left has no value yet."""
+    """REQUEST_FIELDS of the requests stamped in the window, by stamp; 0 where a request that has not left has no value yet."""
     steps: Mapping[str, Ints]
-    """STEP_COLUMNS of the steps that began in the window, by time."""
+    """STEP_FIELDS of the steps that began in the window, by time."""
 
     def __len__(self) -> int:
         return len(self.requests["stamp_us"])
@@ -184,20 +185,16 @@ class Window:
         return stamps, np.asarray((self.requests["first_token_us"][keep] - stamps) / 1e6)
 
     def write(self, path: str | Path) -> None:
-        """Keep the window in an `.npz` file (for a restart)."""
-        columns = {f"requests.{name}": column for name, column in self.requests.items()}
-        columns |= {f"steps.{name}": column for name, column in self.steps.items()}
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.part")
-        with temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                span=np.array([self.start_us, self.end_us], np.int64),
-                engine=np.array(self.engine),
-                **columns,  # type: ignore[arg-type]
-            )
-        temporary.replace(target)
+        """Keep the window in an `.npz` file (for a restart).
+
+        Raises:
+            FileUnwritableError: it cannot be written.
+        """
+        columns = {f"requests.{name}": self.requests[name] for name in REQUEST_FIELDS}
+        columns |= {f"steps.{name}": self.steps[name] for name in STEP_FIELDS}
+        span = np.array([self.start_us, self.end_us], np.int64)
+        engine = np.frombuffer(self.engine.encode(), np.uint8).astype(np.int64)
+        write_atomically(path, pack({"span": span, "engine": engine, **columns}))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -206,26 +203,32 @@ class Window:
         Raises:
             WindowError: it is not there, or is not a window.
         """
-        found: dict[str, dict[str, Ints]] = {"requests": {}, "steps": {}}
         try:
-            with np.load(path, allow_pickle=False) as content:
-                start, end = (int(value) for value in content["span"])
-                engine = str(content["engine"])
-                for key in content.files:
-                    kind, _, name = key.partition(".")
-                    if kind in found:
-                        found[kind][name] = np.asarray(content[key], dtype=np.int64)
-        except Exception as error:  # a damaged archive raises whatever its damage hits
+            columns = unpack(read_bounded(path, MAX_FILE_BYTES), COLUMNS, MAX_ROWS)
+            start, end = columns["span"].tolist()
+            engine = bytes(columns["engine"].tolist()).decode()
+        except (FileRefusedError, TelemetryError, ValueError) as error:
             raise WindowError(f"the window {path} cannot be read ({error}); a new one is taken") from None
-        if set(found["requests"]) != set(REQUEST_COLUMNS) or set(found["steps"]) != set(STEP_COLUMNS):
-            raise WindowError(f"the window {path} is of another version; a new one is taken")
-        return cls(engine=engine, start_us=start, end_us=end, **found)
+        requests = {name: columns[f"requests.{name}"] for name in REQUEST_FIELDS}
+        steps = {name: columns[f"steps.{name}"] for name in STEP_FIELDS}
+        for part in (requests, steps):
+            if len({len(column) for column in part.values()}) > 1:
+                raise WindowError(f"the window {path} has columns of unequal length; a new one is taken")
+        if (
+            not 0 < len(engine) <= 128
+            or hidden_character(engine, allowed="") is not None
+            or not 0 <= start <= end <= MAX_TIME_US
+            or bool(np.any(np.diff(requests["stamp_us"]) < 0))
+            or bool(faulty_requests(requests).any() or faulty_steps(steps).any())
+        ):
+            raise WindowError(f"the window {path} holds what no engine reports; a new one is taken")
+        return cls(engine=engine, start_us=start, end_us=end, requests=requests, steps=steps)
 
 
 class SlidingWindow:
-    """The last records of one engine. Feed it segments; take windows out.
+    """The last records of one engine. Feed it pieces; take windows out.
 
-    Where a number is missing between two segments, records are missing or the engine was restarted with a new clock: what came
+    Where a number is missing between two pieces, records are missing or the engine was restarted with a new clock: what came
     before is dropped, because a window with a hole would show a lower rate than there was.
     """
 
@@ -236,27 +239,40 @@ class SlidingWindow:
         self.length_us = round(length_s * 1e6)
         self._kept_us = max(KEPT * self.length_us, round(4 * (longest_s or 0.0) * 1e6))
         self.position = -1
-        """Number of the last segment taken in."""
+        """Number of the last piece taken in."""
         self._forget()
 
     def _forget(self) -> None:
-        self._finished: dict[str, Ints] = _empty(REQUEST_COLUMNS)
-        self._arrivals: dict[str, Ints] = _empty(ARRIVAL_COLUMNS)
-        self._steps: dict[str, Ints] = _empty(STEP_COLUMNS)
-        self._requests: dict[str, Ints] = _empty(REQUEST_COLUMNS)
+        self._finished: dict[str, Ints] = _empty(REQUEST_FIELDS)
+        self._arrivals: dict[str, Ints] = _empty(ARRIVAL_FIELDS)
+        self._steps: dict[str, Ints] = _empty(STEP_FIELDS)
+        self._requests: dict[str, Ints] = _empty(REQUEST_FIELDS)
         """Those that have left and those that have not, by stamp."""
 
-    def add(self, segments: Sequence[Segment]) -> None:
-        """Take in segments, oldest first."""
-        for segment in segments:
-            if segment.number != self.position + 1:
+    def add(self, pieces: Sequence[Piece]) -> int:
+        """Take in pieces, oldest first; return how many rows repeated a request's number and were dropped."""
+        for piece in pieces:
+            if piece.new_clock or piece.number != self.position + 1:
                 self._forget()
-            self.position = segment.number
-            self._finished = _joined(self._finished, segment.requests)
-            self._arrivals = _joined(self._arrivals, segment.arrivals)
-            self._steps = _joined(self._steps, segment.steps)
-        self._trim()
-        self._requests = _by_stamp(self._finished, self._arrivals)
+            self.position = piece.number
+            self._finished = _joined(self._finished, piece.requests)
+            self._arrivals = _joined(self._arrivals, piece.arrivals)
+            self._steps = _joined(self._steps, piece.steps)
+        rows = len(self._finished["number"]) + len(self._arrivals["number"])
+        self._finished, self._arrivals = (_first_of_each(columns) for columns in (self._finished, self._arrivals))
+        repeated = rows - len(self._finished["number"]) - len(self._arrivals["number"])
+        self._steps = _by_time(self._steps)
+        self._trim(MAX_ROWS)
+        return repeated
+
+    @property
+    def rows(self) -> int:
+        """Rows it holds, of all tables."""
+        return sum(len(part["stamp_us"]) for part in (self._finished, self._arrivals)) + len(self._steps["at_us"])
+
+    def halve(self) -> None:
+        """Give up the older half of the records: somebody else needs the memory."""
+        self._trim(max(1, max(len(part) for part in self._event_times()) // 2))
 
     @property
     def count(self) -> int:
@@ -266,8 +282,7 @@ class SlidingWindow:
     @property
     def now_us(self) -> int:
         """The newest time in any record; 0 when there is none."""
-        columns = (self._steps["at_us"], self._finished["finished_us"], self._arrivals["stamp_us"])
-        return int(max(column.max(initial=0) for column in columns))
+        return int(max(times.max(initial=0) for times in self._event_times()))
 
     @property
     def num_waiting(self) -> int:
@@ -332,11 +347,19 @@ class SlidingWindow:
         )
         return int(ends[unfinished <= OPEN * all_of_them].max(initial=0))
 
-    def _trim(self) -> None:
+    def _event_times(self) -> tuple[Ints, Ints, Ints]:
+        return self._steps["at_us"], self._finished["finished_us"], self._arrivals["stamp_us"]
+
+    def _trim(self, most: int) -> None:
+        """Keep what is new enough, at most `most` rows of each table, and nothing older than the oldest of a table cut short."""
         oldest = self.now_us - self._kept_us
-        self._finished = _since(self._finished, "finished_us", oldest)
-        self._arrivals = _since(self._arrivals, "stamp_us", oldest)
-        self._steps = _since(self._steps, "at_us", oldest)
+        for times in self._event_times():
+            if len(times) > most:
+                oldest = max(oldest, int(np.partition(times, len(times) - most)[len(times) - most]))
+        self._steps = _last(_since(self._steps, "at_us", oldest), most)
+        self._arrivals = _last(_since(self._arrivals, "stamp_us", oldest), most)
+        self._finished = _last(_since(_since(self._finished, "finished_us", oldest), "stamp_us", oldest), most)
+        self._requests = _by_stamp(self._finished, self._arrivals)
 
 
 def _empty(names: Sequence[str]) -> dict[str, Ints]:
@@ -363,6 +386,27 @@ def _by_stamp(finished: Mapping[str, Ints], arrivals: Mapping[str, Ints]) -> dic
 def _since(columns: dict[str, Ints], name: str, oldest: int) -> dict[str, Ints]:
     keep = columns[name] >= oldest
     return columns if keep.all() else {field: column[keep] for field, column in columns.items()}
+
+
+def _last(columns: dict[str, Ints], most: int) -> dict[str, Ints]:
+    return {name: column[-most:] for name, column in columns.items()}
+
+
+def _first_of_each(columns: dict[str, Ints]) -> dict[str, Ints]:
+    """One row a request's number: the first."""
+    first = np.unique(columns["number"], return_index=True)[1]
+    if len(first) == len(columns["number"]):
+        return columns
+    first.sort()
+    return {name: column[first] for name, column in columns.items()}
+
+
+def _by_time(steps: dict[str, Ints]) -> dict[str, Ints]:
+    at = steps["at_us"]
+    if not bool(np.any(np.diff(at) < 0)):
+        return steps
+    order = np.argsort(at, kind="stable")
+    return {name: column[order] for name, column in steps.items()}
 
 
 def _joined(have: Mapping[str, Ints], new: Mapping[str, Ints]) -> dict[str, Ints]:

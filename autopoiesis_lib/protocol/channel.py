@@ -24,7 +24,6 @@ signature is checked, and any number of engines may follow one channel.
 import fcntl
 import grp
 import hashlib
-import io
 import json
 import os
 import time
@@ -71,15 +70,13 @@ from .notices import (
     content_of,
 )
 from .status import EngineStatus
+from .telemetry import TELEMETRY, write_piece
 from .text import printable
 
 __all__ = ["LEVERS", "ORDERING", "Channel", "ChannelError", "ChannelProblem", "Mode", "Notice", "Trust", "plain_name"]
 
 LEVERS: Final = ("admission", "preemption")
 """The other policy types, whose notices are `active-CONTRACT.json`."""
-
-KEPT_PIECES: Final = 512
-"""Pieces of telemetry an engine keeps: at one in ten seconds, 85 minutes for a control plane to come back in."""
 
 MAX_ENGINES: Final = 1_024
 """Engines of which statuses are read."""
@@ -758,21 +755,26 @@ class Channel:
     def prune(self, now: float | None = None) -> list[str]:
         """Remove the files of engines that have been silent for a week, and return their names."""
         now = time.time() if now is None else now
+        known = self.engines()
         removed = []
-        for name, status in self.engines().items():
-            if now - float(status["heartbeat"]) <= KEPT_S:
-                continue
-            with suppress(OSError):
-                if now - self.engine_path(name).stat().st_mtime <= KEPT_S:
-                    continue
-                with suppress(FileNotFoundError), opened_folder(self.root / "telemetry" / name, create=False) as folder:
-                    with os.scandir(folder) as pieces:
-                        for piece in pieces:
-                            os.unlink(piece.name, dir_fd=folder)
-                    (self.root / "telemetry" / name).rmdir()
-                self.engine_path(name).unlink()
+        for name in sorted({*known, *_listed(self.root / TELEMETRY, "")}):
+            heard = [float(known[name]["heartbeat"])] if name in known else []
+            for path in (self.engine_path(name), self.root / TELEMETRY / name):
+                with suppress(OSError):
+                    heard.append(path.lstat().st_mtime)
+            if now - max(heard, default=now) > KEPT_S:
+                self._remove_engine(name)
                 removed.append(name)
         return removed
+
+    def _remove_engine(self, name: str) -> None:
+        with suppress(OSError):
+            with opened_folder(self.root / TELEMETRY / name, create=False) as folder, os.scandir(folder) as pieces:
+                for piece in pieces:
+                    os.unlink(piece.name, dir_fd=folder)
+            (self.root / TELEMETRY / name).rmdir()
+        with suppress(OSError):
+            self.engine_path(name).unlink()
 
     def report_drift(self, statistics: Mapping[str, float]) -> None:
         """Publish the drift that the control plane measured, by name; raises `ChannelError`."""
@@ -786,24 +788,14 @@ class Channel:
         except (FileRefusedError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
             return {}
 
-    def record(
-        self, engine: str, number: int, columns: Mapping[str, NDArray[np.int64]], keep: int = KEPT_PIECES
-    ) -> Path:
-        """Leave one piece of telemetry: columns of equal meaning and any length, compressed; keeps the last few.
+    def record(self, engine: str, number: int, columns: Mapping[str, NDArray[np.int64]]) -> Path:
+        """Leave one piece of telemetry of an engine and return its path; the oldest are removed.
 
         Raises:
-            ChannelError: it cannot be written.
+            TelemetryError: the columns are not those of the schema.
+            FileUnwritableError: the piece cannot be written, or the engine's folder is a link or somebody else's.
         """
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = dict(columns)
-        np.savez_compressed(buffer, **arrays)
-        folder = self.root / "telemetry" / plain_name(engine)
-        path = folder / f"{number:08}.npz"
-        self._write(path, buffer.getvalue())
-        numbers = sorted(int(old.stem) for old in folder.glob("*.npz") if old.stem.isdecimal())
-        for old in numbers[:-keep]:  # by number, and nothing that is not a piece
-            (folder / f"{old:08}.npz").unlink(missing_ok=True)
-        return path
+        return write_piece(self.root, engine, number, columns)
 
     def _write(self, path: Path, content: str | bytes, *, durable: bool = True) -> None:
         try:

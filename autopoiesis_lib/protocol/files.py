@@ -27,6 +27,7 @@ __all__ = [
     "opened_folder",
     "read_bounded",
     "write_atomically",
+    "write_in",
 ]
 
 MAX_POLICY_BYTES: Final = 65_536
@@ -116,16 +117,24 @@ def _read_up_to(handle: int, count: int) -> bytes:
 
 
 @contextmanager
-def opened_folder(path: str | Path, *, create: bool = True) -> Iterator[int]:
+def opened_folder(path: str | Path, *, create: bool = True, inside: int | None = None) -> Iterator[int]:
     """Open a folder, never through a symbolic link in its last part, and yield a descriptor for calls with `dir_fd`.
+
+    Args:
+        path: the folder.
+        create: make it, and what is above it, when it is missing.
+        inside: a descriptor of the folder that `path` is the name of a folder in; None: the working folder.
 
     Raises:
         OSError: it is a link, no folder, or cannot be opened or made.
     """
     if create:
         with suppress(FileExistsError):
-            Path(path).mkdir(parents=True)
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if inside is None:
+                Path(path).mkdir(parents=True)
+            else:
+                os.mkdir(path, dir_fd=inside)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
     try:
         yield handle
     finally:
@@ -147,23 +156,39 @@ def write_atomically(path: str | Path, content: str | bytes, *, mode: int = FILE
         FileUnwritableError: it cannot be written; the old file is still there.
     """
     path = Path(path)
-    temporary = f".{secrets.token_hex(8)}.part"
     try:
         with opened_folder(path.parent) as folder:
-            handle = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
-            )
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content.encode() if isinstance(content, str) else content)
-                    file.flush()
-                    os.fchmod(file.fileno(), mode)
-                    if durable:
-                        os.fsync(file.fileno())
-                os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(temporary, dir_fd=folder)
-                raise
+            write_in(folder, path.name, content, mode=mode, durable=durable)
     except OSError as error:
         raise FileUnwritableError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def write_in(folder: int, name: str, content: str | bytes, *, mode: int = FILE_MODE, durable: bool = True) -> None:
+    """Replace one file of an open folder, as `write_atomically` does.
+
+    Args:
+        folder: a descriptor of the folder.
+        name: the file's name in it.
+        content: text (written as UTF-8) or bytes.
+        mode: the file's mode, whatever the umask.
+        durable: wait until the content is on the disk.
+
+    Raises:
+        OSError: it cannot be written; the old file is still there.
+    """
+    temporary = f".{secrets.token_hex(8)}.part"
+    handle = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
+    )
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise

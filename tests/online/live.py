@@ -1,4 +1,4 @@
-"""A serving engine for tests of the control plane: the simulator behind the real channel, loader and telemetry spool.
+"""A serving engine for tests of the control plane: the simulator behind the real channel, loader and telemetry.
 
 It does what an engine does: follows the channel, verifies what it finds with the trusted keys, serves with it or with its
 built-in order, and writes telemetry. Each stretch of work is served from empty to empty.

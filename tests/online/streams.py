@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autopoiesis_lib.online.spool import Segment
-from autopoiesis_lib.online.window import ARRIVAL_COLUMNS, REQUEST_COLUMNS, STEP_COLUMNS, Window
-from autopoiesis_lib.protocol.channel import Channel
+from autopoiesis_lib.online.window import Window
+from autopoiesis_lib.protocol.telemetry import ARRIVAL_FIELDS, REQUEST_FIELDS, STEP_FIELDS, Piece, write_piece
 from autopoiesis_lib.simulation import EngineConfig, SimulationResult, StepTimeModel, Trace, simulate
 from autopoiesis_lib.simulation.slots import NativeFunctionLike
 
@@ -39,7 +38,7 @@ def drawn_window(
         "num_output_tokens": np.clip(draw.lognormal(np.log(output), 0.8, count), 1, 4_000).astype(np.int64),
     }
     zeros = np.zeros(count, np.int64)
-    requests: dict[str, Ints] = dict.fromkeys(REQUEST_COLUMNS, zeros)
+    requests: dict[str, Ints] = dict.fromkeys(REQUEST_FIELDS, zeros)
     requests |= {
         "number": np.arange(1, count + 1),
         "stamp_us": stamps,
@@ -54,7 +53,7 @@ def drawn_window(
     at = np.cumsum(predicted * slowness * draw.lognormal(0.0, 0.05, len(running)))
     kept = at < seconds
     blank = np.zeros(int(kept.sum()), np.int64)
-    steps: dict[str, Ints] = dict.fromkeys(STEP_COLUMNS, blank)
+    steps: dict[str, Ints] = dict.fromkeys(STEP_FIELDS, blank)
     steps |= {
         "at_us": (at[kept] * 1e6).astype(np.int64),
         "num_running": running[kept].astype(np.int64),
@@ -84,15 +83,15 @@ def recorded(
     first: int = 0,
     first_number: int = 1,
     engine: str = "engine-0",
-) -> list[Segment]:
-    """What an engine would have put into its spool while serving the trace: a segment every `every_s` seconds.
+) -> list[Piece]:
+    """What an engine would have put into its folder while serving the trace: a piece every `every_s` seconds.
 
     A row of the simulator's step log may stand for several alike steps; they are written out one by one.
     """
     times, log = result.times, result.step_log
     assert log is not None
     rows = np.flatnonzero(times.served)
-    requests: dict[str, Ints] = {name: np.zeros(len(rows), np.int64) for name in REQUEST_COLUMNS}
+    requests: dict[str, Ints] = {name: np.zeros(len(rows), np.int64) for name in REQUEST_FIELDS}
     requests |= {
         "number": first_number + rows,
         "stamp_us": start_us + times.arrival_ns[rows] // 1_000,
@@ -108,7 +107,7 @@ def recorded(
     number = np.arange(int(repeats.sum())) - np.repeat(np.cumsum(repeats) - repeats, repeats)
     begins = np.repeat(log.start_ns, repeats) + number * np.repeat((log.end_ns - log.start_ns) // repeats, repeats)
     tokens = np.repeat((log.prefill_tokens + log.decodes) // repeats, repeats)
-    steps: dict[str, Ints] = {name: np.zeros(len(begins), np.int64) for name in STEP_COLUMNS}
+    steps: dict[str, Ints] = {name: np.zeros(len(begins), np.int64) for name in STEP_FIELDS}
     prefills = np.repeat(log.running - log.decodes // repeats, repeats)
     steps |= {
         "at_us": start_us + begins // 1_000,
@@ -119,17 +118,17 @@ def recorded(
         "admitted": np.where(number == 0, np.maximum(prefills, 0), 0),
     }
     # `rows` are in order of arrival, so these are too
-    arrivals = {name: requests[name] for name in ARRIVAL_COLUMNS}
+    arrivals = {name: requests[name] for name in ARRIVAL_FIELDS}
     order = np.argsort(requests["finished_us"], kind="stable")
     requests = {name: column[order] for name, column in requests.items()}
     last = int(max(requests["finished_us"].max(initial=0), steps["at_us"].max(initial=0)))
     edges = np.arange(start_us, last + round(every_s * 1e6), round(every_s * 1e6)) + round(every_s * 1e6)
     whens = (requests["finished_us"], steps["at_us"], arrivals["stamp_us"])
     cuts = [np.searchsorted(when, edges).tolist() for when in whens]
-    segments, before = [], (0, 0, 0)
+    pieces, before = [], (0, 0, 0)
     for index, cut in enumerate(zip(*cuts, strict=True)):
-        segments.append(
-            Segment(
+        pieces.append(
+            Piece(
                 engine=engine,
                 number=first + index,
                 requests={name: column[before[0] : cut[0]] for name, column in requests.items()},
@@ -138,16 +137,20 @@ def recorded(
             )
         )
         before = cut
-    return segments
+    return pieces
 
 
-def leave(channel: Path, segments: Sequence[Segment], keep: int = 64) -> Path:
-    """Put segments into a channel as the adapter does; returns the spool's folder."""
-    for segment in segments:
-        kinds = {"requests": segment.requests, "arrivals": segment.arrivals, "steps": segment.steps}
-        columns = {f"{kind}.{name}": column for kind, part in kinds.items() for name, column in part.items()}
-        Channel(channel).record(segment.engine, segment.number, columns, keep=keep)
-    return channel / "telemetry" / "engine-0"
+def columns_of(piece: Piece) -> dict[str, Ints]:
+    """Return a piece's columns as `write_piece` takes them."""
+    return {f"{table}.{name}": column for table, part in piece.tables() for name, column in part.items()}
+
+
+def leave(channel: Path, pieces: Sequence[Piece], keep: int = 64) -> Path:
+    """Put pieces into a channel as the adapter does; return the folder of the last one's engine."""
+    folder = channel
+    for piece in pieces:
+        folder = write_piece(channel, piece.engine, piece.number, columns_of(piece), keep=keep).parent
+    return folder
 
 
 def poisson_trace(

@@ -5,19 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autopoiesis_adapters.vllm.telemetry import ARRIVAL_FIELDS, REQUEST_FIELDS, STEP_FIELDS
 
 from autopoiesis_lib.online.recalibration import recalibrate, step_residuals
-from autopoiesis_lib.online.spool import Segment, read_segments
-from autopoiesis_lib.online.window import (
-    ARRIVAL_COLUMNS,
-    OPEN,
-    REQUEST_COLUMNS,
-    STEP_COLUMNS,
-    SlidingWindow,
-    Window,
-    WindowError,
-)
+from autopoiesis_lib.online.window import OPEN, SlidingWindow, Window, WindowError
+from autopoiesis_lib.protocol.telemetry import Piece, TelemetryReader
 from autopoiesis_lib.simulation import Calibration, StepTimeModel
 from tests.online.streams import ENGINE, STEP_TIME, leave, poisson_trace, recorded, served
 
@@ -26,59 +17,43 @@ SLOWER = StepTimeModel(c0=0.018, c1=6e-5, c2=2.4e-4, c3=2e-8, c4=0.0)
 
 
 @pytest.fixture(scope="module")
-def segments() -> list[Segment]:
+def segments() -> list[Piece]:
     return recorded(served(TRACE), TRACE)
 
 
-def sliding(segments: list[Segment], length_s: float = 60.0) -> SlidingWindow:
+def sliding(segments: list[Piece], length_s: float = 60.0) -> SlidingWindow:
     window = SlidingWindow("engine-0", length_s)
     window.add(segments)
     return window
 
 
-def known(segments: list[Segment]) -> int:
+def known(segments: list[Piece]) -> int:
     """Requests that have come or left."""
     return len({number for item in segments for part in (item.requests, item.arrivals) for number in part["number"]})
 
 
-def test_an_engines_records_come_back_from_its_channel(segments: list[Segment], tmp_path: Path) -> None:
-    folder = leave(tmp_path, segments[:5])
-    read = read_segments(folder)
-    assert [segment.number for segment in read] == [0, 1, 2, 3, 4]
-    for ours, theirs in zip(read, segments, strict=False):
-        for name, column in theirs.requests.items():
-            assert np.array_equal(ours.requests[name], column)
-        for name, column in theirs.steps.items():
-            assert np.array_equal(ours.steps[name], column)
-        for name, column in theirs.arrivals.items():
-            assert np.array_equal(ours.arrivals[name], column)
-    assert [segment.number for segment in read_segments(folder, 2)] == [3, 4]
+def read_back(folder: Path) -> list[Piece]:
+    return list(TelemetryReader(folder).read().pieces)
 
 
-def test_a_window_reads_the_very_fields_that_the_adapter_writes() -> None:
-    assert set(REQUEST_COLUMNS) <= set(REQUEST_FIELDS)
-    assert set(STEP_COLUMNS) <= set(STEP_FIELDS)
-    assert set(ARRIVAL_COLUMNS) <= set(ARRIVAL_FIELDS)
-
-
-def test_a_damaged_piece_leaves_no_hole_in_a_window(segments: list[Segment], tmp_path: Path) -> None:
+def test_a_damaged_piece_leaves_no_hole_in_a_window(segments: list[Piece], tmp_path: Path) -> None:
     folder = leave(tmp_path, segments[:6])
     path = folder / "00000002.npz"
     path.write_bytes(path.read_bytes()[:200])
-    read = read_segments(folder)
+    read = read_back(folder)
     assert [segment.number for segment in read] == [0, 1, 3, 4, 5]
     assert len(sliding(read).between(0, 10**12)) == known(segments[3:6])
 
 
-def test_a_restarted_engines_old_clock_is_forgotten(segments: list[Segment], tmp_path: Path) -> None:
+def test_a_restarted_engines_old_clock_is_forgotten(segments: list[Piece], tmp_path: Path) -> None:
     again = [replace(segment, number=segment.number + 1_700_000_000) for segment in segments[:2]]
-    read = read_segments(leave(tmp_path, [*segments[:3], *again]))
+    read = read_back(leave(tmp_path, [*segments[:3], *again]))
     window = sliding(read)
     assert window.position == 1_700_000_001
     assert len(window.between(0, 10**12)) == known(segments[:2])
 
 
-def test_a_settled_window_is_the_trace_that_was_served(segments: list[Segment]) -> None:
+def test_a_settled_window_is_the_trace_that_was_served(segments: list[Piece]) -> None:
     window = sliding(segments).window()
     assert window is not None
     trace = window.trace()
@@ -95,7 +70,7 @@ def test_a_settled_window_is_the_trace_that_was_served(segments: list[Segment]) 
 
 
 def test_what_unfinished_requests_will_cost_is_drawn_from_those_with_the_nearest_prompts(
-    segments: list[Segment],
+    segments: list[Piece],
 ) -> None:
     now = sliding(segments[:30], 10.0)
     arrived = now.arrived()
@@ -117,7 +92,7 @@ def test_what_unfinished_requests_will_cost_is_drawn_from_those_with_the_nearest
     assert len(guessed.trace()) == len(arrived)
 
 
-def test_there_is_no_window_until_one_is_full(segments: list[Segment]) -> None:
+def test_there_is_no_window_until_one_is_full(segments: list[Piece]) -> None:
     assert sliding(segments[:30]).window() is None
     full = sliding(segments).window()
     assert full is not None
@@ -125,7 +100,7 @@ def test_there_is_no_window_until_one_is_full(segments: list[Segment]) -> None:
     assert sliding(segments).window(since_us=full.start_us + 1) is None
 
 
-def test_vllm_priorities_become_ours_and_unserved_aborts_are_left_out(segments: list[Segment]) -> None:
+def test_vllm_priorities_become_ours_and_unserved_aborts_are_left_out(segments: list[Piece]) -> None:
     window = sliding(segments).between(0, 10**12)
     count = len(window)
     requests = dict(window.requests)
@@ -137,7 +112,7 @@ def test_vllm_priorities_become_ours_and_unserved_aborts_are_left_out(segments: 
     assert np.array_equal(trace.priority, np.clip(8 - requests["priority"][7:], 0, 15))
 
 
-def test_a_window_survives_the_disk_and_a_damaged_one_is_named(segments: list[Segment], tmp_path: Path) -> None:
+def test_a_window_survives_the_disk_and_a_damaged_one_is_named(segments: list[Piece], tmp_path: Path) -> None:
     window = sliding(segments).between(0, 50_000_000)
     window.write(tmp_path / "w.npz")
     read = Window.read(tmp_path / "w.npz")

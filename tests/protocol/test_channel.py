@@ -337,8 +337,11 @@ class TestStatuses:
         os.utime(engine.engine_path("old"), (time.time() - week,) * 2)
         (engine.root / "telemetry" / "old").mkdir(parents=True)
         (engine.root / "telemetry" / "old" / "1.npz").write_text("")
+        os.utime(engine.root / "telemetry" / "old", (time.time() - week,) * 2)
+        (engine.root / "telemetry" / "nameless").mkdir()
         assert engine.prune() == ["old"]
         assert list(engine.engines()) == ["new"] and not (engine.root / "telemetry" / "old").exists()
+        assert (engine.root / "telemetry" / "nameless").exists()
 
     def test_pruning_follows_no_link(self, engine: Channel, tmp_path: Path) -> None:
         week = 8 * 86_400.0
@@ -348,7 +351,8 @@ class TestStatuses:
         (tmp_path / "precious" / "file").write_text("")
         (engine.root / "telemetry").mkdir()
         (engine.root / "telemetry" / "old").symlink_to(tmp_path / "precious")
-        engine.prune()
+        os.utime(engine.root / "telemetry" / "old", (time.time() - week,) * 2, follow_symlinks=False)
+        assert engine.prune() == ["old"]
         assert (tmp_path / "precious" / "file").exists()
 
     @pytest.mark.parametrize("text", ["[" * 60_000, '{"a": "b"}', '{"a": [1]}', "[1]", "null", '{"a": 1e999', "\x00"])

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autopoiesis_lib.errors import AutopoiesisError
+from autopoiesis_lib.protocol.telemetry import MAX_ROWS
 
 __all__ = ["Settings", "SettingsError", "read_settings"]
 
@@ -54,7 +55,7 @@ class Settings(BaseModel):
     """How often the channel is looked at, off the step path."""
     deadline_us: int = Field(default=10_000, ge=1)
     """A decision that takes longer is late."""
-    telemetry_rows: int = Field(default=65_536, ge=16)
+    telemetry_rows: int = Field(default=65_536, ge=16, le=MAX_ROWS)
     """Step and request records kept, each."""
     snapshot_s: float = Field(default=10.0, ge=0)
     """How often telemetry goes to the channel, in seconds; 0: never."""

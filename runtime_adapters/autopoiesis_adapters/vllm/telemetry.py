@@ -15,41 +15,11 @@ from numpy.typing import NDArray
 
 from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.native import MachineCode
+from autopoiesis_lib.protocol.telemetry import ARRIVAL_FIELDS, REQUEST_FIELDS, STEP_FIELDS
 
-__all__ = ["ARRIVAL_FIELDS", "REQUEST_FIELDS", "STEP_FIELDS", "Ring", "Snapshot", "Telemetry"]
+__all__ = ["Ring", "Snapshot", "Telemetry"]
 
 Int64s = NDArray[np.int64]
-
-STEP_FIELDS = (
-    "at_us",
-    "num_waiting",
-    "num_running",
-    "free_blocks",
-    "scheduled_tokens",
-    "admitted",
-    "preempted",
-    "adapter_ns",
-    "fallbacks",
-)
-"""`at_us`: the step's clock; `adapter_ns`: time spent in this adapter during the step; `fallbacks`: total so far."""
-ARRIVAL_FIELDS = ("number", "stamp_us", "num_prompt_tokens", "max_tokens", "priority")
-"""Of a request that has just come: `number` counts an engine's requests from 1, and is in its request record again."""
-REQUEST_FIELDS = (
-    "number",
-    "stamp_us",
-    "admitted_us",
-    "first_token_us",
-    "finished_us",
-    "num_prompt_tokens",
-    "num_cached_tokens",
-    "num_output_tokens",
-    "max_tokens",
-    "priority",
-    "num_preemptions",
-    "aborted",
-)
-"""Times in microseconds of the engine's monotonic clock, 0 when it never happened; a first token is noted when vLLM has
-taken it in, at the beginning of the next step. `priority` as vLLM was given it."""
 
 SLACK = 64
 """Rows by which the array is longer than what readers are promised: so many may be written while one of them copies."""
