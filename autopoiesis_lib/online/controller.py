@@ -25,12 +25,13 @@ from ..errors import AutopoiesisError
 from ..evolution import EvolutionResult, Progress, SimulationEvaluator, evolve
 from ..logs import log_event
 from ..policy import Policy
+from ..protocol.channel import ChannelError
 from ..simulation.calibration import Calibration
 from ..simulation.trace import Trace
 from ..simulation.workload import Workload
 from ..store import Store
 from ..synthesis import Proposer
-from .drift import describe
+from .drift import DriftReport, describe
 from .evidence import Judge
 from .lookout import Look, Lookout
 from .memory import Due, Evolving, Memory, ShadowStart
@@ -259,9 +260,20 @@ class Controller(AbstractContextManager["Controller"]):
     def _look_for_change(self, state: RolloutState) -> Look:
         """Has work changed? A change is due from now on, unless nothing may be done about it."""
         look = self.lookout.look(self.calibration, frozen=state.frozen)
+        if look.report is not None:
+            self._publish_drift(look.report)
         if look.report is not None and look.report.drifted:
             self.rollout.note("drift", early=look.early, **look.report.to_json())
         return look
+
+    def _publish_drift(self, report: DriftReport) -> None:
+        """Leave the drift of each feature, and how much telemetry was refused, where engines find it for their metrics."""
+        refused = sum(sum(counts.values()) for counts in self.observer.refused.values())
+        changes: dict[str, float] = {signal.feature: signal.change for signal in report.signals}
+        try:
+            self.rollout.channel.report_drift({**changes, "telemetry-refused": float(refused)})
+        except ChannelError as error:
+            log_event(logger, "drift.unpublished", str(error), {"reason": str(error)}, level=logging.WARNING)
 
     def _evolve_when_it_may(self, due: Due) -> str:
         """Evolve once there is enough that came since work changed."""

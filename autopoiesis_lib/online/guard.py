@@ -16,9 +16,20 @@ from scipy.stats import bootstrap
 
 from ..evolution import SimulationEvaluator
 from ..policy import Policy
+from ..protocol.status import SILENT_S
 from .window import Window
 
-__all__ = ["Guards", "LiveTimes", "Slowdown", "ended_by_engine", "fallbacks_of", "live_times", "slowdown", "tripped"]
+__all__ = [
+    "Guards",
+    "LiveTimes",
+    "Slowdown",
+    "ended_by_engine",
+    "fallbacks_of",
+    "heard_since",
+    "live_times",
+    "slowdown",
+    "tripped",
+]
 
 Floats = NDArray[np.float64]
 LEAST_BINS = 4
@@ -103,6 +114,16 @@ def slowdown(before: LiveTimes, after: LiveTimes, seed: int = 0) -> Slowdown | N
     )
     low, high = found.confidence_interval
     return Slowdown(increase=float(change(*rows)), ci95=(float(low), float(high)))
+
+
+def heard_since(engines: Mapping[str, Mapping[str, Any]], wall_s: float) -> dict[str, Mapping[str, Any]]:
+    """Return the engines with a heartbeat after a moment, less the time that a heartbeat may take.
+
+    The status of an engine that ended long ago stays in the channel; it says nothing about what runs now.
+    """
+    return {
+        name: status for name, status in engines.items() if float(status.get("heartbeat") or 0.0) >= wall_s - SILENT_S
+    }
 
 
 def tripped(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..store import Store
 from .evidence import Judge
-from .guard import LiveTimes, Slowdown, ended_by_engine, fallbacks_of, live_times, slowdown, tripped
+from .guard import LiveTimes, Slowdown, ended_by_engine, fallbacks_of, heard_since, live_times, slowdown, tripped
 from .lookout import Lookout
 from .memory import CanaryStart, Memory, ShadowStart
 from .observer import Observer
@@ -18,6 +18,8 @@ __all__ = ["Trial"]
 
 WORTH = 0.03
 """Gain below which a candidate that is not better beyond noise is not waited for: other answers could be sought meanwhile."""
+QUARANTINE_HEARD_S = 3_600.0
+"""Seconds for which the quarantine of an engine that fell silent still counts: its policy may have been what ended it."""
 LOOKS = 2
 """How often a policy is compared with the active one on a growing stretch of telemetry before it is given up."""
 
@@ -114,14 +116,15 @@ class Trial:
             canary, start = other, replace(start, engine=other.engine, at_us=other.now_us, fallbacks=fallbacks)
             self._memory.keep_canary(start)
         served_us = canary.now_us - start.at_us if canary is not None else 0
+        heard = heard_since(engines, start.wall_s)
         reason = tripped(
-            engines, state.candidate, self._settings.guards, fallbacks_before=start.fallbacks,
+            heard, state.candidate, self._settings.guards, fallbacks_before=start.fallbacks,
             slower=self._slowdown(canary, start.at_us, state),
         )  # fmt: skip
         if reason is not None:
             self._rollout.roll_back(f"a guard tripped: {reason}", quarantine=True)
             return f"rolled back: {short}: {reason}"
-        ended = ended_by_engine(engines, state.candidate)
+        ended = ended_by_engine(heard, state.candidate)
         if ended is not None:
             self._rollout.roll_back(ended)
             return f"rolled back: {short}: {ended}"
@@ -182,7 +185,7 @@ class Trial:
         """An engine that quarantined the active policy speaks for all of them."""
         if state.active is None or state.active in state.quarantined or not state.history:
             return None
-        for name, status in self._rollout.channel.engines().items():
+        for name, status in heard_since(self._rollout.channel.engines(), self._wall_s() - QUARANTINE_HEARD_S).items():
             reason = dict(status.get("quarantined") or {}).get(state.active)
             if reason is not None:
                 why = f"{name} quarantined it: {reason}"

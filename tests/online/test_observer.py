@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
+from autopoiesis_lib.signing import load_key, sign
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from autopoiesis_lib import Policy, verify
@@ -18,7 +19,6 @@ from autopoiesis_lib.online.observer import SILENT_S, Observer
 from autopoiesis_lib.online.rollout import Evidence
 from autopoiesis_lib.online.window import Window, WindowError
 from autopoiesis_lib.protocol.telemetry import TelemetryProblem, pack, write_piece
-from autopoiesis_lib.signing import load_key, sign
 from tests.online.live import LiveEngine
 from tests.online.streams import drawn_window, leave, poisson_trace, recorded, served
 from tests.online.test_controller import controlling, quiet
