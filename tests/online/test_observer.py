@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
-from autopoiesis_lib.signing import load_key, sign
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from autopoiesis_lib import Policy, verify
@@ -23,6 +22,7 @@ from tests.online.live import LiveEngine
 from tests.online.streams import drawn_window, leave, poisson_trace, recorded, served
 from tests.online.test_controller import controlling, quiet
 from tests.protocol.pieces import archive, columns, member_of, members
+from tests.support.fleet import Fleet
 
 TRACE = poisson_trace(1, rate=6.0, seconds=40)
 WINDOW_S = 20.0
@@ -222,7 +222,7 @@ class TestWatching:
             "00000050": archive(members() | {"steps.at_us.npy": member_of(np.zeros((2, 2), np.int64))}),
         }  # fmt: skip
         with controlling(tmp_path) as controller:
-            live = LiveEngine(channel=tmp_path / "channel", keys=tmp_path / "keys")
+            live = LiveEngine(channel=Fleet(tmp_path).reader(tmp_path / "channel"), keys=Fleet(tmp_path).keys)
             root = tmp_path / "channel" / "telemetry"
             for seed in (1, 2, 3):
                 live.serve(quiet(seed))
@@ -244,13 +244,15 @@ class TestWatching:
     @pytest.mark.parametrize("stage", ["canary", "shadow", "due"])
     def test_what_waits_for_an_engine_goes_on_with_its_successor(self, stage: str, tmp_path: Path) -> None:
         with controlling(tmp_path) as controller:
-            live = LiveEngine(channel=tmp_path / "channel", keys=tmp_path / "keys", name="host-2-0-ffff")
+            live = LiveEngine(
+                channel=Fleet(tmp_path).reader(tmp_path / "channel"), keys=Fleet(tmp_path).keys, name="host-2-0-ffff"
+            )
             memory = controller.memory
             digest = ""
             if stage != "due":
                 certificate = verify(Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering()))
                 digest = certificate.policy_digest
-                controller.rollout.propose(sign(certificate, load_key(tmp_path / "keys", "fleet")))
+                controller.rollout.propose(certificate)
             if stage == "canary":
                 good = Evidence(objective="ttft_mean_us", reduction=0.3, ci95=(0.2, 0.4), requests=9, window="w")
                 controller.rollout.start_canary(good)
