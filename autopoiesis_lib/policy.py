@@ -15,6 +15,7 @@ from .language.grammar import universal_newlines
 from .language.interpreter import Fault, Rows, evaluate
 from .language.python import compile_python, to_source
 from .language.ranges import Ranges, analyse
+from .protocol.files import FileProblem, FileRefusedError, read_bounded
 from .view import View
 
 if TYPE_CHECKING:
@@ -31,12 +32,11 @@ def read_policy_text(path: str | Path) -> str:
         LanguageError: INVALID: the file cannot be read, is larger than a policy may be, or is not UTF-8 text.
     """
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_SOURCE_BYTES + 1)
-    except OSError as error:
-        raise invalid(0, f"{path} cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_SOURCE_BYTES:
-        raise invalid(0, f"{path} is larger than the {MAX_SOURCE_BYTES:,} bytes a policy may have")
+        data = read_bounded(path, MAX_SOURCE_BYTES, follow_links=True)
+    except FileRefusedError as refused:
+        if refused.problem is FileProblem.TOO_LARGE:
+            raise invalid(0, f"{path} is larger than the {MAX_SOURCE_BYTES:,} bytes a policy may have") from None
+        raise invalid(0, f"the policy cannot be read: {refused}") from None
     try:
         return universal_newlines(data.decode("utf-8-sig"))
     except UnicodeDecodeError:

@@ -25,6 +25,7 @@ __all__ = [
     "FileRefusedError",
     "FileUnwritableError",
     "opened_folder",
+    "opened_regular",
     "read_bounded",
     "write_atomically",
     "write_in",
@@ -79,6 +80,29 @@ def read_bounded(path: str | Path, limit: int, *, follow_links: bool = False) ->
         FileRefusedError: the file is missing, no regular file, too large or unreadable.
     """
     path = Path(path)
+    with opened_regular(path, limit, follow_links=follow_links) as handle:
+        try:
+            content = _read_up_to(handle, limit + 1)
+        except OSError as error:
+            raise FileRefusedError(path, FileProblem.UNREADABLE, f"cannot be read: {error.strerror or error}") from None
+    if len(content) > limit:
+        raise FileRefusedError(path, FileProblem.TOO_LARGE, f"grew beyond {limit} bytes while it was read")
+    return content
+
+
+@contextmanager
+def opened_regular(path: str | Path, limit: int, *, follow_links: bool = False) -> Iterator[int]:
+    """Open a regular file of at most `limit` bytes, without ever blocking, and yield a descriptor to read it in pieces.
+
+    Args:
+        path: the file.
+        limit: the largest size accepted, in bytes. The file may still grow while it is read.
+        follow_links: accept a symbolic link, for files that a person named on a command line.
+
+    Raises:
+        FileRefusedError: the file is missing, no regular file, too large or cannot be opened.
+    """
+    path = Path(path)
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow_links else os.O_NOFOLLOW)
     try:
         handle = os.open(path, flags)
@@ -98,14 +122,9 @@ def read_bounded(path: str | Path, limit: int, *, follow_links: bool = False) ->
             raise FileRefusedError(
                 path, FileProblem.TOO_LARGE, f"has {about.st_size} bytes; at most {limit} are accepted"
             )
-        content = _read_up_to(handle, limit + 1)
-    except OSError as error:
-        raise FileRefusedError(path, FileProblem.UNREADABLE, f"cannot be read: {error.strerror or error}") from None
+        yield handle
     finally:
         os.close(handle)
-    if len(content) > limit:
-        raise FileRefusedError(path, FileProblem.TOO_LARGE, f"grew beyond {limit} bytes while it was read")
-    return content
 
 
 def _read_up_to(handle: int, count: int) -> bytes:

@@ -9,9 +9,13 @@ from typing import Final, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autopoiesis_lib.errors import AutopoiesisError
+from autopoiesis_lib.protocol.files import FileRefusedError, read_bounded
+from autopoiesis_lib.protocol.text import printable
+from autopoiesis_lib.simulation._rows import FieldError, json_object, shown
 
 __all__ = ["Calibration", "CalibrationError", "EngineConfig", "StepTimeModel"]
 
+MAX_CALIBRATION_BYTES: Final = 1 << 20
 _FS: Final = 1e15
 
 
@@ -100,7 +104,7 @@ class EngineConfig(BaseModel):
 class Calibration(BaseModel):
     """A step-time model with the engine it was measured on, where it came from, and how well it predicts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     step_time: StepTimeModel
@@ -113,15 +117,23 @@ class Calibration(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Raises CalibrationError with the first thing wrong with the file."""
+        """Read a calibration from a JSON file of at most MAX_CALIBRATION_BYTES.
+
+        Raises:
+            CalibrationError: the file cannot be read or is wrong; it names the first thing that is.
+        """
+        where = f"calibration {printable(path)}"
         try:
-            return cls.model_validate_json(Path(path).read_text())
-        except OSError as problem:
-            raise CalibrationError(f"cannot read calibration {path}: {problem}") from problem
+            content = json_object(read_bounded(path, MAX_CALIBRATION_BYTES, follow_links=True))
+            return cls.model_validate(content, strict=True)
+        except FileRefusedError as refused:
+            raise CalibrationError(f"cannot read calibration: {printable(refused)}") from None
+        except FieldError as wrong:
+            raise CalibrationError(f"{where}: {wrong}") from None
         except ValidationError as problem:
-            first = problem.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "file"
-            raise CalibrationError(f"calibration {path}: {where}: {first['msg']}") from problem
+            first = problem.errors(include_url=False, include_input=False)[0]
+            field = shown(".".join(map(str, first["loc"])) or "file")[1:-1]
+            raise CalibrationError(f"{where}: {field}: {first['msg']}") from None
 
     def write(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")

@@ -1,7 +1,8 @@
 """`calibrate`: find the step-time coefficients of a real engine from its step log, or from request timestamps alone."""
 
-import json
+import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -10,14 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
+from autopoiesis_lib.protocol.files import FileRefusedError
+from autopoiesis_lib.protocol.text import printable
+from autopoiesis_lib.simulation._rows import (
+    MAX_SPAN_US,
+    FieldError,
+    integer,
+    json_object,
+    microseconds,
+    number,
+    out_of_line,
+    shown,
+    text_blocks,
+)
 from autopoiesis_lib.simulation.calibration import Calibration, CalibrationError, EngineConfig, StepTimeModel
 from autopoiesis_lib.simulation.engine import simulate
 from autopoiesis_lib.simulation.result import RequestTimes
-from autopoiesis_lib.simulation.trace import Ints, Trace
+from autopoiesis_lib.simulation.trace import MAX_TOKENS_IN_VIEW, Ints, Trace
 
 __all__ = ["MeasuredRequests", "StepRecords", "calibrate", "fit_requests", "fit_steps", "prediction_errors"]
 
 Floats = NDArray[np.float64]
+
+MAX_MEASURED_REQUESTS: Final = 1_000_000
+_CLOCKS: Final = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
 
 _STARTS: Final = (
     (0.010, 4.5e-5, 1.2e-4, 2e-8, 3e-9),
@@ -40,26 +57,36 @@ class MeasuredRequests:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The vLLM run format: JSON lines with input_toks, output_toks, queued_ts, scheduled_ts, first_token_ts,
-        last_token_ts. Raises CalibrationError naming the line."""
-        rows: list[dict[str, Any]] = []
+        """Read the vLLM run format, plain or gzipped (`.gz`): JSON lines with input_toks, output_toks, queued_ts,
+        scheduled_ts, first_token_ts and last_token_ts.
+
+        Raises:
+            CalibrationError: the file cannot be read, or a row is wrong; it names the line and the field.
+        """
+        rows: list[dict[str, float]] = []
+        lines: list[int] = []
         try:
-            text = Path(path).read_text()
-        except OSError as problem:
-            raise CalibrationError(f"cannot read {path}: {problem}") from problem
-        keys = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts", "input_toks", "output_toks")
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                rows.append({key: float(record[key]) for key in keys})
-            except (ValueError, KeyError, TypeError) as problem:
-                raise CalibrationError(f"{path}: line {number}: no usable {problem}") from problem
+            with closing(text_blocks(Path(path))) as blocks:
+                for line, raw in ((n, raw) for first, text in blocks for n, raw in enumerate(text.split(b"\n"), first)):
+                    if not raw.strip():
+                        continue
+                    if len(rows) == MAX_MEASURED_REQUESTS:
+                        raise CalibrationError(f"{printable(path)}: has more than {MAX_MEASURED_REQUESTS:,} requests")
+                    lines.append(line)
+                    rows.append(_measured(json_object(raw)))
+        except FileRefusedError as refused:
+            raise CalibrationError(f"cannot read measured requests: {printable(refused)}") from None
+        except FieldError as wrong:
+            raise CalibrationError(f"{printable(path)}: line {lines[-1]}: {wrong}") from None
+        far = out_of_line(np.rint(np.array([row["queued_ts"] for row in rows]) * 1e6).astype(np.int64))
+        if len(far):
+            raise CalibrationError(
+                f"{printable(path)}: line {lines[far[0]]}: `queued_ts` lies more than five years from the median"
+            )
         if len(rows) < 8:
-            raise CalibrationError(f"{path}: {len(rows)} requests are too few to fit five coefficients to")
+            raise CalibrationError(f"{printable(path)}: {len(rows)} requests are too few to fit five coefficients to")
         rows.sort(key=lambda row: row["queued_ts"])
-        table = {key: np.array([row[key] for row in rows]) for key in keys}
+        table = {key: np.array([row[key] for row in rows]) for key in (*_CLOCKS, "input_toks", "output_toks")}
         return cls(
             queued_s=table["queued_ts"],
             scheduled_s=table["scheduled_ts"],
@@ -86,6 +113,24 @@ class MeasuredRequests:
             "tpot": (self.last_token_s - self.first_token_s) / later,
             "e2e": self.last_token_s - self.queued_s,
         }
+
+
+def _measured(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the fields of a row that are used; the times must be in the order in which they happen."""
+    found: dict[str, float] = {}
+    before = -math.inf
+    for key in _CLOCKS:
+        given = number(record, key)
+        microseconds(key, given, 1_000_000)  # finite, and small enough for a float
+        value = float(given)
+        if value < before:
+            raise FieldError(key, f"{shown(value)} is earlier than what happens before it")
+        found[key] = before = value
+    if found[_CLOCKS[-1]] - found[_CLOCKS[0]] > MAX_SPAN_US / 1e6:
+        raise FieldError(_CLOCKS[-1], "is more than ten years after `queued_ts`")
+    for key in ("input_toks", "output_toks"):
+        found[key] = integer(record, key, 1, MAX_TOKENS_IN_VIEW)
+    return found
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -142,6 +187,9 @@ def fit_requests(
     """
     trace, observed = measured.trace(), measured.measures()
     mask = np.ones(len(trace), dtype=bool) if rows is None else rows
+    for name, truth in observed.items():
+        if not (truth[mask].mean() > 0 and np.percentile(truth[mask], 99) > 0):
+            raise CalibrationError(f"the measured {name} is 0 throughout: there is nothing to fit step times to")
 
     def loss(logs: Floats) -> float:
         times = _simulated(simulate(trace, engine, _model(np.exp(logs), 0.0)).times)
@@ -188,7 +236,8 @@ def calibrate(
 def prediction_errors(
     measured: MeasuredRequests, engine: EngineConfig, model: StepTimeModel, *, rows: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """`(simulated - measured) / measured` of mean, p50 and p99 of each measure, over `rows`."""
+    """Return `(simulated - measured) / measured` of mean, p50 and p99 of each measure over `rows`, where measured is
+    not 0."""
     times = _simulated(simulate(measured.trace(), engine, model).times)
     summaries: dict[str, Callable[[Floats], float]] = {
         "mean": lambda x: float(x.mean()),
@@ -199,6 +248,7 @@ def prediction_errors(
         f"{measure}_{label}": round(summary(times[measure][rows]) / summary(truth[rows]) - 1.0, 5)
         for measure, truth in measured.measures().items()
         for label, summary in summaries.items()
+        if summary(truth[rows]) > 0
     }
 
 

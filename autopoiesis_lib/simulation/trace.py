@@ -1,11 +1,12 @@
 """A workload trace: who arrived when, with how many tokens. Columns, not objects, so that ten million rows fit."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from autopoiesis_lib.errors import AutopoiesisError
 __all__ = [
     "DEFAULT_MAX_TOKENS",
     "DEFAULT_PRIORITY",
+    "MAX_ARRIVAL_US",
     "MAX_TOKENS_IN_VIEW",
+    "BadRow",
     "MalformedTrace",
     "Prefixes",
     "Trace",
@@ -31,6 +34,8 @@ DEFAULT_MAX_TOKENS: Final = 2_048
 length. A trace with longer outputs uses the next power of two above its longest, the same for every request."""
 
 MAX_TOKENS_IN_VIEW: Final = 1_048_576
+MAX_ARRIVAL_US: Final = 100 * 366 * 86_400_000_000
+"""A hundred years: the simulator's clock of nanoseconds in 63 bits has room for them and for serving what arrives."""
 DEFAULT_PRIORITY: Final = 8
 """Of the contracts, which serve high numbers first; vLLM serves low ones first and its default is 0."""
 SHIPPED: Final = {
@@ -49,13 +54,23 @@ class TraceError(AutopoiesisError):
 class MalformedTrace(TraceError):
     """Rows of a trace file could not be read."""
 
-    def __init__(self, path: str, count: int, examples: Sequence[tuple[int, str]]) -> None:
-        shown = "; ".join(f"line {line}: {why}" for line, why in examples)
+    def __init__(self, path: str, count: int, examples: Sequence["BadRow"]) -> None:
+        shown = "; ".join(f"line {bad.line}: `{bad.field}` {bad.why}" for bad in examples)
         more = f" and {count - len(examples)} more" if count > len(examples) else ""
         super().__init__(f"{path}: {count} malformed rows ({shown}{more}); mend them, or read with on_malformed='skip'")
         self.path = path
         self.count = count
-        self.lines = tuple(line for line, _ in examples)
+        self.examples = tuple(examples)
+        self.lines = tuple(bad.line for bad in examples)
+
+
+class BadRow(NamedTuple):
+    """One malformed row of a trace file."""
+
+    line: int
+    field: str
+    """The first field that is wrong; `row` where the row as a whole is."""
+    why: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -110,8 +125,13 @@ class Trace:
                 raise TraceError(f"trace {self.name!r}: {column} must be int64 of shape ({n},), not {values.dtype}")
         if n == 0:
             return
-        if self.arrival_us[0] < 0 or bool(np.any(np.diff(self.arrival_us) < 0)):
+        if self.arrival_us[0] < 0 or bool(np.any(self.arrival_us[1:] < self.arrival_us[:-1])):
             raise TraceError(f"trace {self.name!r}: arrivals must not decrease; build it with Trace.from_columns")
+        if self.arrival_us[-1] > MAX_ARRIVAL_US:
+            raise TraceError(
+                f"trace {self.name!r}: the last arrival is {self.arrival_us[-1]} us after the first; at most "
+                f"{MAX_ARRIVAL_US} us can be simulated"
+            )
         limits = (
             ("num_prompt_tokens", 1, MAX_TOKENS_IN_VIEW),
             ("num_output_tokens", 1, MAX_TOKENS_IN_VIEW),
@@ -145,6 +165,10 @@ class Trace:
         order = np.argsort(arrival_us, kind="stable")
         arrival = np.ascontiguousarray(arrival_us[order], dtype=np.int64)
         if len(arrival):
+            if int(arrival[-1]) - int(arrival[0]) > MAX_ARRIVAL_US:  # before the difference overflows
+                raise TraceError(
+                    f"trace {name!r}: arrivals from {arrival[0]} to {arrival[-1]} us are no plausible span"
+                )
             arrival = arrival - arrival[0]
         output = np.ascontiguousarray(num_output_tokens[order], dtype=np.int64)
         if max_tokens is None:
@@ -179,10 +203,21 @@ class Trace:
         on_malformed: Literal["stop", "skip"] = "stop",
         name: str | None = None,
     ) -> "Trace":
-        """Read a trace file, plain or gzipped; the format is recognised from its first line unless given.
+        """Read a trace file, plain or gzipped (`.gz`); the format is recognised from its first rows unless given.
 
-        Raises MalformedTrace with line numbers and the count (or skips those rows and keeps the count in
-        `skipped_rows`), TraceError when the file is missing, empty or of no known format.
+        Sizes are bounded: 4 GiB of text, 50 million lines of at most 4 MiB, 100 million prefix ids. Dates lie in the
+        years 1970 to 2199 and are UTC where they name no zone. All arrivals lie within ten years.
+
+        Args:
+            path: the file; a link is followed.
+            format: the format, where it is known.
+            on_malformed: raise an error, or leave malformed rows out and count them in `skipped_rows`.
+            name: name of the trace; the file's by default.
+
+        Raises:
+            MalformedTrace: rows are malformed; it names the first of them with line, field and reason.
+            TraceError: the file as a whole is missing, no regular file, damaged, too large, empty or of no known
+                format.
         """
         from autopoiesis_lib.simulation.formats import read_trace
 
@@ -217,8 +252,12 @@ class Trace:
 
     def scaled(self, rate_factor: float) -> "Trace":
         """The same requests arriving `rate_factor` times as fast."""
-        if not rate_factor > 0:
-            raise TraceError(f"rate factor must be positive, not {rate_factor}")
+        if not 0 < rate_factor < math.inf:
+            raise TraceError(f"rate factor must be positive and finite, not {rate_factor}")
+        if len(self) and float(self.arrival_us[-1]) > MAX_ARRIVAL_US * rate_factor:
+            raise TraceError(
+                f"trace {self.name!r} spans {self.duration_s:g} s; {rate_factor:g} times the rate is too slow to simulate"
+            )
         arrival = np.rint(self.arrival_us / rate_factor).astype(np.int64)
         return replace(self, arrival_us=arrival, name=f"{self.name}x{rate_factor:g}")
 
@@ -287,8 +326,10 @@ def _spliced_prefixes(parts: Sequence[Trace]) -> Prefixes | None:
         if part.prefixes is None:
             ptrs.append(np.full(len(part), entries, dtype=np.int64))
             continue
+        # Numbered anew, because ids of 63 bits leave no room to shift them.
+        distinct, dense = np.unique(part.prefixes.ids, return_inverse=True)
         ptrs.append(part.prefixes.ptr[1:] + entries)
-        ids.append(part.prefixes.ids + first_id)
-        entries += len(part.prefixes.ids)
-        first_id += int(part.prefixes.ids.max(initial=-1)) + 1
+        ids.append(dense.astype(np.int64) + first_id)
+        entries += len(dense)
+        first_id += len(distinct)
     return Prefixes(ptr=np.concatenate(ptrs), ids=np.concatenate(ids), block_tokens=sizes.pop())

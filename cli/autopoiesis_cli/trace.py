@@ -83,7 +83,7 @@ def facts_of(trace: "Trace") -> dict[str, Any]:
         }
 
     gaps = np.diff(trace.arrival_us) / 1e6
-    per_second = np.bincount(trace.arrival_us // 1_000_000) if len(trace) else np.zeros(1)
+    _, per_second = np.unique(trace.arrival_us // 1_000_000, return_counts=True)
     prefixes = trace.prefixes
     return {
         "name": trace.name,
@@ -91,7 +91,7 @@ def facts_of(trace: "Trace") -> dict[str, Any]:
         "requests": len(trace),
         "duration_s": trace.duration_s,
         "rate_rps": trace.rate,
-        "peak_second": int(per_second.max()),
+        "peak_second": int(per_second.max(initial=0)),
         "arrival_gap_cv": float(gaps.std() / gaps.mean()) if len(gaps) and gaps.mean() > 0 else None,
         "num_prompt_tokens": spread(trace.num_prompt_tokens),
         "num_output_tokens": spread(trace.num_output_tokens),

@@ -1,5 +1,8 @@
 """A user's mistake is one clear line and exit code 2, never a traceback; with `--json` also one object."""
 
+import gzip
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,55 @@ def test_the_version_is_that_of_the_distribution(command: Command) -> None:
     from importlib.metadata import version
 
     assert command("--version").out == f"{version('autopoiesis-lib')}\n"
+
+
+HOSTILE: dict[str, bytes] = {
+    "nat.csv": b"TIMESTAMP,ContextTokens,GeneratedTokens\nNaT,1,1\n",
+    "year-2607.csv": b"TIMESTAMP,ContextTokens,GeneratedTokens\n2607-12-01 00:00:00,1,1\n",
+    "int64.csv": b"arrival_us,num_prompt_tokens,num_output_tokens\n9223372036854775808,1,1\n",
+    "digits.jsonl": b'{"queued_ts": 1, "input_toks": ' + b"9" * 5_000 + b', "output_toks": 1}\n',
+    "infinite.jsonl": b'{"queued_ts": Infinity, "input_toks": 1, "output_toks": 1}\n',
+    "deep.jsonl": b'{"queued_ts":' * 100_000,
+    "cut.gz": gzip.compress(b"arrival_us,num_prompt_tokens,num_output_tokens\n1,1,1\n")[:-9],
+    "changed.gz": gzip.compress(b"arrival_us,num_prompt_tokens,num_output_tokens\n1,1,1\n")[:-8] + bytes(8),
+    "binary.jsonl": bytes(range(256)),
+    "empty.gz": b"",
+    "\x1b[31m.csv": b"\x1b[31m",
+}
+
+
+class TestHostileFiles:
+    @pytest.mark.parametrize("name", [*HOSTILE, "fifo", "folder", "line.csv", "/dev/zero"], ids=ascii)
+    def test_every_command_refuses_them_in_one_line(self, command: Command, tmp_path: Path, name: str) -> None:
+        if name in HOSTILE:
+            (tmp_path / name).write_bytes(HOSTILE[name])
+        elif name == "fifo":
+            os.mkfifo(tmp_path / name)
+        elif name == "folder":
+            (tmp_path / name).mkdir()
+        elif name == "line.csv":
+            with (tmp_path / name).open("wb") as file:
+                file.truncate(3 << 30)
+        for arguments in (
+            ["trace", "inspect", name],
+            ["trace", "convert", name, "new.csv", "--skip-malformed"],
+            ["simulate", "request-ordering", "--trace", name],
+            ["simulate", "request-ordering", "--trace", "vllm-rtx4090", "--calibration", name],
+            ["simulate", "request-ordering", "--trace", "vllm-rtx4090", "--policy", name],
+            ["evolve", "request-ordering", "--trace", name, "--candidates", "1"],
+            ["calibrate", name, "--total-blocks", "100"],
+        ):
+            ran = command(*arguments)
+            assert ran.code == 2, (arguments, ran)
+            assert ran.err.startswith("error: ") and ran.err.count("\n") == 1
+            assert "defect" not in ran.err
+
+    def test_ten_quiet_years_are_inspected_in_little_memory(self, command: Command, tmp_path: Path) -> None:
+        rows = "2020-01-01 00:00:00,1,1\n2020-01-01 00:00:00,1,1\n2029-12-01 00:00:00,1,1\n"
+        (tmp_path / "quiet.csv").write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")
+        tracemalloc.start()
+        document = command("trace", "inspect", "quiet.csv", "--json").document
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (document["requests"], document["peak_second"]) == (3, 2)
+        assert peak < 200_000_000

@@ -1,6 +1,9 @@
 """Step-time models: fitted to the shared vLLM runs, to step logs, and read from files."""
 
 import gzip
+import json
+import math
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -87,6 +90,90 @@ def test_calibrations_round_trip_and_bad_files_are_one_clear_line(tmp_path: Path
     with pytest.raises(CalibrationError, match="line 1"):
         (tmp_path / "log.jsonl").write_text('{"input_toks": 3}\n')
         MeasuredRequests.read(tmp_path / "log.jsonl")
+
+
+def request(second: float, **fields: object) -> str:
+    times = {"queued_ts": second, "scheduled_ts": second, "first_token_ts": second + 0.1, "last_token_ts": second + 0.5}
+    return json.dumps({**times, "input_toks": 100, "output_toks": 20, **fields}) + "\n"
+
+
+class TestHostileFiles:
+    @pytest.mark.parametrize(
+        ("row", "field"),
+        [
+            *(
+                (request(9, queued_ts=value), "queued_ts")
+                for value in (math.nan, -math.inf, "9", True, None, 1e300, 1e13, 10**400)
+            ),
+            *((request(9, scheduled_ts=value), "scheduled_ts") for value in (8.9, math.nan)),
+            *((request(9, first_token_ts=value), "first_token_ts") for value in (-9, math.inf, [])),
+            *((request(9, last_token_ts=value), "last_token_ts") for value in (9, 1e10)),
+            *((request(9, input_toks=value), "input_toks") for value in (0, -1, 1.5, True, "1", 1 << 70, 1_048_577)),
+            *((request(9, output_toks=value), "output_toks") for value in (0, math.nan, None)),
+            (request(1e9, first_token_ts=1e9, last_token_ts=1e9), "queued_ts"),
+            ('{"queued_ts": 1}', "scheduled_ts"),
+            *((text, "row") for text in ("[" * 100_000, "{oops", "\0", "[1]", '{"a": 1, "a": 1}', "9" * 5_000)),
+        ],
+    )
+    def test_a_bad_measured_row_is_named(self, tmp_path: Path, row: str, field: str) -> None:
+        path = tmp_path / "run.jsonl"
+        path.write_text("".join(map(request, range(9))) + row + "\n")
+        with pytest.raises(CalibrationError, match=f"line 10: `{field}`"):
+            MeasuredRequests.read(path)
+
+    def test_measured_requests_are_read_gzipped(self, tmp_path: Path) -> None:
+        text = "".join(map(request, range(9))).encode()
+        (tmp_path / "run.jsonl.gz").write_bytes(gzip.compress(text))
+        assert len(MeasuredRequests.read(tmp_path / "run.jsonl.gz").queued_s) == 9
+        for damaged in (gzip.compress(text)[:-9], text, b""):
+            (tmp_path / "run.jsonl.gz").write_bytes(damaged)
+            with pytest.raises(CalibrationError):
+                MeasuredRequests.read(tmp_path / "run.jsonl.gz")
+
+    def test_measures_of_zero_are_no_division(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.jsonl"
+        path.write_text("".join(request(at, output_toks=1, last_token_ts=at + 0.1) for at in range(20)))
+        with pytest.raises(CalibrationError, match="tpot is 0"):
+            calibrate(MeasuredRequests.read(path), EngineConfig(total_blocks=999), name="x", source="y")
+
+    @pytest.mark.parametrize(
+        ("old", "new", "field"),
+        [
+            *(('"c0": 0.0', f'"c0": {value}', "step_time.c0") for value in ("NaN", "1e400", '"0.1"', "true", "-1")),
+            ('"block_size": 16', '"block_size": true', "engine.block_size"),
+            ('"block_size": 16', '"block_size": "16"', "engine.block_size"),
+            ('"block_size": 16', '"block_size": 16.0', "engine.block_size"),
+            ('"block_size": 16', f'"block_size": {1 << 80}', "engine.block_size"),
+            ('"errors": {', '"errors": {"x": Infinity, ', "errors.x"),
+            ('"errors": {', '"errors": {"x": "1", ', "errors.x"),
+            ('"name": ', '"name": "x", "name": ', "name"),
+            ('"name": ', '"\\u001b[31m": 1, "name": ', "Extra"),
+            ('"name": ', '"x": ' + "[" * 100_000 + ', "name": ', "recursion"),
+            ('"name": ', '"x": ' + "9" * 5_000 + ', "name": ', "out of range"),
+        ],
+        ids=range(15),
+    )
+    def test_a_bad_calibration_names_its_field(self, tmp_path: Path, old: str, new: str, field: str) -> None:
+        path = tmp_path / "mine.json"
+        engine = EngineConfig(total_blocks=9)
+        step_time = StepTimeModel(c0=0, c1=0.1, c2=0.1, c3=0, c4=0)
+        Calibration(name="x", step_time=step_time, engine=engine, source="y", errors={"a": 1.0}).write(path)
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(CalibrationError, match=field) as caught:
+            Calibration.read(path)
+        assert str(caught.value).isprintable()
+
+    def test_files_that_are_no_calibration_are_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        for name, content in {"none": b"", "text": b"\xff\xfe", "list": b"[]", "large": b" " * (2 << 20)}.items():
+            (tmp_path / name).write_bytes(content)
+        for path in (*sorted(tmp_path.iterdir()), tmp_path, tmp_path / "missing", Path("/dev/zero")):
+            with pytest.raises(CalibrationError):
+                Calibration.read(path)
+            with pytest.raises(CalibrationError):
+                MeasuredRequests.read(path)
 
 
 def test_models_under_which_time_stands_still_are_refused() -> None:
