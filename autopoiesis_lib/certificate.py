@@ -2,7 +2,8 @@
 
 A certificate is an in-toto statement about the policy's text. It holds the SMT-LIB text of every obligation, and it is bound to
 the digests of the policy and the contract. Deployment signs it in a DSSE envelope (`sign`). What a file says is a claim: only
-gates that ran here, or the signature of a trusted key, make it more.
+gates that ran here (`verify`, `sandbox.verify_isolated`), or the signature of a trusted key, make it more; `differences` says
+where a claim departs from what was found here.
 """
 
 import hashlib
@@ -12,9 +13,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .binding import CertificateError, bound_policy
 from .contract import Contract
@@ -23,8 +24,10 @@ from .gates import GateReport, GateResult, ObligationResult, Verdict, check
 from .gates.claims import NOT_COVERED
 from .gates.fuzz import DEFAULT_EXAMPLES
 from .gates.samples import SEED
-from .gates.second_solver import DEFAULT_RESOURCES, second_opinion
-from .gates.solving import DEFAULT_RLIMIT, refuted_text
+from .gates.second_solver import DEFAULT_RESOURCES
+from .gates.smtlib import SmtLibError, read
+from .gates.solving import DEFAULT_RLIMIT
+from .gates.texts import TextAnswer, solve_isolated
 from .gates.theorems import prove_theorem
 from .gates.verdict import rests_on
 from .language.products import PRODUCT
@@ -33,6 +36,9 @@ from .protocol.envelope import CERTIFICATE, Envelope, first_problem, seal
 from .protocol.files import MAX_CERTIFICATE_BYTES, FileRefusedError, read_bounded, write_atomically
 from .protocol.keys import SigningKey
 from .protocol.statement import StatementError, envelope_of, predicate_of, statement
+from .protocol.text import hidden_character
+from .registry import contract_named
+from .sandbox import SOLVING
 
 __all__ = ["Certificate", "CertificateError", "Rejected", "Theorem", "certify", "read_envelope", "sign", "verify"]
 
@@ -49,7 +55,7 @@ class Rejected(AutopoiesisError):
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Theorem(_Value):
@@ -60,14 +66,23 @@ class Theorem(_Value):
     lemmas: tuple[ObligationResult, ...]
 
 
+def _visible(text: str) -> str:
+    if hidden_character(text) is not None:
+        raise ValueError("a character that cannot be seen")
+    return text
+
+
+Digest = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+
+
 class Certificate(_Value):
     """What may be said of one policy under one contract."""
 
     format: Literal[2] = 2
-    contract: str
-    contract_digest: str
+    contract: Annotated[str, Field(max_length=256), AfterValidator(_visible)]
+    contract_digest: Digest
     contract_parameters: Mapping[str, int | bool]
-    policy_digest: str
+    policy_digest: Digest
     policy_source: str
     verdict: Literal[Verdict.PROVED] = Verdict.PROVED
     claims: tuple[str, ...]
@@ -142,33 +157,35 @@ class Certificate(_Value):
         """
         return bound_policy(self, contract, self.policy_source if source is None else source)
 
-    def recheck(self, rlimit: int = 4 * DEFAULT_RLIMIT) -> tuple[ObligationResult, ...]:
-        """Prove every obligation and lemma again from its SMT-LIB text, with Z3 and cvc5; our encoder takes no part.
+    def recheck(self, *, seconds: float = SOLVING.seconds) -> tuple[ObligationResult, ...]:
+        """Prove the SMT-LIB text of every obligation and lemma again, with Z3 and cvc5; our encoder takes no part.
 
-        An obligation is PROVED when at least one solver refutes its negation and none finds a model.
+        A text is PROVED when at least one solver refutes it and none finds a model. That says nothing about the policy: a text
+        may state anything, and only the encoder knows what it should state. Texts outside the grammar that our encoder writes
+        (`gates.smtlib`) are UNKNOWN; the others are solved in a child process within `seconds`.
         """
-        results: list[ObligationResult] = []
         names = {item.name for item in self.obligations}
-        for item in (*self.obligations, *(lemma for theorem in self.theorems for lemma in theorem.lemmas)):
-            lacks = "text of it" if item.smtlib is None else ""
-            if item.smtlib is not None and PRODUCT in item.smtlib and rests_on(item.name) not in names:
-                lacks = f"`{rests_on(item.name)}`, on which it rests"
-            if item.smtlib is None or lacks:
-                results.append(
-                    ObligationResult(
-                        name=item.name, verdict=Verdict.UNKNOWN, seconds=0.0, detail=f"the certificate has no {lacks}"
-                    )
-                )
-                continue
-            answers = {
-                "z3": refuted_text(item.smtlib, rlimit),
-                "cvc5": second_opinion(item.smtlib, 4 * DEFAULT_RESOURCES),
-            }
-            agreed = tuple(name for name, answer in answers.items() if answer == "unsat")
-            verdict = Verdict.REFUTED if "sat" in answers.values() else Verdict.PROVED if agreed else Verdict.UNKNOWN
-            detail = ", ".join(f"{name}: {answer}" for name, answer in answers.items())
+        items = (*self.obligations, *(lemma for theorem in self.theorems for lemma in theorem.lemmas))
+        queries: dict[int, str] = {}
+        details: dict[int, str] = {}
+        for index, item in enumerate(items):
+            if item.smtlib is None:
+                details[index] = "the certificate has no text of it"
+            elif PRODUCT in item.smtlib and rests_on(item.name) not in names:
+                details[index] = f"the certificate has no `{rests_on(item.name)}`, on which it rests"
+            else:
+                try:
+                    queries[index] = read(item.smtlib).solver_text()
+                except SmtLibError as error:
+                    details[index] = f"refused: {error}"
+        answers = dict(zip(queries, solve_isolated(tuple(queries.values()), seconds), strict=True))
+        results: list[ObligationResult] = []
+        for index, item in enumerate(items):
+            answer = answers.get(index) or TextAnswer(problem=details[index])
             results.append(
-                ObligationResult(name=item.name, verdict=verdict, seconds=0.0, detail=detail, solvers=agreed)
+                ObligationResult(
+                    name=item.name, verdict=answer.verdict, seconds=0.0, detail=answer.detail, solvers=answer.agreed
+                )
             )
         return tuple(results)
 
@@ -200,6 +217,23 @@ def verify(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT) -> Certificate:
     if report.verdict is not Verdict.PROVED:
         raise Rejected(report)
     return certify(policy, report, rlimit=rlimit)
+
+
+def verify_here(asked: bytes) -> bytes:
+    """Run every gate as a child process of `sandbox.verify_isolated`, which knows what the bytes mean."""
+    wanted = json.loads(asked)
+    contract = contract_named(wanted["contract"], **wanted["parameters"])
+    report = check(wanted["source"], contract, explain=True, certify=True)
+    if report.verdict is Verdict.PROVED:
+        return b"C" + certify(Policy.from_source(wanted["source"], contract), report).payload()
+    failed = report.failed
+    said = {
+        "verdict": report.verdict,
+        "gate": "" if failed is None else failed.name,
+        "detail": "" if failed is None else failed.detail,
+        "report": report.model_dump_json(),
+    }
+    return b"R" + json.dumps(said).encode()
 
 
 def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT) -> Certificate:

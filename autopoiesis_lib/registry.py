@@ -21,7 +21,7 @@ def contract_names() -> tuple[str, ...]:
     return tuple(sorted(_registered()))
 
 
-def contract_named(name: str, **parameters: object) -> Contract:
+def contract_named(name: str, /, **parameters: object) -> Contract:
     """A registered contract with given parameters.
 
     Raises:

@@ -6,7 +6,7 @@ from ..errors import AutopoiesisError
 from .solving import Answer, Scope, assumptions_used, to_smtlib
 from .verdict import ObligationResult
 
-__all__ = ["DEFAULT_RESOURCES", "Disagreement", "certified", "second_opinion"]
+__all__ = ["DEFAULT_RESOURCES", "Disagreement", "agreed", "certified", "second_opinion"]
 
 DEFAULT_RESOURCES = 300_000
 """cvc5 resource units a query may use: about a second here, and the same answer everywhere."""
@@ -34,6 +34,18 @@ def second_opinion(smtlib: str, resources: int = DEFAULT_RESOURCES) -> Answer:
     return "unsat" if answer == "unsat" else "unknown"
 
 
+def agreed(name: str, smtlib: str) -> tuple[str, ...]:
+    """Return the solvers that refute the text of an obligation which Z3 has proved.
+
+    Raises:
+        Disagreement: cvc5 finds a model where Z3 found none.
+    """
+    answer = second_opinion(smtlib)
+    if answer == "sat":
+        raise Disagreement(f"`{name}`: Z3 proves it and cvc5 refutes it; please report this policy")
+    return ("z3", "cvc5") if answer == "unsat" else ("z3",)
+
+
 def certified(result: ObligationResult, scope: Scope, violation: z3.BoolRef, rlimit: int) -> ObligationResult:
     """A proved obligation with its SMT-LIB text, the assumptions it used, and the second solver's word.
 
@@ -42,13 +54,11 @@ def certified(result: ObligationResult, scope: Scope, violation: z3.BoolRef, rli
     """
     violation = z3.simplify(violation)
     text = to_smtlib([*scope.constraints, violation])
-    answer = second_opinion(text)
-    if answer == "sat":
-        raise Disagreement(f"`{result.name}`: Z3 proves it and cvc5 refutes it; please report this policy")
+    solvers = agreed(result.name, text)
     return result.model_copy(
         update={
             "smtlib": text,
             "assumptions_used": assumptions_used(scope, violation, rlimit),
-            "solvers": ("z3", "cvc5") if answer == "unsat" else ("z3",),
+            "solvers": solvers,
         }
     )

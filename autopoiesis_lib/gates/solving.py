@@ -21,7 +21,6 @@ __all__ = [
     "ask",
     "assumptions_used",
     "encode_formula",
-    "refuted_text",
     "scope_of",
     "to_smtlib",
     "values_of",
@@ -242,11 +241,6 @@ def to_smtlib(constraints: Sequence[Term]) -> str:
     for constraint in constraints:
         solver.add(z3.BoolVal(constraint, context) if isinstance(constraint, bool) else constraint)
     return str(solver.to_smt2())
-
-
-def refuted_text(smtlib: str, rlimit: int) -> Answer:
-    """Z3's answer to an SMT-LIB 2 text."""
-    return ask(list(z3.parse_smt2_string(smtlib, ctx=z3.Context())), rlimit)[0]
 
 
 def values_of(model: z3.ModelRef, symbols: Mapping[str, SymbolicView | Term]) -> Arguments:

@@ -13,6 +13,7 @@ import z3
 
 from ..contract import Contract, Formula, FormulaParam, Theorem
 from ..language.smt import SymbolicView, Term, as_int, conjunction, domain_constraints, negation, symbolic_scalar
+from .second_solver import agreed
 from .solving import DEFAULT_RLIMIT, Scope, ask, encode_formula, scope_of, to_smtlib
 from .verdict import ObligationResult, Verdict
 
@@ -22,7 +23,11 @@ __all__ = ["prove_theorem"]
 def prove_theorem(
     contract: Contract, theorem: type[Theorem], rlimit: int = DEFAULT_RLIMIT
 ) -> tuple[ObligationResult, ...]:
-    """Every lemma of a theorem, by name; all PROVED means the theorem holds of every policy that satisfies the invariants."""
+    """Every lemma of a theorem, by name; all PROVED means the theorem holds of every policy that satisfies the invariants.
+
+    Raises:
+        Disagreement: Z3 proves a lemma that cvc5 refutes.
+    """
     formulas = theorem.formulas(contract)
     lemmas = [name for name in formulas if name not in _SYSTEM]
     results = [_lemma(contract, theorem.__name__, formulas[name], rlimit) for name in lemmas]
@@ -85,6 +90,8 @@ def _conclude(name: str, doc: str, premises: Sequence[Term], conclusion: Term, r
     query = [*premises, negation(conclusion)]
     answer, model = ask(query, rlimit)
     detail = doc
+    text = to_smtlib(query)
+    solvers: tuple[str, ...] = ("z3",)
     if answer == "sat":
         verdict, detail = Verdict.REFUTED, f"does not follow: {model}"
     elif answer == "unknown":
@@ -93,13 +100,14 @@ def _conclude(name: str, doc: str, premises: Sequence[Term], conclusion: Term, r
         verdict, detail = Verdict.VACUOUS, "the premises cannot be met"
     else:
         verdict = Verdict.PROVED
+        solvers = agreed(name, text)
     return ObligationResult(
         name=name,
         verdict=verdict,
         seconds=time.perf_counter() - started,
         detail=detail,
-        solvers=("z3",),
-        smtlib=to_smtlib(query),
+        solvers=solvers,
+        smtlib=text,
     )
 
 

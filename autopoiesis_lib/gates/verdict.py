@@ -70,7 +70,7 @@ def rests_on(obligation: str) -> str:
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Counterexample(_Value):

@@ -1,17 +1,26 @@
-"""`autopoiesis certificate`: what a certificate is worth without trusting our encoder."""
+"""`autopoiesis certificate`: what a certificate is worth here, whoever made it."""
 
+import json as decoding
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autopoiesis_cli.answer import DONE, MISTAKE, REFUSED, Answer, Json, answering
 
 if TYPE_CHECKING:
+    from autopoiesis_lib import Contract
     from autopoiesis_lib.certificate import Certificate
+    from autopoiesis_lib.gates import GateReport
+    from autopoiesis_lib.protocol.envelope import Envelope
 
 __all__ = ["app"]
+
+PATIENCE = 300.0
+"""Seconds that all gates may take."""
 
 app = typer.Typer(help="Check certificates.", no_args_is_help=True)
 
@@ -21,6 +30,29 @@ def _group() -> None:
     pass
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the gates here say of the certified policy, and where the file says something else."""
+
+    differences: tuple[str, ...] = ()
+    contract: "Contract | None" = None
+    certificate: "Certificate | None" = None
+    report: "GateReport | None" = None
+    """Set when a gate was not green."""
+
+    @property
+    def verdict(self) -> str:
+        """The policy's verdict here."""
+        if self.certificate is not None:
+            return str(self.certificate.verdict)
+        return "UNKNOWN" if self.report is None else str(self.report.verdict)
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing speaks against the policy here: a trusted key may vouch for it."""
+        return self.verdict in ("PROVED", "UNKNOWN")
+
+
 @app.command("check")
 @answering
 def check(
@@ -28,51 +60,173 @@ def check(
     policy: Annotated[
         Path | None, typer.Option(metavar="POLICY.py", help="Also check that the certificate is about this file.")
     ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of trusted keys (*.pub) for the certificate's signature.")
+    ] = None,
     json: Json = False,
 ) -> Answer:
-    """Prove every obligation again from the SMT-LIB text in the certificate, with Z3 and cvc5, without our encoder."""
-    from autopoiesis_cli.rendering.gates import render_certificate
-    from autopoiesis_lib.certificate import Certificate
-    from autopoiesis_lib.gates.verdict import Verdict, worst
+    """Run all gates on the certified policy here and compare what they find with what the file says.
+
+    Exit 0 when it is proved here and the file agrees, or when a trusted key vouches for what cannot be proved here; 1 when not; 2
+    when FILE is no certificate, or not about POLICY.py.
+    """
+    from autopoiesis_cli.rendering.gates import render_certificate, render_report
+    from autopoiesis_lib.certificate import Certificate, read_envelope
+    from autopoiesis_lib.protocol.text import printable
 
     started = time.perf_counter()
-    found = Certificate.read(file)
-    binding = _binding(found, policy)
-    results = found.recheck()
-    verdict = worst(*(item.verdict for item in results)) if results else Verdict.UNKNOWN
-    good = verdict is Verdict.PROVED and not binding
+    envelope = read_envelope(file)
+    claimed = Certificate.of(envelope, file)
+    key, signature = _signature(envelope, keys)
+    binding = "" if policy is None else _other_text(claimed, policy)
+    found = _found(claimed)
+    proved = found.certificate is not None and not found.differences
+    rests_on = "proof" if proved else "signature" if key is not None and found.open else "nothing"
     seconds = time.perf_counter() - started
+    if found.report is not None and not found.open:
+        shown = render_report(found.report, file, None)
+        error = f"{file}: {found.verdict}: {printable(found.report.failed.detail if found.report.failed else '')}"
+    else:
+        shown = render_certificate(found.certificate, found.differences, rests_on, signature, seconds)
+        error = "" if rests_on != "nothing" else f"{file}: not what is proved here: {_first(found.differences)}"
     return Answer(
         document={
-            "certificate": {"path": str(file), "digest": found.digest, "signed": found.signature is not None},
-            "policy": {"digest": found.policy_digest},
-            "contract": {"name": found.contract, "digest": found.contract_digest},
-            "verdict": verdict,
+            "certificate": {
+                "path": str(file),
+                "digest": claimed.digest,
+                "signed": key is not None,
+                "key": key,
+                "signature": signature,
+            },
+            "policy": {"digest": None if found.certificate is None else found.certificate.policy_digest},
+            "contract": None
+            if found.contract is None
+            else {"name": found.contract.contract_name, "digest": found.contract.digest},
+            "verdict": found.verdict,
+            "rests_on": rests_on,
             "bound": not binding,
             "binding": binding,
+            "differences": found.differences,
             "seconds": seconds,
-            "obligations": [
-                {"name": item.name, "verdict": item.verdict, "detail": item.detail, "solvers": item.solvers}
-                for item in results
-            ],
-            "claims": found.claims,
-            "not_covered": found.not_covered,
+            **_recomputed(found),
         },
-        shown=render_certificate(found, results, seconds),
-        code=DONE if good else MISTAKE if binding else REFUSED,
-        error=f"{file}: {binding}" if binding else "" if good else f"{file}: {verdict}",
+        shown=shown,
+        code=MISTAKE if binding else REFUSED if rests_on == "nothing" else DONE,
+        error=f"{file}: {binding}" if binding else error,
     )
 
 
-def _binding(certificate: "Certificate", policy: Path | None) -> str:
-    """Why the certificate is not about this policy and contract as installed here; empty when it is."""
-    from autopoiesis_lib.errors import AutopoiesisError
-    from autopoiesis_lib.policy import read_policy_text
-    from autopoiesis_lib.registry import contract_named
+def _signature(envelope: "Envelope", keys: Path | None) -> tuple[str | None, str]:
+    """Return the id of the trusted key that signed, if one did, and the state of the signature in words.
+
+    Raises:
+        SigningError: a trusted key's signature is wrong, or the folder of keys cannot be read.
+    """
+    from autopoiesis_lib.protocol.keys import UnknownKey, Unsigned, trusted_keys
+
+    if not envelope.signed:
+        return None, "unsigned"
+    if keys is None:
+        return None, "unsigned as far as is known here: its signature was not checked; give --keys DIR"
+    try:
+        key = envelope.signed_by(trusted_keys(keys), "the certificate")
+    except (Unsigned, UnknownKey):
+        return None, f"signed by the unknown key {min(envelope.signatures)[:12]}, which counts as unsigned"
+    return key, f"signed by {key[:12]}"
+
+
+def _found(claimed: "Certificate") -> _Found:
+    """Return what all gates say here of the text in a certificate, and where the certificate says something else."""
+    from autopoiesis_lib.certificate import Certificate
+    from autopoiesis_lib.differences import differences, shown
+    from autopoiesis_lib.errors import ContractError
+    from autopoiesis_lib.gates import GateReport
+    from autopoiesis_lib.protocol.envelope import CERTIFICATE, Envelope
+    from autopoiesis_lib.protocol.text import printable
+    from autopoiesis_lib.sandbox import NotProved, SandboxError, verify_isolated
 
     try:
-        contract = contract_named(certificate.contract, **certificate.contract_parameters)
-        certificate.check_binding(contract, None if policy is None else read_policy_text(policy))
-    except AutopoiesisError as error:
-        return str(error)
-    return ""
+        contract = _contract_of(claimed)
+    except ContractError as error:
+        return _Found((f"contract: {printable(error)[:300]}",))
+    if contract.digest != claimed.contract_digest:
+        return _Found(
+            (
+                f"contract: the certificate is for another version of {contract.contract_name} (digest "
+                f"{claimed.contract_digest[:12]}, here {contract.digest[:12]}), so nothing was proved",
+            )
+        )
+    parameters = contract.model_dump()
+    try:
+        payload = verify_isolated(claimed.policy_source, contract.contract_name, parameters, seconds=PATIENCE)
+    except NotProved as error:
+        report = GateReport.model_validate(_visible(decoding.loads(error.report)))
+        line = f"verdict: {shown(error.verdict)} here, `PROVED` in the file: {printable(error.detail)[:300]}"
+        return _Found((line,), contract, report=report)
+    except SandboxError as error:
+        return _Found((f"verdict: nothing was proved here: {printable(error)[:300]}",), contract)
+    made = Certificate.of(Envelope(payload, CERTIFICATE, {}))
+    return _Found(differences(claimed, made), contract, made)
+
+
+def _visible(value: Any) -> Any:
+    """Return a JSON value with hidden characters escaped: a report quotes the policy, which somebody else wrote."""
+    from autopoiesis_lib.protocol.text import printable
+
+    if isinstance(value, str):
+        return printable(value, allowed="\n")
+    if isinstance(value, dict):
+        return {printable(key): _visible(item) for key, item in value.items()}
+    return [_visible(item) for item in value] if isinstance(value, list) else value
+
+
+def _contract_of(claimed: "Certificate") -> "Contract":
+    """Return the installed contract that a certificate names, with the parameters that it states.
+
+    Raises:
+        ContractError: there is none, or it has no such parameters.
+    """
+    from autopoiesis_lib.registry import contract_named
+
+    return contract_named(claimed.contract, **claimed.contract_parameters)
+
+
+def _other_text(claimed: "Certificate", policy: Path) -> str:
+    """Return how a policy file differs from the certified text, comments included; empty when it does not."""
+    from autopoiesis_lib.language.grammar import universal_newlines
+    from autopoiesis_lib.policy import read_policy_text
+
+    ours, theirs = read_policy_text(policy).split("\n"), universal_newlines(claimed.policy_source).split("\n")
+    if ours == theirs:
+        return ""
+    same = next((index for index, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    line = 1 + (min(len(ours), len(theirs)) if same is None else same)
+    return f"{policy} is not the certified one: it differs from line {line} on (comments count: they are what a reader trusts)"
+
+
+def _recomputed(found: _Found) -> Mapping[str, Any]:
+    """Return the parts of the document that the gates found here."""
+    made, report = found.certificate, found.report
+    obligations = (
+        (*made.obligations, *(lemma for theorem in made.theorems for lemma in theorem.lemmas))
+        if made is not None
+        else ()
+        if report is None
+        else report.obligations
+    )
+    example = None if report is None else report.counterexample
+    return {
+        "obligations": [
+            {"name": item.name, "verdict": item.verdict, "detail": item.detail, "solvers": item.solvers}
+            for item in obligations
+        ],
+        "claims": () if made is None else made.claims,
+        "bounds": {} if made is None else made.bounds,
+        "not_covered": () if made is None else made.not_covered,
+        "counterexample": None if example is None else example.model_dump(mode="json"),
+    }
+
+
+def _first(differences: tuple[str, ...]) -> str:
+    more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    return f"{differences[0]}{more}"

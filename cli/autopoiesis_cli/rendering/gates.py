@@ -47,25 +47,36 @@ def render_report(report: GateReport, path: Path, certificate: str | None) -> "l
 
 
 def render_certificate(
-    certificate: "Certificate", results: Sequence[ObligationResult], seconds: float
+    made: "Certificate | None", differences: Sequence[str], rests_on: str, signature: str, seconds: float
 ) -> "list[RenderableType]":
-    """A certificate proved again: each obligation, the claims, what is not covered."""
-    signed = f"signed by {certificate.signature.key_id[:12]}" if certificate.signature else "not signed"
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("obligation", "verdict", "solvers"):
-        table.add_column(heading)
-    for item in results:
-        table.add_row(item.name, verdict_text(item.verdict), item.detail)
-    good = all(item.verdict is Verdict.PROVED for item in results)
-    return [
-        Text(f"certificate of policy {certificate.policy_digest[:12]}, contract {certificate.contract}, {signed}"),
-        table,
-        Rule("what this proves", align="left", style="dim"),
-        *claim_lines(certificate.claims),
-        Rule("what it does not cover", align="left", style="dim"),
-        *claim_lines(certificate.not_covered),
-        Text(f"{'proved again' if good else 'NOT proved again'} in {seconds_text(seconds)}"),
-    ]
+    """A certificate compared with the one that was made here: the obligations and claims of that one, and the differences."""
+    shown: list[RenderableType] = []
+    if made is not None:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("obligation", "verdict", "solvers"):
+            table.add_column(heading)
+        for item in (*made.obligations, *(lemma for theorem in made.theorems for lemma in theorem.lemmas)):
+            table.add_row(item.name, verdict_text(item.verdict), ", ".join(item.solvers))
+        shown += [
+            Text(f"policy {made.policy_digest[:12]}, contract {made.contract}, all gates run here"),
+            table,
+            Rule("what this proves", align="left", style="dim"),
+            *claim_lines(made.claims),
+            Rule("what it does not cover", align="left", style="dim"),
+            *claim_lines(made.not_covered),
+        ]
+    if differences:
+        shown += [Rule("where the file says something else", align="left", style="dim"), *claim_lines(differences)]
+    shown.append(Text(f"{RESTS_ON[rests_on].format(signature=signature)}, in {seconds_text(seconds)}"))
+    return shown
+
+
+RESTS_ON = {
+    "proof": "proved here, {signature}",
+    "signature": "NOT proved here: this rests on the signature alone, {signature}",
+    "nothing": "NOT what is proved here, {signature}",
+}
+"""What a certificate's word rests on, for people."""
 
 
 def render_counterexample(example: Counterexample) -> "list[RenderableType]":
