@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .contract import Contract
 from .errors import PolicyError
-from .language import MAX_SOURCE_BYTES, Module, Signature, parse
+from .language import Module, Signature, parse
 from .language.errors import invalid
-from .language.grammar import universal_newlines
 from .language.interpreter import Fault, Rows, evaluate
 from .language.python import compile_python, to_source
 from .language.ranges import Ranges, analyse
-from .protocol.files import FileProblem, FileRefusedError, read_bounded
+from .protocol.files import MAX_POLICY_BYTES, FileProblem, FileRefusedError, read_bounded
 from .view import View
 
 if TYPE_CHECKING:
@@ -26,19 +25,20 @@ __all__ = ["Policy", "fault_on", "read_policy_text"]
 
 
 def read_policy_text(path: str | Path) -> str:
-    """The text of a policy file.
+    """Return the text of a policy file, whose lines may end as on any system.
 
     Raises:
-        LanguageError: INVALID: the file cannot be read, is larger than a policy may be, or is not UTF-8 text.
+        LanguageError: INVALID: the file is missing, unreadable, not regular or larger than a policy may be, or its content
+            is not UTF-8 text.
     """
     try:
-        data = read_bounded(path, MAX_SOURCE_BYTES, follow_links=True)
+        data = read_bounded(path, MAX_POLICY_BYTES, follow_links=True)
     except FileRefusedError as refused:
         if refused.problem is FileProblem.TOO_LARGE:
-            raise invalid(0, f"{path} is larger than the {MAX_SOURCE_BYTES:,} bytes a policy may have") from None
+            raise invalid(0, f"{path} is larger than the {MAX_POLICY_BYTES:,} bytes a policy may have") from None
         raise invalid(0, f"the policy cannot be read: {refused}") from None
     try:
-        return universal_newlines(data.decode("utf-8-sig"))
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise invalid(0, f"{path} is not UTF-8 text") from None
 

@@ -17,6 +17,7 @@ from ..contract import Contract
 from ..gates.solving import BY_CLOCK
 from ..policy import Policy
 from ..protocol.text import printable
+from ..redaction import HIDDEN
 from ..store import CandidateRow, ProposalRow, RunRow, Store, StoreError
 from ..synthesis.proposer import Context, Draft, Proposer
 from ..synthesis.search import SearchProposer
@@ -122,6 +123,7 @@ class _Run:
         self.contract, self.evaluator, self.proposer, self.store = contract, evaluator, proposer, store
         self.certify, self.progress = certify, progress
         self.workload = dict(evaluator.describe())
+        self.notes: list[str] = []
         if resume is None:
             self.budget = budget or Budget(seconds=60.0)
             self.seed = seed
@@ -138,6 +140,7 @@ class _Run:
                 self.budget = budget or Budget.from_json(row.config["budget"])
                 self.objectives = dict(row.config["objectives"])
                 self.warm = list(row.config["warm_start"])
+                self._note_withheld(row.config.get("proposer"))
             except (LookupError, TypeError, ValueError) as error:
                 raise StoreError(
                     f"run {row.id}: its stored settings are damaged ({type(error).__name__}: {printable(error)}); "
@@ -156,7 +159,6 @@ class _Run:
         self.proposed = self.evaluated = self.generation = 0
         self.used = {"tokens": 0.0, "dollars": 0.0}
         """What the language models have used, by the proposals' own account."""
-        self.notes: list[str] = []
         self.by_clock: list[int] = []
         """Candidates whose fate the clock decided."""
 
@@ -409,6 +411,16 @@ class _Run:
             },
         )
 
+    def _note_withheld(self, before: Any) -> None:
+        """Say so when an earlier sitting had a URL with secrets, which no store keeps, and this one has not."""
+        now = _json(dict(self.proposer.describe()))
+        for name, kept in _texts((before or {}).get("base_url")):
+            if HIDDEN in kept and name in (given := dict(_texts(now.get("base_url")))) and HIDDEN not in given[name]:
+                self.notes.append(
+                    f"this run began with the endpoint {kept}, whose secrets are not kept: give its whole URL again by "
+                    "--base-url or AUTOPOIESIS_BASE_URL"
+                )
+
     def _check_same(self, row: RunRow) -> None:
         if row.contract_digest != self.contract.digest:
             raise EvolutionError(
@@ -434,6 +446,11 @@ def _regression(example: Mapping[str, Any]) -> dict[str, Any]:
     return {"obligation": example["obligation"], "arguments": example["arguments"]}
 
 
-def _json(value: Any) -> Any:
+def _texts(value: Any) -> list[tuple[str, str]]:
+    """Return the texts of a setting that is one text, or one by model."""
+    pairs = value.items() if isinstance(value, Mapping) else [("", value)]
+    return [(name, text) for name, text in pairs if isinstance(text, str)]
 
+
+def _json(value: Any) -> Any:
     return json.loads(json.dumps(value))

@@ -1,7 +1,7 @@
 """The local executor: worker processes with CPU, memory and time limits, killed and replaced when they pass one.
 
-A worker leads its own process group and dies with its parent, so nothing it started outlives it. A spawned process
-costs about a second, so workers serve many jobs; a job can only hurt the one it runs in.
+A worker leads its own process group and dies with its parent, so nothing it started outlives it. It inherits none of the
+parent's secrets. A spawned process costs about a second, so workers serve many jobs; a job can only hurt the one it runs in.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ..environment import only_clean_environment_inherited
 from .budget import Limits
 from .errors import EvolutionError
 from .executor import Done, Failure, Key
@@ -134,7 +135,8 @@ class _Member:
         self.process: BaseProcess = context.Process(
             target=_serve, args=(theirs, setup, limits, os.getpid()), daemon=True
         )
-        self.process.start()
+        with only_clean_environment_inherited():
+            self.process.start()
         theirs.close()
         self.ready = False
         self.key: Key | None = None

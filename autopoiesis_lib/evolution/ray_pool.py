@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from ..environment import clean_environment
 from .budget import Limits
 from .errors import EvolutionError
 from .executor import Done, Failure, Key
@@ -44,7 +45,13 @@ class RayPool:
         self.workers = workers
         self._limits = limits
         self._setup = ray.put(pickled(setup))
-        self._actor: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Actor)
+        hidden = os.environ.keys() - clean_environment().keys()
+        kept_back = {
+            name: "" for name in hidden if not name.startswith("RAY_")
+        }  # Ray's own let a worker join the cluster
+        self._actor: Any = ray.remote(
+            num_cpus=1, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": kept_back}
+        )(_Actor)
         self._queue: deque[tuple[Key, object, Limits]] = deque()
         self._failed_starts = 0
         self._staff = [self._hire() for _ in range(workers)]

@@ -18,10 +18,17 @@ __all__ = ["pareto_front", "render", "write_report"]
 SECOND = ("e2e_p99_us", "ttft_p99_us", "worst_wait_us")
 """Metrics tried, in order, as the second axis of the Pareto front when a run has one objective."""
 
+
+def _visible(value: Any) -> Any:
+    """Return what a template shows with hidden characters as escapes; markup stays markup."""
+    return type(value)(printable(value, allowed="\n\t")) if isinstance(value, str) else value
+
+
 _environment = Environment(
     loader=PackageLoader("autopoiesis_lib.evolution"),
     undefined=StrictUndefined,
     autoescape=True,
+    finalize=_visible,
     trim_blocks=True,
     lstrip_blocks=True,
 )

@@ -11,6 +11,7 @@ import warnings
 from graphlib import CycleError, TopologicalSorter
 
 from .. import units
+from ..protocol.text import hidden_character, printable
 from .cost import check_cost, check_depth
 from .errors import LanguageError, invalid, unsupported
 from .functions import SHADOWED, FunctionReader, Scope, annotation_name, fold_constant
@@ -52,11 +53,13 @@ def parse_tree(text: str) -> ast.Module:
     """The syntax tree of a text of acceptable size, with ASCII names.
 
     Raises:
-        LanguageError: it is too large, not Python, nested too deeply, or has names that are not ASCII.
+        LanguageError: it is too large, not Python, nested too deeply, or has characters that nobody sees or names that are
+            not ASCII.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_SOURCE_BYTES:
         raise invalid(1, f"the text has {size:,} bytes; a policy has at most {MAX_SOURCE_BYTES:,}")
+    _refuse_hidden_characters(text)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -75,6 +78,23 @@ def parse_tree(text: str) -> ast.Module:
         if token.type == tokenize.NAME and not token.string.isascii():
             raise unsupported(token.start[0], f"the name {token.string!a} is not ASCII", "use plain letters a-z")
     return tree
+
+
+def _refuse_hidden_characters(text: str) -> None:
+    """Refuse characters that a reader does not see, strings and comments included: the text reviewed is the text that runs.
+
+    Raises:
+        LanguageError: INVALID: a control, format or bidirectional character, a lone surrogate, or a carriage return that
+            does not end a line with the newline after it.
+    """
+    lines = text.replace("\r\n", "\n")
+    found = hidden_character(lines, allowed="\n\t")
+    if found is not None:
+        letter = lines[found]
+        raise invalid(
+            lines.count("\n", 0, found) + 1,
+            f"the character {printable(letter)} (U+{ord(letter):04X}) cannot be seen by a reader; remove it",
+        )
 
 
 def universal_newlines(text: str) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from ..redaction import redacted_text, secrets_in_url
 from . import schema as tables
 from .log import LogCheck, LogHead, chain_after, genesis, walk
-from .opening import FAULTS, any_text, connect, first_line, locate, prepare, writing
+from .opening import FAULTS, any_text, connect, first_line, hide_secrets, locate, make_private, prepare, shown, writing
 from .rows import CandidateRow, DeploymentRow, ProposalRow, RunRow, RunStatus, StoreError, checked
 
 __all__ = ["Store"]
@@ -46,7 +47,10 @@ class Store:
         try:
             engine = connect(parsed)
         except (*FAULTS, ImportError) as error:
-            raise StoreError(f"store {where}: {first_line(error)}; give a file path or a SQLAlchemy URL") from None
+            said = redacted_text(first_line(error), secrets_in_url(parsed.render_as_string(hide_password=False)))
+            raise StoreError(f"store {where}: {said}; give a file path or a SQLAlchemy URL") from None
+        hide_secrets(engine)
+        make_private(parsed, where)
         try:
             identity, not_migrated = prepare(engine, where)
         except FAULTS as error:
@@ -59,8 +63,8 @@ class Store:
 
     @property
     def url(self) -> str:
-        """The URL with any password hidden."""
-        return self._engine.url.render_as_string(hide_password=True)
+        """The URL without user name, password and query values."""
+        return shown(self._engine.url)
 
     @property
     def identity(self) -> str:

@@ -1,22 +1,37 @@
 """Opening a store: finding it, creating or migrating it, and refusing what is no store."""
 
+import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..protocol.text import printable
+from ..redaction import redacted_text, redacted_url, secrets_in_url
 from . import schema as tables
 from .log import chain_after, genesis
 from .rows import StoreError
 
-__all__ = ["DEFAULT_STORE", "FAULTS", "any_text", "connect", "first_line", "locate", "prepare", "writing"]
+__all__ = [
+    "DEFAULT_STORE",
+    "FAULTS",
+    "any_text",
+    "connect",
+    "first_line",
+    "hide_secrets",
+    "locate",
+    "make_private",
+    "prepare",
+    "shown",
+    "writing",
+]
 
 DEFAULT_STORE = ".autopoiesis/store.db"
 """Where the store is when nobody says otherwise, below the working directory."""
@@ -57,7 +72,7 @@ def locate(url: str | Path | None) -> tuple[str, sa.URL]:
         ) from None
     if backend == "postgres" or parsed.drivername == "postgresql":
         parsed, backend = parsed.set(drivername="postgresql+psycopg"), "postgresql"
-    where = printable(parsed.render_as_string(hide_password=True))
+    where = printable(shown(parsed))
     if backend not in ("sqlite", "postgresql"):
         raise StoreError(
             f"store {where}: an append-only log is kept in SQLite and PostgreSQL only; "
@@ -66,6 +81,45 @@ def locate(url: str | Path | None) -> tuple[str, sa.URL]:
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:") and "uri" not in parsed.query:
         _prepare_file(Path(str(parsed.database)))
     return where, parsed
+
+
+def shown(url: sa.URL) -> str:
+    """Return a URL as messages may show it: without user name, password and query values."""
+    return redacted_url(url.render_as_string(hide_password=False))
+
+
+def make_private(url: sa.URL, where: str) -> None:
+    """Create a new SQLite file with mode 0600 before SQLite does: its WAL and shared memory then get the same mode.
+
+    Raises:
+        StoreError: the file cannot be created.
+    """
+    name = url.database or ""
+    if name.startswith("file:"):
+        name = "" if "memory" in str(url.query.get("mode", "")) else unquote(name[5:].partition("?")[0])
+    if not url.drivername.startswith("sqlite") or name in ("", ":memory:"):
+        return
+    try:
+        os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise StoreError(f"store {where}: {error.strerror or error}; give another --store") from None
+
+
+def hide_secrets(engine: sa.Engine) -> None:
+    """Take the user name, the password and query values of an engine's URL out of every error of its driver."""
+    secrets = secrets_in_url(engine.url.render_as_string(hide_password=False))
+
+    def redact(context: Any) -> None:
+        for error in (context.original_exception, context.sqlalchemy_exception):
+            if error is not None:
+                error.args = tuple(
+                    redacted_text(part, secrets) if isinstance(part, str) else part for part in error.args
+                )
+
+    if secrets:
+        sa.event.listen(engine, "handle_error", redact)
 
 
 def _prepare_file(path: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, create_model, field_validator
 
 from ..contract import Contract
 from ..gates import check
+from ..protocol.text import printable
 from .proposer import ProposerError
 
 __all__ = ["PolicyDraft", "Shape", "draft_model"]
@@ -31,6 +32,12 @@ class PolicyDraft(BaseModel):
     source: str = Field(
         max_length=32_768, description="The whole Python text of the policy, imports included; no markdown."
     )
+
+    @field_validator("rationale", "expected_effect")
+    @classmethod
+    def _shows_every_character(cls, text: str) -> str:
+        """Write control and bidirectional characters as escapes. In a policy's text the grammar refuses them."""
+        return printable(text, allowed="\n")
 
 
 def draft_model(contract: Contract, lock: threading.Lock, shape: Shape = "any") -> type[PolicyDraft]:
@@ -91,7 +98,7 @@ def linear_pattern(contract: Contract) -> str:
 
 def _unfenced(text: str) -> str:
     """The text without a markdown fence around it, which models like to add."""
-    lines = text.strip().splitlines()
+    lines = text.replace("\r\n", "\n").strip(" \t\n").split("\n")
     if len(lines) >= 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
         lines = lines[1:-1]
     return "\n".join(lines) + "\n"

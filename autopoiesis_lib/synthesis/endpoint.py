@@ -2,25 +2,36 @@
 
 instructor asks again when an answer does not validate; this module asks again when the endpoint fails for a moment, fits the
 request to what the server takes, and gives up in a way the proposer can count on: every failure is an `EndpointError` that says
-whether trying later may help, and what was spent on it all the same.
+whether trying later may help, and what was spent on it all the same. Nothing that an endpoint says is believed: `exchange`
+bounds its time and its replies, and its count of tokens is held to what the request could have used.
 """
 
+import base64
+import json
 import logging
 import os
+import re
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import instructor
 import openai
 from instructor.core.exceptions import IncompleteOutputException, InstructorError
 from instructor.core.hooks import Hooks
-from pydantic import BaseModel, ValidationError
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential, wait_random
+from pydantic import BaseModel, SecretStr, ValidationError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_exponential, wait_random
 from tenacity.wait import wait_base
 
-from .fitting import Messages, Request, context_limit
+from ..protocol.text import printable
+from ..redaction import HIDDEN, redacted_url
+from .exchange import Exchange, ReplyProblem, ReplyRefusedError, bound, nested_too_deeply, within
+from .fitting import CHARS_PER_TOKEN, Messages, Request, context_limit
 from .proposer import ProposerError
 from .record import Scrubber
 
@@ -31,13 +42,23 @@ KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 
 FITTINGS = 4
 """How often a request is changed because the server cannot take it."""
+NO_BASE_URL = "the base URL is not of the form http(s)://HOST[:PORT]/PATH"
+LONGEST_WAIT_S = 60.0
+"""Longest wait that a rate-limiting server is granted."""
+MAX_RECORDED = 4_096
+"""Characters kept of a reply that is no plain JSON value, and of a line that a client library logs."""
+TEMPLATE_TOKENS = 512
+"""Tokens that a server's chat template may add to a prompt."""
 
 Draft = TypeVar("Draft", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a call took, whatever came of it. Tokens are the server's own count, over all tries."""
+    """What a call took, whatever came of it.
+
+    Tokens are the server's own count over all tries, held to what the requests could have used, or estimated.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -93,8 +114,8 @@ class Endpoint:
         self,
         model: str,
         *,
-        base_url: str | None,
-        api_key: str | None,
+        base_url: SecretStr | None,
+        api_key: SecretStr | None,
         timeout_s: float,
         max_output_tokens: int,
         context_tokens: int | None,
@@ -113,34 +134,38 @@ class Endpoint:
         try:
             self._client = _client(model, base_url, api_key, timeout_s, mode)
         except (InstructorError, openai.OpenAIError, ImportError, ValueError, KeyError) as error:
-            raise ProposerError(f"the model {model!r} cannot be used: {scrubber.text(_line(error))}") from None
+            raise ProposerError(f"the model {model!r} cannot be used: {_shown(scrubber.text(_line(error)))}") from None
         _quiet(scrubber)  # again: the client libraries were imported meanwhile, and made their loggers
         self._name = model.partition("/")[2] if base_url is not None and "/" in model else None
         if base_url is not None and "/" not in model:
             self._name = model
 
     def ask(self, prompts: Sequence[Messages], response_model: type[Draft], deadline_s: float | None) -> Answer:
-        """A validated answer. `prompts` are versions of one prompt, the longest first: the first that fits is sent.
+        """Return a validated answer. `prompts` are versions of one prompt, the longest first: the first that fits is sent.
 
         Raises:
             EndpointError: none came within the attempts, the time-out and the deadline.
         """
         started = time.monotonic()
-        budget_s = (
-            self.timeout_s * self.attempts if deadline_s is None else min(deadline_s, self.timeout_s * self.attempts)
-        )
+        longest = self.timeout_s * self.attempts
+        budget_s = longest if deadline_s is None else max(0.0, min(deadline_s, longest))
+        exchange = Exchange(started + budget_s, self.timeout_s)
         seen = _Seen()
         hooks = Hooks()
+        hooks.on("completion:kwargs", seen.ask)
         hooks.on("completion:response", seen.note)
         hooks.on("parse:error", seen.refuse)
         retrying = Retrying(
-            stop=stop_after_attempt(self.attempts) | stop_after_delay(budget_s),
+            stop=stop_after_attempt(self.attempts) | stop_before_delay(budget_s),
             wait=_WaitAsTold(wait_exponential(multiplier=0.2, max=20.0) + wait_random(0.0, 0.3)),
             retry=retry_if_exception(_passing),
             reraise=True,
         )
         try:
-            draft = retrying(self._fitted, prompts, response_model, hooks, min(self.timeout_s, budget_s))
+            draft = within(
+                exchange,
+                lambda: retrying(self._fitted, prompts, response_model, hooks, min(self.timeout_s, budget_s)),
+            )
         except Exception as error:
             answered = bool(seen.replies) and _about_the_text(error)
             if len(seen.refused) < len(seen.replies):
@@ -149,7 +174,7 @@ class Endpoint:
             what = f"no usable answer ({spent.refused[-1]})" if answered and spent.refused else _describe(error)
             permanent = not answered and _permanent(error)
             raise EndpointError(
-                self._scrubber.text(what)[:300], permanent=permanent, answered=answered, spent=spent
+                _shown(self._scrubber.text(what)), permanent=permanent, answered=answered, spent=spent
             ) from None
         return Answer(draft, seen.spent(time.monotonic() - started, self._scrubber))
 
@@ -200,46 +225,100 @@ class _Seen:
     completion_tokens: int = 0
     replies: list[Any] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    _asked_bytes: int = 0
+    _most_tokens: int = 0
+
+    def ask(self, **arguments: Any) -> None:
+        """Note a request."""
+        told = {name: arguments.get(name) for name in ("messages", "system", "response_format", "tools")}
+        self._asked_bytes = len(json.dumps(told, default=str))
+        limits = (arguments.get("max_tokens"), arguments.get("max_completion_tokens"))
+        self._most_tokens = max((limit for limit in limits if isinstance(limit, int)), default=0)
 
     def note(self, response: Any) -> None:
-        """A reply came."""
-        self.replies.append(_plain(response))  # now: instructor later writes the running total into `usage`
-        counts = getattr(response, "usage", None)
-        for name, other in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
-            value = getattr(counts, name, None)
-            value = getattr(counts, other, 0) if value is None else value
-            setattr(self, name, getattr(self, name) + int(value or 0))
+        """Note a reply, with tokens that the request and the reply may have used: a server's count is only a claim.
 
-    def refuse(self, error: Exception) -> None:
-        """The last reply did not validate."""
+        Of a prompt a token is at least one byte; an answer ends at the limit that was asked for. A count that is missing or is
+        no positive integer is estimated from the bytes.
+        """
+        reply, size = _plain(response)  # now: instructor later writes the running total into `usage`
+        self.replies.append(reply)
+        counts = getattr(response, "usage", None)
+        asked, most = self._asked_bytes, self._most_tokens or size
+        self.prompt_tokens += _tokens(counts, ("prompt_tokens", "input_tokens"), asked, asked + TEMPLATE_TOKENS)
+        self.completion_tokens += _tokens(counts, ("completion_tokens", "output_tokens"), size, most)
+
+    def refuse(self, error: Exception, **_: Any) -> None:
+        """Note why the last reply did not validate."""
         self.refused.append(_why_refused(error))
 
     def spent(self, seconds: float, scrubber: Scrubber) -> Spent:
-        """All of it, as a value."""
+        """Return all of it, as a value."""
         replies = [scrubber.value(reply) for reply in self.replies]
-        refused = [scrubber.text(line) for line in self.refused]
+        refused = [_shown(scrubber.text(line), 500) for line in self.refused]
         return Spent(self.prompt_tokens, self.completion_tokens, seconds, replies, refused)
 
 
-def _client(model: str, base_url: str | None, api_key: str | None, timeout_s: float, mode: str | None) -> Any:
+def _tokens(counts: Any, names: Sequence[str], size: int, most: int) -> int:
+    """Return a server's count of tokens held to `most`, or an estimate from the size in bytes."""
+    for name in names:
+        value = getattr(counts, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return min(value, most)
+    return min(most, int(size / CHARS_PER_TOKEN) + 1)
+
+
+def _client(
+    model: str, base_url: SecretStr | None, api_key: SecretStr | None, timeout_s: float, mode: str | None
+) -> Any:
     chosen = None if mode is None else _mode(mode)
+    key = None if api_key is None else api_key.get_secret_value()
     if base_url is not None:
-        client = openai.OpenAI(base_url=base_url, api_key=api_key or "none", timeout=timeout_s, max_retries=0)
-        return instructor.from_openai(client, mode=chosen or instructor.Mode.JSON_SCHEMA)
+        url, query, headers = _address(base_url.get_secret_value())
+        settings: dict[str, Any] = {"default_query": query, "default_headers": headers, "timeout": timeout_s}
+        try:
+            sdk = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=0, **settings)
+        except openai.OpenAIError:
+            raise
+        except Exception:  # each HTTP library has an error of its own for a URL, and says it in full
+            raise ValueError(NO_BASE_URL) from None
+        bound(sdk)
+        return instructor.from_openai(sdk, mode=chosen or instructor.Mode.JSON_SCHEMA)
     provider, slash, name = model.partition("/")
     if not slash or not name:
         raise ValueError("name it as provider/model, such as openai/gpt-4o-mini, or give a base_url")
     variable = KEYS.get(provider)
-    if variable is not None and api_key is None and not os.environ.get(variable):
+    if variable is not None and key is None and not os.environ.get(variable):
         raise ValueError(f"there is no key; set {variable}, or give api_key")
-    settings: dict[str, Any] = {} if api_key is None else {"api_key": api_key}
+    settings = {} if key is None else {"api_key": key}
     if chosen is not None:
         settings["mode"] = chosen
     client = instructor.from_provider(model, **settings)
     inner: Any = getattr(client, "client", None)
+    bound(inner)
     if isinstance(getattr(inner, "max_retries", None), int):
         inner.max_retries = 0  # this module backs off; twice would multiply
     return client
+
+
+def _address(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Return a base URL without its secrets, and these as query parameters and headers of every request.
+
+    Raises:
+        ValueError: it is no HTTP URL; the message shows none of it.
+    """
+    parts = urlsplit(url) if redacted_url(url) != HIDDEN else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(NO_BASE_URL)
+    user, at, host = parts.netloc.rpartition("@")
+    headers = {"Authorization": f"Basic {basic_credentials(user)}"} if at else {}
+    return f"{parts.scheme}://{host}{parts.path}", dict(parse_qsl(parts.query, keep_blank_values=True)), headers
+
+
+def basic_credentials(user: str) -> str:
+    """Return the `USER:PASSWORD` part of a URL as HTTP's basic authentication sends it."""
+    name, _, password = user.partition(":")
+    return base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode("ascii")
 
 
 def _mode(name: str) -> instructor.Mode:
@@ -250,7 +329,7 @@ def _mode(name: str) -> instructor.Mode:
 
 
 class _WaitAsTold(wait_base):
-    """Waits as long as a rate-limiting server asks for (`Retry-After`, up to a minute), otherwise as usual."""
+    """Waits as long as a rate-limiting server asks for, up to a minute, otherwise as usual."""
 
     def __init__(self, usual: wait_base) -> None:
         self._usual = usual
@@ -258,22 +337,37 @@ class _WaitAsTold(wait_base):
     def __call__(self, retry_state: Any) -> float:
         error = _root(retry_state.outcome.exception())
         response = getattr(error, "response", None)
-        told = None if response is None else response.headers.get("retry-after")
-        try:
-            return min(60.0, float(told)) if told is not None else self._usual(retry_state)
-        except ValueError:
-            return self._usual(retry_state)
+        told = None if response is None else retry_after(response.headers.get("retry-after"))
+        return self._usual(retry_state) if told is None else told
+
+
+def retry_after(told: str | None) -> float | None:
+    """Return the seconds that a `Retry-After` header asks for, 0 to `LONGEST_WAIT_S`; None when it says nothing usable."""
+    text = (told or "").strip()
+    if re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", text, re.ASCII):
+        return min(LONGEST_WAIT_S, float(text))
+    try:
+        until = parsedate_to_datetime(text[:64])
+        seconds = (until if until.tzinfo is not None else until.replace(tzinfo=UTC)) - datetime.now(UTC)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return max(0.0, min(LONGEST_WAIT_S, seconds.total_seconds()))
 
 
 def _root(error: BaseException) -> BaseException:
-    """The cause below instructor's wrapping."""
-    while error.__cause__ is not None and not isinstance(error, openai.OpenAIError):
-        error = error.__cause__
-    return error
+    """Return the cause below instructor's wrapping: a bound that was broken, or else the client library's error."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    broken = next((item for item in chain if isinstance(item, ReplyRefusedError)), None)
+    told = next((item for item in chain if isinstance(item, openai.OpenAIError)), chain[-1])
+    return told if broken is None else broken
 
 
 def _passing(error: BaseException) -> bool:
     root = _root(error)
+    if isinstance(root, ReplyRefusedError):
+        return root.problem is ReplyProblem.LATE
     if isinstance(
         root, (openai.APIConnectionError, openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError)
     ):
@@ -296,6 +390,8 @@ def _permanent(error: BaseException) -> bool:
 def _describe(error: BaseException) -> str:
     root = _root(error)
     status = getattr(root, "status_code", None)
+    if isinstance(root, ReplyRefusedError):
+        return str(root)
     if isinstance(root, openai.APITimeoutError):
         return "it did not answer in time"
     if isinstance(root, openai.APIConnectionError):
@@ -331,8 +427,21 @@ def _line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _plain(reply: Any) -> Any:
-    return reply.model_dump(mode="json") if isinstance(reply, BaseModel) else str(reply)
+def _shown(text: str, limit: int = 300) -> str:
+    """Return a text of an endpoint's as people may see it, on one line."""
+    return printable(" ".join(text[: 4 * limit].split()))[:limit]
+
+
+def _plain(reply: Any) -> tuple[Any, int]:
+    """Return a reply as a JSON value that can be recorded, and its size in bytes."""
+    try:
+        value = reply.model_dump(mode="json", warnings=False) if isinstance(reply, BaseModel) else str(reply)
+        size = len(json.dumps(value))
+        if nested_too_deeply(value):
+            raise ValueError("nested too deeply")
+    except (ValueError, TypeError, RecursionError) as error:
+        value, size = f"({type(error).__name__}) {reply!a}"[:MAX_RECORDED], MAX_RECORDED
+    return value, size
 
 
 class _Scrubbing(logging.Filter):
@@ -345,7 +454,11 @@ class _Scrubbing(logging.Filter):
         return self._scrubber is scrubber
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = self._scrubber.text(record.getMessage()), ()
+        said = record.getMessage()[:MAX_RECORDED]
+        record.msg, record.args = printable(self._scrubber.text(said), allowed="\n"), ()
+        if record.exc_info:
+            told = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            record.exc_text, record.exc_info = printable(self._scrubber.text(told), allowed="\n"), None
         return True
 
 

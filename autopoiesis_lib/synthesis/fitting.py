@@ -22,15 +22,20 @@ LEAST = 128
 MARGIN = 32
 """Tokens that a chat template may add."""
 
-_LIMIT = re.compile(r"context (?:length|size|window)\D{0,40}?(\d[\d,]*)", re.IGNORECASE)
+LONGEST_REFUSAL = 4_096
+"""Characters of a refusal that are read."""
+CHARS_BOUNDS = (0.5, 16.0)
+"""The least and the most characters for a token that a server is believed."""
+
+_LIMIT = re.compile(r"context (?:length|size|window)\D{0,40}?([0-9][0-9,]{0,14})", re.IGNORECASE)
 _PROMPT = re.compile(
-    r"(?:contains|in the messages|prompt)\D{0,30}?(\d[\d,]*)\s+(?:input\s+|prompt\s+)?tokens", re.IGNORECASE
+    r"(?:contains|in the messages|prompt)\D{0,30}?([0-9][0-9,]{0,14})\s+(?:input\s+|prompt\s+)?tokens", re.IGNORECASE
 )
 
 
 def context_limit(refusal: str) -> int | None:
     """The tokens of context that a refusal speaks of; None when it is about something else."""
-    found = _LIMIT.search(refusal)
+    found = _LIMIT.search(refusal[:LONGEST_REFUSAL])
     return None if found is None else int(found[1].replace(",", ""))
 
 
@@ -65,16 +70,18 @@ class Request:
         """What to send after a refusal of `prompt`; None when it says nothing that helps."""
         limit = context_limit(refusal)
         if limit is not None:
-            told = _PROMPT.search(refusal)
+            told = _PROMPT.search(refusal[:LONGEST_REFUSAL])
             length = _chars(prompt)
             if told is not None and int(told[1].replace(",", "")) > 0:
-                ratio = length / int(told[1].replace(",", ""))
+                ratio = max(CHARS_BOUNDS[0], min(CHARS_BOUNDS[1], length / int(told[1].replace(",", ""))))
             else:
                 ratio = self.chars_per_token
             # A server that was told of its limit and refused again counts more tokens than we do.
             if self.context_tokens == limit and ratio >= self.chars_per_token:
                 ratio = 0.8 * self.chars_per_token
-            return replace(self, context_tokens=limit, chars_per_token=min(ratio, self.chars_per_token))
+            return replace(
+                self, context_tokens=limit, chars_per_token=max(CHARS_BOUNDS[0], min(ratio, self.chars_per_token))
+            )
         if "max_completion_tokens" in refusal and self.limit_name == "max_tokens":  # reasoning models of OpenAI
             return replace(self, limit_name="max_completion_tokens")
         if "temperature" in refusal and self.temperature is not None:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -10,11 +11,13 @@ from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from ..gates import types
 from ..policy import Policy
+from ..redaction import redacted_url, secrets_in_url
 from .drafts import PolicyDraft, Shape, draft_model
-from .endpoint import Endpoint, EndpointError, Price, Spent
+from .endpoint import Endpoint, EndpointError, Price, Spent, basic_credentials
 from .prompts import versions
 from .proposer import Context, Draft, Proposer, ProposerError, Slot
 from .record import Recorder, Recording, Scrubber, exchange_key
@@ -27,12 +30,16 @@ BREAKER = 3
 """Failures in a row after which the rest of a generation goes to the fall-back, and the next one starts with a single try."""
 
 
+Secret = str | SecretStr
+
+
 class LLMProposer:
     """Writes candidates with language models.
 
     `models` is "provider/name" or several with weights. With a `base_url` they are asked of that OpenAI-compatible server
     (a mapping names one by model; models it leaves out are asked of their provider). `api_key`, likewise, defaults to the
-    provider's own environment variable (OPENAI_API_KEY for a `base_url`). `share` of the slots go to the models, the rest to
+    provider's own environment variable (OPENAI_API_KEY for a `base_url`). Neither keys nor the user name, password and query
+    values of a URL are shown or stored. `share` of the slots go to the models, the rest to
     `fallback`, as does every slot for which no usable answer comes. `prices` are dollars for a million tokens by model, and are
     needed for a dollar budget. `record` is a JSONL file that every exchange is appended to; `replay` is such a file to answer
     from instead of asking. `repairs` is how often a model may mend an answer that the cheap gates refuse.
@@ -46,8 +53,8 @@ class LLMProposer:
         self,
         models: str | Mapping[str, float],
         *,
-        base_url: str | Mapping[str, str] | None = None,
-        api_key: str | Mapping[str, str] | None = None,
+        base_url: Secret | Mapping[str, Secret] | None = None,
+        api_key: Secret | Mapping[str, Secret] | None = None,
         share: float = 1.0,
         temperature: float = 0.8,
         max_output_tokens: int = 2_048,
@@ -70,14 +77,19 @@ class LLMProposer:
         urls, keys = self._each("base_url", base_url), self._each("api_key", api_key)
         for model in self.models:
             if urls[model] is not None:
-                keys[model] = keys[model] or os.environ.get("OPENAI_API_KEY")
-        in_urls = [urlsplit(url).password for url in urls.values() if url is not None]
-        self._scrubber = Scrubber([secret for secret in (*keys.values(), *in_urls) if secret])
+                keys[model] = keys[model] or _secret(os.environ.get("OPENAI_API_KEY"))
+        self._scrubber = Scrubber(
+            [
+                *(key.get_secret_value() for key in keys.values() if key is not None),
+                *(part for url in urls.values() if url is not None for part in _secrets_of(url.get_secret_value())),
+            ]
+        )
         self._per: Per | None = ("tokens" if adapt is True else adapt) or None
         if self._per == "dollars" and (missing := [model for model in self.models if model not in (prices or {})]):
             raise ProposerError(f"adapt='dollars' needs the price of {missing[0]}; give prices={{model: Price(...)}}")
+        shown = {model: None if url is None else redacted_url(url.get_secret_value()) for model, url in urls.items()}
         self._settings = {
-            "base_url": base_url if isinstance(base_url, str | None) else dict(base_url), "share": share,
+            "base_url": shown if isinstance(base_url, Mapping) else next(iter(shown.values())), "share": share,
             "temperature": temperature, "repairs": repairs, "adapt": self._per, "shape": shape,
         }  # fmt: skip
         self.share, self.shape, self.prices = share, shape, dict(prices or {})
@@ -103,13 +115,13 @@ class LLMProposer:
         self.note = ""
         """The last failure of an endpoint, for progress displays; empty while all is well."""
 
-    def _each(self, name: str, given: str | Mapping[str, str] | None) -> dict[str, str | None]:
-        """A setting by model."""
+    def _each(self, name: str, given: Secret | Mapping[str, Secret] | None) -> dict[str, SecretStr | None]:
+        """Return a setting by model."""
         if not isinstance(given, Mapping):
-            return dict.fromkeys(self.models, given)
+            return dict.fromkeys(self.models, _secret(given))
         if unknown := sorted(given.keys() - self.models.keys()):
             raise ProposerError(f"{name}: there is no model {unknown[0]!r} among {', '.join(self.models)}")
-        return {model: given.get(model) for model in self.models}
+        return {model: _secret(given.get(model)) for model in self.models}
 
     def __repr__(self) -> str:
         return f"LLMProposer({', '.join(self.models)})"
@@ -120,7 +132,7 @@ class LLMProposer:
         return f"llm:{'+'.join(self.models)}"
 
     def describe(self) -> Mapping[str, Any]:
-        """Settings without the key; prices as they were when the run began."""
+        """Return the settings without the key and the secret parts of URLs; prices as they were when the run began."""
         prices = {model: [price.prompt, price.completion] for model, price in self.prices.items()}
         record = {"proposer": "llm", "models": self.models, **self._settings, "prices_per_million_tokens": prices}
         return dict(self._scrubber.value(record))
@@ -132,16 +144,22 @@ class LLMProposer:
                 f"a dollar budget needs the price of {missing[0]}; give prices={{model: Price(prompt, completion)}}"
             )
         ours = {slot.id for slot in slots if Random(f"{context.seed}/share/{slot.id}").random() < self.share}
+        until = None if context.deadline_s is None else time.monotonic() + context.deadline_s
+        if self._recording is None:
+            with self._lock:
+                types.warm(context.contract)  # or the first answer waits for it while its deadline comes nearer
         drafts: dict[int, Draft] = {}
         asked = [slot for slot in slots if slot.id in ours]
         allowance = _Allowance(context.tokens_left, context.dollars_left)
         response_model = draft_model(context.contract, self._lock, self.shape)
         weights = self.weights(context)
         if self._failures >= BREAKER and asked:  # a single try tells whether the endpoint is back
-            drafts[asked[0].id] = self._draft(context, asked[0], response_model, allowance, weights, probe=True)
+            drafts[asked[0].id] = self._draft(context, asked[0], response_model, allowance, weights, until, probe=True)
             asked = asked[1:]
         with ThreadPoolExecutor(self._parallel) as threads:
-            found = threads.map(lambda slot: self._draft(context, slot, response_model, allowance, weights), asked)
+            found = threads.map(
+                lambda slot: self._draft(context, slot, response_model, allowance, weights, until), asked
+            )
             drafts.update(zip((slot.id for slot in asked), found, strict=True))
         rest = [slot for slot in slots if slot.id not in drafts]
         drafts.update(zip((slot.id for slot in rest), self._fallback.propose(context, rest), strict=True))
@@ -165,6 +183,7 @@ class LLMProposer:
         response_model: type[PolicyDraft],
         allowance: "_Allowance",
         weights: Mapping[str, float],
+        until: float | None,
         *,
         probe: bool = False,
     ) -> Draft:
@@ -176,13 +195,16 @@ class LLMProposer:
             return self._replayed(self._recording.exchange(key), call)
         if self._failures >= BREAKER and not probe:
             return self._done(call, None, "the endpoint failed repeatedly", Spent())
+        left = None if until is None else until - time.monotonic()
+        if left is not None and left <= 0:
+            return self._done(call, None, "the time is up", Spent())
         bound = self._bound(prompts[0])
         dollars = self.prices[model].of(*bound) if model in self.prices else 0.0
         if not allowance.reserve(sum(bound), dollars):
             return self._done(call, None, "the token or dollar budget is used up", Spent())
         draft, failed = None, None
         try:
-            answer = self._endpoints[model].ask(prompts, response_model, context.deadline_s)
+            answer = self._endpoints[model].ask(prompts, response_model, left)
         except EndpointError as error:
             failed, spent = str(error), error.spent
             with self._lock:
@@ -300,6 +322,17 @@ class _Allowance:
         with self._lock:
             self._tokens = None if self._tokens is None else self._tokens + tokens - used_tokens
             self._dollars = None if self._dollars is None else self._dollars + dollars - used_dollars
+
+
+def _secret(given: Secret | None) -> SecretStr | None:
+    return SecretStr(given) if isinstance(given, str) else given
+
+
+def _secrets_of(url: str) -> list[str]:
+    """Return the secret parts of a base URL, also as they go over the wire."""
+    found = secrets_in_url(url)
+    user, at, _ = urlsplit(url).netloc.rpartition("@") if "://" in url and found != [url] else ("", "", "")
+    return [*found, *([basic_credentials(user)] if at else [])]
 
 
 def _outcomes_of(record: str | Path) -> dict[tuple[int, int], Outcome]:

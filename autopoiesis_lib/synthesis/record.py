@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..environment import names_a_secret
+from ..redaction import redacted_text, secrets_in_url
 from .proposer import ProposerError
 
 __all__ = ["Recorder", "Recording", "Scrubber", "exchange_key"]
@@ -19,15 +21,16 @@ class Scrubber:
     """Replaces secrets in whatever leaves the process."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
-        names = [name for name in os.environ if name.endswith(("_API_KEY", "_TOKEN", "_SECRET"))]
-        found = {*secrets, *(os.environ[name] for name in names)}
-        self._secrets = sorted((secret for secret in found if len(secret) >= 6), key=len, reverse=True)
+        named = {value for name, value in os.environ.items() if names_a_secret(name) and "://" not in value}
+        addresses = [value for value in os.environ.values() if "://" in value and "@" in value]
+        found = {*secrets, *(part for url in addresses for part in secrets_in_url(url))}
+        kept = [secret for secret in found if len(secret) >= 4] + [value for value in named if len(value) >= 6]
+        # A header that cannot be sent is quoted with escapes, and a key read from a file may end in a newline.
+        self._secrets = list({form for secret in kept for form in (secret, secret.strip(), repr(secret)[1:-1])})
 
     def text(self, text: str) -> str:
-        """The text with every known secret as `***`."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
+        """Return the text with every known secret, and the secret parts of every URL, as `***`."""
+        return redacted_text(text, self._secrets)
 
     def value(self, value: Any) -> Any:
         """The same for any JSON value."""
@@ -54,7 +57,7 @@ class Recorder:
         self._scrubber = scrubber
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
+            self._path.touch(mode=0o600)
         except OSError as error:
             raise ProposerError(f"the record {self._path} cannot be written: {error.strerror or error}") from None
 
@@ -78,7 +81,7 @@ class Recording:
                 self._exchanges[exchange["key"]] = exchange
         except OSError as error:
             raise ProposerError(f"the record {path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ProposerError(f"the record {path} is damaged at line {number}; replay an undamaged one") from None
 
     def exchanges(self) -> Sequence[Mapping[str, Any]]:

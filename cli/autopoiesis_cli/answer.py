@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO
 
 import typer
 
+from autopoiesis_lib.protocol.text import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -54,7 +56,7 @@ def answering(command: Callable[P, Answer]) -> Callable[P, None]:
         elif answer.shown:
             people(stdout).print(*answer.shown, sep="\n")
         if answer.error:
-            print(f"error: {one_line(answer.error)}", file=sys.stderr)
+            note(f"error: {one_line(answer.error)}")
         raise typer.Exit(answer.code)
 
     return run
@@ -76,17 +78,24 @@ def _finite(value: Any) -> Any:
 
 
 def one_line(text: object) -> str:
-    """A message on one line, whatever it was made of."""
-    return " ".join(str(text).split())
+    """Return a message on one line, whatever it was made of, with what a terminal would obey as escapes."""
+    return printable(" ".join(str(text).split(None)))
 
 
 def note(message: str) -> None:
-    """A line of progress for people, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a line for people on stderr, with what a terminal would obey as escapes."""
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def people(stream: TextIO) -> "Console":
-    """A console for people: as wide as the terminal, or 120 columns where there is none."""
+    """Return a console for people: as wide as the terminal, or 120 columns where there is none.
+
+    Whatever is printed on it, control, bidirectional and escape characters in its texts come out as escapes.
+    """
     from rich.console import Console
 
-    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False, emoji=False, markup=False)
+    from autopoiesis_cli.rendering.visible import Visible
+
+    console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False, emoji=False, markup=False)
+    console.push_render_hook(Visible())
+    return console

@@ -22,10 +22,13 @@ app = typer.Typer(help="Policy types: list them, show one, start a new one.", no
 @answering
 def list_contracts(json: Json = False) -> Answer:
     """Every policy type installed here."""
-    from autopoiesis_cli.rendering.contracts import render_list
-    from autopoiesis_lib.registry import contract_named, contract_names
+    from rich.text import Text
 
-    contracts = [contract_named(name) for name in contract_names()]
+    from autopoiesis_cli.rendering.contracts import render_list
+    from autopoiesis_lib.registry import contract_conflicts, contract_named, contract_names
+
+    conflicts = contract_conflicts()
+    contracts = [contract_named(name) for name in contract_names() if name not in conflicts]
     return Answer(
         document={
             "contracts": [
@@ -38,9 +41,10 @@ def list_contracts(json: Json = False) -> Answer:
                     "digest": contract.digest,
                 }
                 for contract in contracts
-            ]
+            ],
+            "conflicts": conflicts,
         },
-        shown=render_list(contracts),
+        shown=[*render_list(contracts), *(Text(line) for line in conflicts.values())],
     )
 
 

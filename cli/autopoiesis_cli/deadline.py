@@ -6,6 +6,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from autopoiesis_lib.environment import only_clean_environment_inherited
+
 if TYPE_CHECKING:
     from autopoiesis_lib import Contract
     from autopoiesis_lib.gates import GateReport, GateResult
@@ -32,7 +34,8 @@ def check_within(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     worker = context.Process(target=_work, args=(theirs, text, contract, certify), daemon=True)
-    worker.start()
+    with only_clean_environment_inherited():
+        worker.start()
     theirs.close()
     try:
         ours.recv()

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from autopoiesis_cli.answer import DONE, REFUSED, Answer, Json, answering
 from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption, KeyOption, UnsignedOption, channel_at, signing_key
 from autopoiesis_cli.options import StoreOption
+from autopoiesis_lib.protocol.text import printable
 
 if TYPE_CHECKING:
     from autopoiesis_lib.certificate import Certificate
@@ -350,9 +351,8 @@ def serve(
         if json:
             print_json({"command": command, "environment": settings}, sys.stdout)
         else:
-            print(
-                " ".join([*(f"{name}={shlex.quote(value)}" for name, value in settings.items()), shlex.join(command)])
-            )
+            words = [*(f"{name}={shlex.quote(value)}" for name, value in settings.items()), shlex.join(command)]
+            print(printable(" ".join(words)))
         raise typer.Exit(DONE)
     _need_vllm()
     channel.mkdir(parents=True, exist_ok=True)

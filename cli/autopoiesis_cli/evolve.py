@@ -1,5 +1,6 @@
 """`autopoiesis evolve`: the main job."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from autopoiesis_cli.answer import DONE, INTERRUPTED, REFUSED, Answer, Json, answering, note, people
+from autopoiesis_cli.answer import DONE, INTERRUPTED, REFUSED, Answer, Json, answering, note, one_line, people
 from autopoiesis_cli.options import (
     ContractArgument,
     ObjectiveOption,
@@ -38,7 +39,12 @@ def evolve(
         typer.Option(metavar="PROVIDER/NAME", help="A language model, with --proposer llm. May be repeated."),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, with --proposer llm.")
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="An OpenAI-compatible endpoint, with --proposer llm; default: AUTOPOIESIS_BASE_URL, which other users do not "
+            "see in the list of processes.",
+        ),
     ] = None,
     candidates: Annotated[int | None, typer.Option(min=1, help="Stop after this many candidates.")] = None,
     seconds: Annotated[
@@ -115,7 +121,7 @@ def _proposer(kind: str, models: list[str] | None, base_url: str | None) -> "Pro
         raise ProposerError("--proposer llm needs --model PROVIDER/NAME, such as openai/gpt-4.1-mini")
     from autopoiesis_lib.synthesis import LLMProposer
 
-    return LLMProposer(dict.fromkeys(models, 1.0), base_url=base_url)
+    return LLMProposer(dict.fromkeys(models, 1.0), base_url=base_url or os.environ.get("AUTOPOIESIS_BASE_URL") or None)
 
 
 def _write_report(result: "EvolutionResult", store: str | None) -> str:
@@ -137,13 +143,14 @@ def _progress(seconds: float | None, candidates: int | None) -> "Iterator[Callab
     said = [0.0]
     console = people(sys.stderr)
     total: float | None = float(candidates) if candidates is not None else seconds
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[best]}"), TimeElapsedColumn())
+    said_of = TextColumn("{task.fields[best]}", markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), said_of, TimeElapsedColumn())
     with Bar(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("preparing", total=total, best="")
 
         def tell(progress: "Progress") -> None:
             seen[:] = [progress]
-            line = _line(progress)
+            line = one_line(_line(progress))
             bar.update(
                 task,
                 description=progress.phase,
@@ -159,7 +166,7 @@ def _progress(seconds: float | None, candidates: int | None) -> "Iterator[Callab
         except KeyboardInterrupt:
             bar.stop()
             hint = f"; go on with --resume {seen[0].run}" if seen else ""
-            print(f"error: interrupted{hint}", file=sys.stderr)
+            note(f"error: interrupted{hint}")
             raise typer.Exit(INTERRUPTED) from None
 
 

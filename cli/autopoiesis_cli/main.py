@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autopoiesis_cli.answer import INTERRUPTED, MISTAKE, one_line, print_json
+from autopoiesis_cli.answer import INTERRUPTED, MISTAKE, note, one_line, print_json
 from autopoiesis_cli.calibrate import calibrate
 from autopoiesis_cli.certificate import app as certificate
 from autopoiesis_cli.contracts import app as contracts
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: object, code: int, given: Sequence[str]) -> int:
     line = one_line(message)
-    print(f"error: {line}", file=sys.stderr)
+    note(f"error: {line}")
     if "--json" in given:
         print_json({"error": line}, sys.stdout)
     return code

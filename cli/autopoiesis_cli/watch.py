@@ -14,6 +14,7 @@ from autopoiesis_cli.answer import Answer, Json, answering, note
 from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption, KeyOption, UnsignedOption, channel_at, signing_key
 from autopoiesis_cli.options import ObjectiveOption, SettingsOption, StoreOption, contract_from, objectives_from
 from autopoiesis_cli.workloads import CalibrationOption, read_engine
+from autopoiesis_lib.protocol.text import printable
 
 if TYPE_CHECKING:
     from autopoiesis_lib.online.rollout import Rollout
@@ -153,12 +154,20 @@ def watch(
     return _answer(channel, standing, {"drift": None if drift is None else drift.to_json()})
 
 
+class _Printable(logging.Formatter):
+    """Lines for a terminal: what it would obey comes out as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record's text; a traceback keeps its lines."""
+        return printable(super().format(record), allowed="\n" if record.exc_info else "")
+
+
 def _log_to_stderr() -> None:
     """A line for each thing done. What else is logged (the rows of the audit log) is for handlers that were set up outside."""
     logger = logging.getLogger("autopoiesis.online")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler.setFormatter(_Printable("%(asctime)s %(message)s"))
         logger.addHandler(handler)
     logging.getLogger("autopoiesis").setLevel(logging.INFO)
 

@@ -373,3 +373,23 @@ def test_a_report_of_an_unfinished_run_says_how_to_finish_it(tmp_path: Path) -> 
 def _interrupt(item: Progress) -> None:
     if item.done == 10:
         raise KeyboardInterrupt
+
+
+class TestEndpointOfAResumedRun:
+    def test_that_had_secrets_is_asked_for_again_in_one_line(self, tmp_path: Path) -> None:
+        with serving(writes(BASELINES["fcfs"])) as server:
+            whole = server.url.replace("http://", "http://wanda:hunter2@") + "?key=sesame99"
+            first = run(tmp_path / "s.db", 12, proposer=LLMProposer("local/tiny", base_url=whole, parallel=1))
+            kept = "".join(path.read_bytes().decode("latin-1") for path in tmp_path.iterdir())
+            assert not [secret for secret in ("wanda", "hunter2", "sesame99") if secret in kept]
+            notes = {}
+            for url in (whole, server.url):
+                again = run(
+                    tmp_path / "s.db",
+                    proposer=LLMProposer("local/tiny", base_url=url, parallel=1),
+                    resume=first.run,
+                    budget=Budget(candidates=16, generation_size=16),
+                )
+                notes[url] = [note for note in again.notes if "AUTOPOIESIS_BASE_URL" in note]
+        assert notes[whole] == []
+        assert len(notes[server.url]) == 1 and "hunter2" not in notes[server.url][0]

@@ -959,3 +959,45 @@ class TestLockedStore:
         store.log_deployment("channel", "watch", actor="test")
         assert [row.action for row in store.deployments("channel")] == ["watch"]
         store.close()
+
+
+class TestSecretsOfAUrl:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://wanda:hunter2@127.0.0.1:1/x?application_name=sesame99",
+            "postgresql://wanda:hunter2@127.0.0.1:99999/x?application_name=sesame99",
+            "nodriver://wanda:hunter2@host/x?y=sesame99",
+            "sqlite://wanda:hunter2@host/x?y=sesame99",
+            "postgresql://wanda:hunter2@127.0.0.1:1/x?nonsense=sesame99",
+        ],
+    )
+    def test_are_not_shown_by_an_error(self, url: str) -> None:
+        with pytest.raises(StoreError) as caught:
+            Store.open(url)
+        assert not [secret for secret in ("wanda", "hunter2", "sesame99") if secret in str(caught.value)]
+
+    def test_are_not_shown_by_an_open_store(self, tmp_path: Path) -> None:
+        opened = Store.open(f"sqlite:///{tmp_path}/s.db?timeout=12345")
+        assert "12345" not in opened.url and str(tmp_path) in opened.url
+        opened.close()
+
+
+class TestStoreFile:
+    @pytest.mark.parametrize("how", ["{}/s.db", "sqlite:///{}/s.db", "sqlite:///file:{}/s.db?uri=true"])
+    def test_is_private_whatever_the_umask(self, tmp_path: Path, how: str) -> None:
+        before = os.umask(0)
+        try:
+            opened = Store.open(how.format(tmp_path))
+            opened.put_policy("d", "c", "e", "text")
+        finally:
+            os.umask(before)
+        found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        opened.close()
+        assert found == {"s.db": 0o600, "s.db-wal": 0o600, "s.db-shm": 0o600}
+
+    def test_that_was_there_keeps_its_mode(self, tmp_path: Path) -> None:
+        Store.open(tmp_path / "s.db").close()
+        (tmp_path / "s.db").chmod(0o660)
+        Store.open(tmp_path / "s.db").close()
+        assert (tmp_path / "s.db").stat().st_mode & 0o777 == 0o660

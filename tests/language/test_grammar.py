@@ -139,7 +139,7 @@ INVALID = {
     "only a comment": ("# nothing\n", 1, "empty"),
     "syntax": (body("return 1 +"), 3, "not Python"),
     "tabs and spaces": (HEAD + "    if y.open:\n\treturn 1\n    return 0\n", 4, "not Python"),
-    "null byte": (body("return 1\0"), 1, "not Python"),
+    "null byte": (body("return 1\0"), 3, r"\x00 (U+0000)"),
     "no decision": (IMPORT + "def other(c: Crate) -> int:\n    return 1\n", 1, "no function `score`"),
     "wrong count": (IMPORT + "def score(c: Crate) -> int:\n    return 1\n", 2, "2; write"),
     "wrong view": (IMPORT + "def score(c: Yard, y: Yard) -> int:\n    return 1\n", 2, "expected Crate"),

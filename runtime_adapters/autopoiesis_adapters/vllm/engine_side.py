@@ -379,14 +379,14 @@ class EngineSide:
             self._metrics_server.server_close()
             self._metrics_server = None
 
-    def serve_metrics(self, port: int) -> None:
-        """Serve Prometheus metrics on a port; a taken port is logged, not raised."""
+    def serve_metrics(self, port: int, host: str) -> None:
+        """Serve Prometheus metrics; a taken port is logged, not raised."""
         from .metrics import serve_metrics
 
         try:
-            self._metrics_server, _ = serve_metrics(self.watcher, port)
+            self._metrics_server, _ = serve_metrics(self.watcher, port, host)
         except OSError as error:
-            said = f"no metrics on port {port} ({error.strerror or error})"
+            said = f"no metrics on {host}:{port} ({error.strerror or error})"
             log_event(logger, "metrics.unavailable", said, {"port": port}, level=logging.WARNING)
 
     def _read_clock(self) -> int:
@@ -495,7 +495,7 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
     side.watcher.look()  # the channel's policy is there from the first step on
     side.watcher.start()
     if settings.metrics_port:
-        side.serve_metrics(settings.metrics_port)
+        side.serve_metrics(settings.metrics_port, settings.metrics_host)
     return side
 
 

@@ -111,15 +111,15 @@ def _modes(engine: list[str], seats: dict[str, dict[str, Any]]) -> Iterator[Metr
     yield from (mode, lever, *trial.values(), lever_counters)
 
 
-def serve_metrics(watcher: Watcher, port: int) -> tuple[Any, Thread]:
-    """Serve the metrics of this engine process at `http://0.0.0.0:port/metrics`; returns (server, thread).
+def serve_metrics(watcher: Watcher, port: int, host: str) -> tuple[Any, Thread]:
+    """Serve the metrics of this engine process at `http://host:port/metrics`; return (server, thread).
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or the address is not one of this machine.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(EngineMetrics(watcher))
-    server: tuple[Any, Thread] = start_http_server(port, registry=registry)
+    server: tuple[Any, Thread] = start_http_server(port, addr=host, registry=registry)
     return server
 
 

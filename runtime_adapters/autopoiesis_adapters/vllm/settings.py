@@ -61,6 +61,9 @@ class Settings(BaseModel):
     """How often telemetry goes to the channel, in seconds; 0: never."""
     metrics_port: int = Field(default=0, ge=0, le=65_535)
     """Port on which this engine process serves its Prometheus metrics; 0: none."""
+    metrics_host: str = Field(default="127.0.0.1", min_length=1)
+    """Address on which it serves them. Nobody is asked for a password there: name another one than this machine's own only
+    on a network whose members may all read the metrics."""
 
 
 def read_settings(additional_config: object = None, environ: Mapping[str, str] | None = None) -> Settings:
