@@ -103,8 +103,8 @@ def make_private(url: sa.URL, where: str) -> None:
         os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         return
-    except OSError as error:
-        raise StoreError(f"store {where}: {error.strerror or error}; give another --store") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"store {where}: {getattr(error, 'strerror', None) or error}; give another --store") from None
 
 
 def hide_secrets(engine: sa.Engine) -> None:
