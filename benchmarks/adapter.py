@@ -47,11 +47,11 @@ from scipy import stats
 
 from autopoiesis_lib import Policy
 from autopoiesis_lib.certificate import verify
-from autopoiesis_lib.protocol.channel import Channel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.adapters.tiny_llama import write_tiny_llama
 from tests.adapters.vllm_bench import Bench, plain_bench, policy_bench, request, vllm_config
+from tests.support.fleet import Fleet
 
 BARS_US = {1_000: 20.0, 5_000: 40.0}
 BAR_SLOWDOWN, BAR_CASE = 0.02, "same order"
@@ -265,9 +265,11 @@ def pair_of_schedulers(
 def swaps(model: Path, waiting: int, running: int) -> dict[str, float]:
     """Milliseconds from request to active over `SWAPS` swaps under load, and what they cost."""
     policies = [Policy.from_source(source, RequestOrdering()) for source in BASELINES.values()]
-    certificates = [verify(policy).model_dump_json() for policy in policies]
-    channel = Channel(model / "channel")
-    settings = Settings(channel=channel.root, allow_unsigned=True, allow_single_solver=True)
+    fleet = Fleet(model / "fleet")
+    certificates = [fleet.certificate(verify(policy)) for policy in policies]
+    channel = fleet.publisher(model / "channel")
+    state = fleet.folder / "state" / "engine"
+    settings = Settings(channel=channel.root, keys=fleet.keys, state=state, allow_single_solver=True)
     load = loaded(Arm(lambda config: policy_bench(config, None, settings), mixed=True), model, waiting, running)
     side = load.bench.scheduler.autopoiesis
     side.governor.swaps.clear()

@@ -36,12 +36,12 @@ from rich.console import Console
 from rich.table import Table
 
 from autopoiesis_lib import Policy
-from autopoiesis_lib.certificate import verify
+from autopoiesis_lib.certificate import sign, verify
 from autopoiesis_lib.evolution import Measurement
 from autopoiesis_lib.evolution.compare import Improvement, improvement
 from autopoiesis_lib.online.memory import WINDOWS
-from autopoiesis_lib.protocol.channel import Channel
-from autopoiesis_lib.protocol.keys import load_key, new_key, sign
+from autopoiesis_lib.protocol.channel import Channel, Trust
+from autopoiesis_lib.protocol.keys import load_key, new_key
 from autopoiesis_lib.store import Store
 
 SEED, PHASE_S = 20_261_125, 100.0
@@ -75,6 +75,7 @@ WATCH = (
 WATCH_S = {"--window": 10.0, "--evolve-window": 20.0, "--canary": 10.0}
 """A window holds one burst. These are stretched as the arrivals are."""
 WARM_UP = 8
+ENGINE = "engine-0"
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,9 @@ def run(
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        channel = Channel(root / "channel")
         new_key(root / "keys", "fleet")
+        key = load_key(root / "keys", "fleet")
+        channel = Channel(root / "channel", key, Trust(root / "keys"), root / "state")
         windows = channel.root / "controller" / WINDOWS
         if arm == LOOP:
             shutil.copy(before / "store.db", root)
@@ -127,8 +129,7 @@ def run(
         extra = {} if arm == UNMODIFIED else _environment(root, channel)
         policy = Policy.from_source(static[arm], RequestOrdering()) if arm in static else None
         if policy is not None:
-            certificate = sign(verify(policy), load_key(root / "keys", "fleet"))
-            channel.publish(policy.digest, policy.source, certificate.model_dump_json())
+            channel.publish(policy.digest, policy.source, sign(verify(policy), key).to_bytes())
         with serving(extra, ours=arm != UNMODIFIED, log=logs / f"{rep}-{arm}-server.log") as url:
             # an engine takes a policy at a step, and there are none before the first request
             warm_up(url, jobs[:WARM_UP])
@@ -138,7 +139,7 @@ def run(
                 begin = time.time()
                 answers = replay(url, jobs)
                 time.sleep(1.5)  # the status file is written now and then
-                status = channel.engines().get("engine-0", {})
+                status = channel.engines().get(ENGINE, {})
             served = served_by_engine(url)
         diary = _diary(root, channel, begin) if arm in LOOPS else []
         if keep:
@@ -165,13 +166,15 @@ def _environment(root: Path, channel: Channel) -> dict[str, str]:
     return {
         "AUTOPOIESIS_CHANNEL": str(channel.root),
         "AUTOPOIESIS_KEYS": str(root / "trusted"),
+        "AUTOPOIESIS_STATE": str(root / "engine-state"),
+        "AUTOPOIESIS_ENGINE": ENGINE,
         "AUTOPOIESIS_SNAPSHOT_S": "1",
     }
 
 
 def _wait_for(channel: Channel, digest: str) -> None:
     for _ in range(200):
-        status = channel.engines().get("engine-0", {})
+        status = channel.engines().get(ENGINE, {})
         if status.get("digest") == digest:
             return
         time.sleep(0.1)
@@ -195,7 +198,7 @@ def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path, stre
         "--seed",
         str(rep + 1),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "AUTOPOIESIS_STATE": str(root / "state")}
     with (logs / f"{rep}-{arm}-watch.log").open("wb") as out:
         times = [text for name, seconds in WATCH_S.items() for text in (name, f"{seconds * stretch:g}")]
         process = subprocess.Popen([*command, *WATCH, *times], env=environment, stdout=out, stderr=subprocess.STDOUT)
@@ -223,7 +226,7 @@ def _diary(root: Path, channel: Channel, begin: float) -> list[dict[str, Any]]:
                 else "",
                 "detail": dict(row.detail),
             }
-            for row in store.deployments(str(channel.root.absolute()))
+            for row in store.deployments(str(channel.root))
         ]
 
 

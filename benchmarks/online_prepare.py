@@ -59,7 +59,7 @@ def _calibrate(jobs: Sequence[Job], log: Path) -> Calibration:
     lot = [replace(job, at_s=0.0, num_output_tokens=PACE_TOKENS) for job in jobs[:: len(jobs) // PACE_JOBS]]
     with tempfile.TemporaryDirectory() as folder:
         channel = Channel(Path(folder) / "channel")
-        extra = {"AUTOPOIESIS_CHANNEL": str(channel.root), "AUTOPOIESIS_SNAPSHOT_S": "1"}
+        extra = {"AUTOPOIESIS_CHANNEL": str(channel.root), "AUTOPOIESIS_STATE": folder, "AUTOPOIESIS_SNAPSHOT_S": "1"}
         with serving(extra, ours=True, log=log) as url:
             warm_up(url, jobs[:8])
             replay(url, lot)

@@ -79,15 +79,16 @@ def serve(llm: Any, swap_after: int = -1, swap: Callable[[], object] = lambda: N
     return order, answers
 
 
-def certified(name: str) -> tuple[str, str]:
-    """A baseline policy's text, and the certificate that all gates gave it."""
+def certified(name: str, keys: Path) -> tuple[str, str]:
+    """A baseline policy's text, and the certificate that all gates gave it, signed with the key `fleet` in `keys`."""
     from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
     from autopoiesis_lib import Policy
-    from autopoiesis_lib.certificate import verify
+    from autopoiesis_lib.certificate import sign, verify
+    from autopoiesis_lib.protocol.keys import load_key
 
     policy = Policy.from_source(BASELINES[name], RequestOrdering())
-    return policy.source, verify(policy).model_dump_json()
+    return policy.source, sign(verify(policy), load_key(keys, "fleet")).to_bytes().decode()
 
 
 def main() -> None:
@@ -98,7 +99,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(TINY_LLAMA))
         plain = serve(start(folder))
-        settings = {"allow_unsigned": True, "allow_single_solver": True}
+        keys = Path(folder) / "keys"
+        settings = {"keys": str(keys), "allow_single_solver": True}
         llm = start(
             folder,
             scheduler_cls="autopoiesis_adapters.vllm.make_scheduler",
@@ -106,9 +108,12 @@ def main() -> None:
         )
         from autopoiesis_adapters.vllm.engine_calls import call
 
-        call(llm, "autopoiesis_swap", *certified("fcfs"))
+        from autopoiesis_lib.protocol.keys import new_key
+
+        new_key(keys, "fleet")  # an engine elsewhere would have a folder with its public half alone
+        call(llm, "autopoiesis_swap", *certified("fcfs", keys))
         fcfs = serve(llm)
-        shortest = certified("shortest-prompt-aging")
+        shortest = certified("shortest-prompt-aging", keys)
         swapped = serve(llm, swap_after=12, swap=lambda: call(llm, "autopoiesis_swap", *shortest))
         status = call(llm, "autopoiesis_status")
         telemetry = call(llm, "autopoiesis_telemetry")

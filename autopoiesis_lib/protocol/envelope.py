@@ -32,6 +32,10 @@ NOTICE: Final = "application/vnd.autopoiesis.notice+json"
 STANDING_ORDERS: Final = "application/vnd.autopoiesis.standing-orders+json"
 LOG_HEAD: Final = "application/vnd.autopoiesis.log-head+json"
 
+MAX_PARTS: Final = 64
+"""Commas in an envelope: it has eight signatures at most, and its payload, in base64, has none. JSON of more parts takes the
+interpreter a third of a second per megabyte, in which an engine takes no step."""
+
 Short = Annotated[str, Field(max_length=256)]
 
 
@@ -70,6 +74,8 @@ class Envelope:
         Raises:
             EnvelopeError: the bytes are no envelope, or one of another payload type.
         """
+        if data.count(b",") > MAX_PARTS:
+            raise EnvelopeError("not a signed envelope: it has too many parts")
         try:
             found = _Envelope.model_validate_json(data)
             payload = base64.b64decode(found.payload, validate=True)

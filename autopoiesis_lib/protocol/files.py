@@ -39,6 +39,8 @@ MAX_KEY_BYTES: Final = 4_096
 
 FILE_MODE: Final = 0o644
 """Mode of every published file. Nothing in it is secret; the modes of the folders say who may look at them."""
+FOLDER_MODE: Final = 0o755
+"""Mode of every folder that is made for published files, besides what it inherits from the one that it is in."""
 
 
 class FileProblem(StrEnum):
@@ -147,14 +149,18 @@ def opened_folder(path: str | Path, *, create: bool = True, inside: int | None =
     Raises:
         OSError: it is a link, no folder, or cannot be opened or made.
     """
+    made = False
     if create:
         with suppress(FileExistsError):
             if inside is None:
                 Path(path).mkdir(parents=True)
             else:
                 os.mkdir(path, dir_fd=inside)
+            made = True
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
     try:
+        if made:  # what is published in it is for other users as well, whatever the umask
+            os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode) | FOLDER_MODE)
         yield handle
     finally:
         os.close(handle)

@@ -28,11 +28,12 @@ from autopoiesis_contracts.request_ordering import RequestOrdering
 from cpu_server import Server, serving
 from small_model import small_model
 
-from autopoiesis_lib import signing
+from autopoiesis_lib.certificate import sign
 from autopoiesis_lib.evolution import Budget, EvolutionResult, evolve
 from autopoiesis_lib.online.observer import Observer
 from autopoiesis_lib.online.recalibration import recalibrate
-from autopoiesis_lib.protocol.channel import Channel
+from autopoiesis_lib.protocol.channel import Channel, Trust
+from autopoiesis_lib.protocol.keys import load_key, new_key
 from autopoiesis_lib.simulation import Calibration, EngineConfig, StepTimeModel
 from autopoiesis_lib.simulation.workload import Workload
 from autopoiesis_lib.store import Store
@@ -123,7 +124,7 @@ def observed(channel: Channel) -> Workload:
 
 def engine(channel: Channel) -> Mapping[str, Any]:
     """What the engine last said of itself."""
-    return channel.engines().get("engine-0", {})
+    return next(iter(channel.engines().values()), {})
 
 
 def active(channel: Channel, digest: str) -> Mapping[str, Any]:
@@ -171,12 +172,14 @@ def told(store: Store, result: EvolutionResult, record: Path) -> list[dict[str, 
 
 def run(models: Path, folder: Path, candidates: int) -> dict[str, Any]:
     """The whole story; prints it on the way."""
-    channel, keys, record = Channel(folder / "channel"), folder / "keys", folder / "exchanges.jsonl"
-    channel.root.mkdir(parents=True)
-    signing.new_key(keys, "writer")
+    keys, record = folder / "keys", folder / "exchanges.jsonl"
+    new_key(keys, "writer")
+    channel = Channel(folder / "channel", load_key(keys, "writer"), Trust(keys), folder / "state")
     settings = {
         "AUTOPOIESIS_CHANNEL": str(channel.root),
+        "AUTOPOIESIS_CHANNEL_ID": channel.prepare(),
         "AUTOPOIESIS_KEYS": str(keys),
+        "AUTOPOIESIS_STATE": str(folder / "engine-state"),
         "AUTOPOIESIS_SNAPSHOT_S": "2",
     }
     options = ["--scheduler-cls", "autopoiesis_adapters.vllm.make_scheduler", "--no-enable-prefix-caching"]
@@ -204,8 +207,9 @@ def run(models: Path, folder: Path, candidates: int) -> dict[str, Any]:
             wrote, maker = told(store, result, record), ancestry(store, result, writer)
             store.close()
             assert result.certificate is not None
-            signed = signing.sign(result.certificate, signing.load_key(keys, "writer"))
-            channel.publish(result.best.digest, result.best.source, signed.model_dump_json(), note=maker)
+            assert channel.key is not None
+            signed = sign(result.certificate, channel.key).to_bytes()
+            channel.publish(result.best.digest, result.best.source, signed, note=maker)
             status = active(channel, result.best.digest)
         after_s = traffic.mean_over_bursts(3)
         for item in wrote:
@@ -214,7 +218,7 @@ def run(models: Path, folder: Path, candidates: int) -> dict[str, Any]:
         print(f"of {len(wrote)} texts the model wrote, {passed} passed every gate")
         print(f"active now: {result.best.digest[:12]}, {maker}; signed, swapped in after {status['swap_step_ns']} ns")
         print(result.best.source)
-        for claim in signed.claims:
+        for claim in result.certificate.claims:
             print(f"  proved: {claim}")
         print(
             f"mean latency {before_s:.2f} s before, {after_s:.2f} s after; {traffic.sent} requests, {len(traffic.failed)} failed"

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from autopoiesis_lib.contract import Contract
 from autopoiesis_lib.language.llvm import fields_read
 from autopoiesis_lib.policy import Policy
+from autopoiesis_lib.protocol.envelope import CERTIFICATE, seal
+from autopoiesis_lib.protocol.keys import SigningKey, key_id
 
 from .reading import PolicyRefusedError, certified, contract_of, installed_version
 
@@ -248,7 +251,10 @@ def compile_admission(policy: Policy, block_size: int) -> VerifiedAdmission:
 
 def warm_up(contract: str, baseline: str) -> None:
     """Do once what the first policy of a contract would pay for: imports, the contract's own reading, the compiler's
-    start."""
+    start, a signature."""
+    private = Ed25519PrivateKey.generate()
+    key = SigningKey(name="warm-up", key_id=key_id(private.public_key()), private=private)
+    seal(b"", CERTIFICATE, key).signed_by({key.key_id: private.public_key()})
     policy = Policy.from_source(baseline, contract_of(contract))
     installed_version()
     _ = policy.digest

@@ -129,6 +129,27 @@ def ended(*_args: object) -> Any:
     raise SystemExit
 
 
+@contextmanager
+def stuck(side: Any) -> Iterator[None]:
+    """Whatever policy comes, its verification does not end before this does."""
+    mended, loads = threading.Event(), side.watcher._loads
+    honest = dict(loads)
+
+    def load(contract: str) -> Callable[[str, str | bytes], Any]:
+        def wait(source: str, certificate: str | bytes) -> Any:
+            mended.wait()
+            return honest[contract](source, certificate)
+
+        return wait
+
+    loads.update({contract: load(contract) for contract in honest})
+    try:
+        yield
+    finally:
+        loads.update(honest)
+        mended.set()
+
+
 FAULTS: Mapping[str, Fault] = {
     "raises": misled(raising),
     "picks-beyond-the-end": misled(lambda _columns, _seqs: 10_000),
@@ -150,6 +171,7 @@ FAULTS: Mapping[str, Fault] = {
     "bug-after-the-step": lambda side: replaced(side, "_record", raising),
     "bug-when-a-request-leaves": lambda side: replaced(side, "_record_request", raising),
     "bug-in-the-prefix-cache-look-up": lambda side: replaced(side, "_look_up", raising),
+    "verification-does-not-end": stuck,
     "watcher-dies": lambda side: replaced(side.watcher, "look", ended),
 }
 

@@ -1,6 +1,6 @@
 """A signed channel and the live server on it, with what the fault tests do to either."""
 
-import json
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +15,14 @@ from typing import Any
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Certificate, Policy, verify
-from autopoiesis_lib.protocol.channel import Channel, write_atomically
-from autopoiesis_lib.protocol.keys import SigningKey, load_key, new_key, sign
+from autopoiesis_lib.certificate import sign
+from autopoiesis_lib.protocol.channel import Channel
+from autopoiesis_lib.protocol.files import write_atomically
+from autopoiesis_lib.protocol.keys import SigningKey
+from autopoiesis_lib.protocol.notices import Files, Notice, StandingOrders
 
+from ..support.fleet import Fleet
+from .forging import altered, put, standing
 from .live_server import Server
 
 CLIENTS = 16
@@ -25,33 +30,25 @@ CLIENTS = 16
 
 @dataclass(frozen=True)
 class Certified:
-    """A policy and its signed certificate."""
+    """A policy and its certificate."""
 
     policy: Policy
     certificate: Certificate
+    text: str
+    """The certificate as it lies in a channel, signed."""
 
     @property
     def digest(self) -> str:
         """The policy's digest."""
         return self.policy.digest
 
-    @property
-    def text(self) -> str:
-        """The certificate as it lies in a channel."""
-        return self.certificate.model_dump_json()
-
 
 def certified(weight: int, key: SigningKey, baseline: str = "shortest-prompt-aging") -> Certified:
     """A baseline in which a prompt token weighs as much as so many microseconds. Each weight is a policy of its own."""
     source = BASELINES[baseline].replace("10_000", str(weight))
     policy = Policy.from_source(source, RequestOrdering())
-    return Certified(policy, sign(verify(policy), key))
-
-
-def signing_key(folder: Path) -> SigningKey:
-    """A new key pair in a folder."""
-    new_key(folder, "fleet")
-    return load_key(folder, "fleet")
+    certificate = verify(policy)
+    return Certified(policy, certificate, sign(certificate, key).to_bytes().decode())
 
 
 @dataclass
@@ -59,11 +56,7 @@ class Live:
     """The server, its channel, the policy that should be serving, and what clients got before any fault."""
 
     server: Server
-    keys: Path
-    """The folder of trusted public keys."""
-    key_folder: Path
-    """Where the fleet's key pair lies."""
-    key: SigningKey
+    fleet: Fleet
     stranger: SigningKey
     """Its public half is not among the trusted keys."""
     saboteur: Path
@@ -80,8 +73,18 @@ class Live:
 
     @property
     def channel(self) -> Channel:
-        """The channel."""
+        """The channel, as its publisher has it."""
         return self.server.channel
+
+    @property
+    def keys(self) -> Path:
+        """The folder of trusted public keys."""
+        return self.fleet.keys
+
+    @property
+    def key(self) -> SigningKey:
+        """The key that signs here."""
+        return self.fleet.key
 
     def fresh(self) -> Certified:
         """A policy that this engine has never seen."""
@@ -91,13 +94,9 @@ class Live:
         """Publish a policy properly."""
         self.channel.publish(wanted.digest, wanted.policy.source, wanted.text, **how)
 
-    def offer(self, change: Callable[[Certificate], Certificate | str]) -> None:
-        """Publish the unwanted policy with its certificate changed."""
-        wanted = self.unwanted
-        text = change(wanted.certificate)
-        self.channel.publish(
-            wanted.digest, wanted.policy.source, text if isinstance(text, str) else text.model_dump_json()
-        )
+    def offer(self, text: str) -> None:
+        """Publish the unwanted policy with another certificate than its own."""
+        self.channel.publish(self.unwanted.digest, self.unwanted.policy.source, text)
 
     @contextmanager
     def clients(self, patient: bool = False) -> Iterator[None]:
@@ -181,7 +180,7 @@ class Live:
     def status(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The engine's own report in the channel, once it says so."""
         for _ in range(200):
-            found = self.channel.engines().get("engine-0", {})
+            found = self.channel.engines().get(self.server.name, {})
             if found and holds(found):
                 return found
             time.sleep(0.05)
@@ -204,11 +203,25 @@ class Live:
             assert time.monotonic() < ends, f"the engine process never took in the fault {fault!r}"
             time.sleep(0.01)
 
-    def notice(self, **changes: Any) -> str:
-        """The text of the next notice of the good policy, with some things changed."""
-        standing = self.channel.read()
-        assert standing is not None
-        return json.dumps({"sequence": standing.sequence + 1, "digest": self.good.digest, **changes})
+    def unwanted_notice(self, **changes: object) -> Notice:
+        """The next notice, of the unwanted policy, with some things changed; its files lie in the channel."""
+        wanted, channel = self.unwanted, self.channel
+        channel.policy_path(wanted.digest).write_text(wanted.policy.source)
+        channel.certificate_path(wanted.digest).write_text(wanted.text)
+        files = Files(
+            policy=hashlib.sha256(wanted.policy.source.encode()).hexdigest(),
+            certificate=hashlib.sha256(wanted.text.encode()).hexdigest(),
+        )
+        return altered(standing(channel), **{"digest": wanted.digest, "files": {wanted.digest: files}, **changes})
+
+    def put(self, message: Notice | StandingOrders, key: SigningKey | None) -> None:
+        """Write a notice or orders into the channel, past every check of a publisher."""
+        put(self.channel, message, key)
+
+
+def refusals(status: Mapping[str, Any]) -> str:
+    """What an engine's status says of why policies do not run, over all slots."""
+    return "; ".join(slot["refusal"] for slot in (status, *status["levers"].values()) if slot["refusal"])
 
 
 def deciding(samples: Mapping[str, float]) -> str:

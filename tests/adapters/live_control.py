@@ -74,7 +74,7 @@ class ControlPlane:
     def resumed(self) -> list[object]:
         """Which run each evolution went on with; None: it began a new one."""
         with closing(Store.open(self._path)) as store:
-            rows = store.deployments(str(self._channel.root.absolute()))
+            rows = store.deployments(str(self._channel.root))
         return [row.detail["resumed"] for row in rows if row.action == "evolve"]
 
     @contextmanager

@@ -35,6 +35,7 @@ class Server:
 
     model: Path
     channel: Channel
+    """The channel as its publisher has it."""
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     """On top of this process's own and of what makes an engine small."""
@@ -42,6 +43,8 @@ class Server:
     """Of each answer."""
     scheduler: str | None = SCHEDULER
     """None: vLLM as it comes, without the adapter."""
+    name: str = "engine-0"
+    """Of the engine."""
     port: int = field(default_factory=free_port)
     metrics_port: int = field(default_factory=free_port)
     process: "subprocess.Popen[bytes] | None" = None
@@ -60,6 +63,7 @@ class Server:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "AUTOPOIESIS_CHANNEL": str(self.channel.root),
             "AUTOPOIESIS_METRICS_PORT": str(self.metrics_port),
+            "AUTOPOIESIS_ENGINE": self.name,
             **self.environment,
         }
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
@@ -145,7 +149,7 @@ class Server:
     def status(self, wanted: str | None) -> dict[str, Any]:
         """The engine's own report, once it names the digest wanted."""
         for _ in range(200):
-            found = self.channel.engines().get("engine-0", {})
+            found = self.channel.engines().get(self.name, {})
             if found.get("digest") == wanted and found:
                 return found
             time.sleep(0.05)

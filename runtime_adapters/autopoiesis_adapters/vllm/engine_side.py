@@ -490,6 +490,7 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
     warm_up(ORDERING, next(iter(BASELINES.values())))
     side = EngineSide(scheduler, settings, load)
     scheduler.waiting = side.queue
+    side.watcher.read_orders()
     if settings.policy is not None:
         _bring_in_first(side, settings)
     side.watcher.look()  # the channel's policy is there from the first step on

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from autopoiesis_lib.protocol.channel import ORDERING
+from autopoiesis_lib.protocol.text import printable
 
 from .watcher import Watcher
 
@@ -61,7 +62,7 @@ class EngineMetrics:
             "autopoiesis_drift", "Drift as the control plane last measured it", labels=["engine", "statistic"]
         )
         for statistic, level in self._watcher.drift().items():
-            drift.add_metric([*engine, statistic], level)
+            drift.add_metric([*engine, printable(statistic)], level)
         yield drift
         active = GaugeMetricFamily(
             "autopoiesis_policy_active", "1 for the deciding policy", labels=["engine", "digest"]

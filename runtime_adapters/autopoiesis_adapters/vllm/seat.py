@@ -153,6 +153,8 @@ class Seat(Generic[P]):
         """Nothing decides, nothing is tried and nothing is offered: a lever that is idle is not called at all."""
         self.quarantined: dict[str, str] = {}
         """Digest -> why. A digest in here is never active again in this process."""
+        self.barred: frozenset[str] = frozenset()
+        """Digests in quarantine on the channel, which do not decide here until they are released."""
         self.disabled = disabled
         """The kill switch: every decision is the built-in rule's, whatever is loaded."""
         self.wake: Callable[[], None] = lambda: None
@@ -287,7 +289,7 @@ class Seat(Generic[P]):
         assert self.pending is not None
         offer, self.pending = self.pending, None
         policy = offer.policy
-        if policy is not None and policy.digest in self.quarantined:
+        if policy is not None and self._out(policy):
             self.counters["refused"] += 1
             return
         before = self.active
@@ -325,7 +327,10 @@ class Seat(Generic[P]):
         self.swaps.append(swap)
 
     def _standing(self, policy: P | None) -> P | None:
-        return policy if policy is not None and policy.digest not in self.quarantined else None
+        return policy if policy is not None and not self._out(policy) else None
+
+    def _out(self, policy: P) -> bool:
+        return policy.digest in self.quarantined or policy.digest in self.barred
 
     def _tell(self, kind: str, detail: str, digest: str, quarantine: bool, state: dict[str, Any]) -> None:
         if quarantine or (kind, digest) not in self._reported:

@@ -18,9 +18,14 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from autopoiesis_lib.errors import AutopoiesisError
 from autopoiesis_lib.logs import log_event
 from autopoiesis_lib.protocol.channel import ORDERING, Channel, ChannelError, ChannelProblem, Mode, Notice
+from autopoiesis_lib.protocol.files import MAX_STATUS_BYTES, FileRefusedError, read_bounded
+from autopoiesis_lib.protocol.freshness import FreshnessError
+from autopoiesis_lib.protocol.keys import SignatureRefused, SigningError
 from autopoiesis_lib.protocol.notices import StandingOrders
 from autopoiesis_lib.protocol.status import HEARTBEAT_S, is_silent
 from autopoiesis_lib.protocol.text import printable
@@ -43,8 +48,6 @@ ORDERS = "orders"
 STATUS_EVERY_S = 1.0
 KILL_SWITCH_S = 0.05
 """Seconds between two looks of the kill switch's own thread."""
-HELD = frozenset({ChannelProblem.FROZEN, ChannelProblem.QUARANTINED})
-"""Problems of a notice that new standing orders may end."""
 DAMAGED = frozenset({ChannelProblem.UNREADABLE, ChannelProblem.MALFORMED, ChannelProblem.VERSION})
 """Problems of a file as such; the others are a well-formed notice that must not be followed."""
 RETRY_S = 1.0
@@ -98,15 +101,18 @@ class Watcher:
         self._disabled_path = str(channel.disabled_path) if channel is not None else ""
         self._keep_disabled = keep_disabled
         self._seen: dict[str, tuple[int, int, int]] = {}
-        self._held: set[str] = set()
-        """Slots whose notice waits for other standing orders."""
+        self._unread = set(SLOTS)
+        """Slots in which this engine has not read a notice yet: a canary in one began, perhaps, before the engine did."""
+        self._followed: dict[str, tuple[Notice, str]] = {}
+        """Slot -> the notice that has been followed, and the refusal that came of it. Put back, it begins nothing anew."""
         self._retry_at: dict[str, float] = {}
         """Slots whose notice, or what it names, could not be read -> when to try again."""
         self._said: dict[str, str] = {}
         """What each piece of the work last failed of: a condition that lasts is logged once, not once a round."""
         self._undumped: Fault | None = None
         """A fault whose dump could not be written yet: a full disk must not cost what a person needs to see."""
-        self._starting = True
+        self._claimed = False
+        """Whether a status of this engine lies in the channel, under its name."""
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
         self._heartbeat_at = 0.0
@@ -157,10 +163,35 @@ class Watcher:
         self._guarded("telemetry", self._write_telemetry)
         self._guarded("status", self._write_status)
 
+    def read_orders(self) -> None:
+        """Go by the standing orders before the first policy comes: those in the channel, or those known from before."""
+        if self._channel is not None:
+            self._guarded(ORDERS, partial(self._first_orders, self._channel))
+
+    def _first_orders(self, channel: Channel) -> None:
+        try:
+            self._obey(channel.accept_orders(), self._clock_us())
+        except AutopoiesisError:
+            self._obey(channel.freshness.read().orders, self._clock_us())
+            raise
+
     def check_kill_switch(self) -> None:
-        """Put every seat on its built-in rule while the channel's `DISABLED` file is there."""
-        disabled = self._keep_disabled or bool(self._disabled_path and os.path.lexists(self._disabled_path))
-        if disabled != self._governor.disabled:
+        """Put every seat on its built-in rule while something called `DISABLED` is in the channel.
+
+        A file of any kind counts, a FIFO or a dangling link too: it is never opened, and removing it releases the switch. While
+        the channel cannot be asked, the switch stays as it is.
+        """
+        disabled = self._keep_disabled
+        if self._disabled_path and not disabled:
+            try:
+                os.lstat(self._disabled_path)
+                disabled = True
+            except FileNotFoundError:
+                disabled = False
+            except OSError:
+                return
+        # Every seat is looked at: two threads come here, and one may have been overtaken by the other half way.
+        if any(seat.disabled != disabled for seat in self._seats.values()):
             for seat in self._seats.values():
                 seat.disabled = disabled
             self._status_at = 0.0
@@ -240,14 +271,16 @@ class Watcher:
         if self._channel is None:
             return
         # One call a file and round, whatever the channel holds: each round takes the interpreter away from the engine.
-        starting, self._starting = self._starting, False
         gone = ""
         for name, path in self._paths.items():
             try:
                 stat = os.lstat(path)
             except FileNotFoundError:
+                self._unread.discard(name)
                 if self._seen.pop(name, None) is not None:
                     gone = path
+                    if name == ORDERS:
+                        self._look_again()
                 continue
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             due = self._retry_at.get(name)
@@ -257,88 +290,111 @@ class Watcher:
                 self._retry_at.pop(name, None)
                 self._status_at = 0.0  # what comes of it is worth telling at once
                 with self._short_turns:
-                    self._guarded(name, partial(self._follow, self._channel, name, requested_us, starting))
+                    self._guarded(name, partial(self._follow, self._channel, name, requested_us))
         if gone:
             self._status_at = 0.0
             raise ChannelError(f"{gone} is gone; what decided goes on deciding", ChannelProblem.UNREADABLE)
 
-    def _follow(self, channel: Channel, name: str, requested_us: int, starting: bool) -> None:
-        """Do what a file of the channel says; a second later again when it, or what it names, is out of reach just now."""
-        if name == ORDERS:
-            try:
-                self._obey(channel.accept_orders(), requested_us)
-            except ChannelError as error:
-                if error.problem is ChannelProblem.UNREADABLE:
-                    self._retry_at[name] = time.monotonic() + RETRY_S
-                raise
-            return
-        self._held.discard(name)
+    def _follow(self, channel: Channel, name: str, requested_us: int) -> None:
+        """Do what a file of the channel says; a second later again when it, or what it needs, is out of reach just now."""
         try:
-            self._read_notice(channel, name, requested_us, starting)
-        except ChannelError as error:
-            if error.problem is ChannelProblem.UNREADABLE:
+            if name == ORDERS:
+                self._obey(channel.accept_orders(), requested_us)
+                return
+            notice = channel.accept(name)
+        except AutopoiesisError as error:
+            if _may_pass(error):
                 self._retry_at[name] = time.monotonic() + RETRY_S
-            if error.problem in HELD:
-                self._held.add(name)
-            if error.problem in DAMAGED:
+            if name == ORDERS:
+                raise
+            if getattr(error, "problem", None) in DAMAGED:
                 self.refusals[name] = _line(error)
                 raise
-            if _line(error) != self.refusals.get(name):
-                self._refuse(name, str(error))
-        except AutopoiesisError as error:  # the policy that ran goes on
-            self._refuse(name, str(error))
-
-    def _obey(self, orders: StandingOrders | None, requested_us: int) -> None:
-        """Take out what is quarantined, and look again at what was held by earlier orders."""
-        self.orders = orders
-        for name in self._held:
-            self._seen.pop(name, None)
-        if orders is None:
+            self._refuse_once(name, str(error))
             return
-        for contract, seat in self._seats.items():
-            offered = seat.pending.policy if seat.pending is not None else None
-            out = [
-                policy.digest
-                for policy in (offered, seat.shadow, seat.active)
-                if policy is not None and policy.digest in orders.quarantined
-            ]
-            if out:
-                # What decides beside or after a trial goes on, unless that is in quarantine as well.
-                refuge = seat.active if seat.shadow is not None else seat.standing
-                seat.offer(refuge if digest_of(refuge) not in orders.quarantined else None, requested_us)
-                self._refuse(contract, _in_quarantine(out[0], orders))
-            elif digest_of(seat.base) in orders.quarantined:
-                seat.base = None
-
-    def _read_notice(self, channel: Channel, contract: str, requested_us: int, starting: bool) -> None:
-        notice = channel.accept(contract)
+        self._say_if_forgetful(channel)
         if notice is None:
             return
+        try:
+            self._follow_notice(channel, notice, requested_us)
+        except AutopoiesisError as error:  # the policy that ran goes on
+            if _may_pass(error):
+                self._retry_at[name] = time.monotonic() + RETRY_S
+            self._refuse_once(name, str(error))
+
+    def _obey(self, orders: StandingOrders | None, requested_us: int) -> None:
+        """Take out what is quarantined, and look again at what was refused under earlier orders."""
+        self.orders = orders
+        self._look_again()
+        if orders is None:
+            return
+        barred = frozenset(orders.quarantined)
+        for contract, seat in self._seats.items():
+            seat.barred = barred
+            # What is offered replaces what decides before the next decision; its base is checked when it is taken.
+            pending, shadow = seat.pending, seat.shadow
+            if pending is not None:
+                out, refuge = pending.policy, seat.standing if pending.mode == "active" else pending.base
+            elif digest_of(shadow) in barred:
+                out, refuge = shadow, seat.active
+            else:
+                out, refuge = seat.active, seat.standing
+            if out is not None and out.digest in barred:
+                seat.offer(refuge if digest_of(refuge) not in barred else None, requested_us)
+                self._followed.pop(contract, None)  # once it is released, the notice that stands is followed again
+                self._refuse_once(contract, _in_quarantine(out.digest, orders))
+
+    def _look_again(self) -> None:
+        """Read the notices of the slots that are refused, because what they were refused for may be over."""
+        for name in self.refusals:
+            self._seen.pop(name, None)
+
+    def _follow_notice(self, channel: Channel, notice: Notice, requested_us: int) -> None:
+        contract = notice.contract
+        began_before, self._unread = contract in self._unread, self._unread - {contract}
         self.wanted[contract] = notice
+        followed, refusal = self._followed.get(contract, (None, ""))
+        if notice == followed:
+            self.refusals.pop(contract, None)
+            if refusal:
+                self.refusals[contract] = refusal
+            return
         if contract not in self._seats:
             if notice.digest is not None:
-                self._refuse(contract, no_lever(contract, self._seats))
+                self._refuse_once(contract, no_lever(contract, self._seats))
             return
         if notice.digest is None:
             self._seats[contract].offer(None, requested_us)
             self.refusals.pop(contract, None)
+            self._followed[contract] = (notice, "")
             return
         base = self._base(channel, notice)
-        if starting and notice.mode == "canary":
+        if began_before and notice.mode == "canary":
             # How much of its bound was used before this engine stopped is not known, so it is over.
             self._seats[contract].offer(base, requested_us)
-            self._refuse(
+            self._refuse_once(
                 contract, f"policy {notice.digest[:12]}: the engine started during its canary; publish it again"
             )
+            self._followed[contract] = (notice, self.refusals[contract])
             return
         source, certificate = channel.files_of(notice, notice.digest)
         policy = self._bring_in(
             source, certificate, requested_us, contract, notice.mode, base, notice.seconds, notice.decisions
         )
+        self._followed[contract] = (notice, "")
         if policy.digest != notice.digest:
             said = f"the notice says {notice.digest[:12]}, the policy is {policy.digest[:12]}"
             about = {"contract": notice.contract, "digest": policy.digest, "noticed": notice.digest}
             log_event(logger, "notice.mismatch", said, about, level=logging.WARNING)
+
+    def _say_if_forgetful(self, channel: Channel) -> None:
+        """Log once that what was accepted is forgotten with this process: its record cannot be written."""
+        problem = channel.freshness.problem
+        if problem != self._said.get("freshness", ""):
+            self._said["freshness"] = problem
+            if problem:
+                said = f"{problem}; after a restart an older notice could be put back: set AUTOPOIESIS_STATE"
+                log_event(logger, "freshness.unwritable", said, {"reason": problem}, level=logging.WARNING)
 
     def _base(self, channel: Channel, notice: Notice) -> Runnable | None:
         """What decides beside or after a trial: what already decides here, or else the same policy from the channel."""
@@ -356,6 +412,11 @@ class Watcher:
             log_event(logger, "base.missing", said, about, level=logging.WARNING)
             return None
         return base
+
+    def _refuse_once(self, contract: str, why: str) -> None:
+        """Refuse, unless the slot is refused for that already: what is tried again is not counted again."""
+        if _line(why) != self.refusals.get(contract):
+            self._refuse(contract, why)
 
     def _refuse(self, contract: str, why: str) -> None:
         self.refused += 1
@@ -402,10 +463,21 @@ class Watcher:
             return
         self._status_at = now
         status = self.status()
+        self._yield_name()
+        status["engine"] = self.engine
         changed = force or status != self._status
         if changed or now - self._heartbeat_at >= HEARTBEAT_S or not self._channel.engine_path(self.engine).exists():
             self._channel.report(self.engine, {**status, "heartbeat": time.time()}, durable=changed)
-            self._status, self._heartbeat_at = status, now
+            self._status, self._heartbeat_at, self._claimed = status, now, True
+
+    def _yield_name(self) -> None:
+        """Take another name when another engine reports under this one, as two that were started at once would."""
+        assert self._channel is not None
+        found = _claim_on(self._channel, self.engine) if self._claimed else None
+        if found is None or (found.host, found.pid, found.started) == (socket.gethostname(), os.getpid(), self.started):
+            return
+        if not found.silent:
+            self.engine, self._claimed = _renamed(self.engine), False
 
     def status(self) -> dict[str, Any]:
         """What the engine runs, has refused and has dropped, ready for JSON (see `protocol.status`).
@@ -451,7 +523,7 @@ class Watcher:
             work()
         except Exception as error:
             self.errors += 1
-            said = " ".join(f"{error}".split()) or type(error).__name__
+            said = _line(error) or type(error).__name__
             if said != self._said.get(name):
                 self._said[name] = said
                 about = {"part": name, "reason": said}
@@ -476,15 +548,47 @@ def engine_name(chosen: str | None, rank: int, channel: Channel | None) -> str:
     host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname()).strip("-")[:40] or "host"
     name = chosen or f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
     name = f"{name}-dp{rank}" if rank else name
-    taken = channel.engines().get(name) if channel is not None else None
-    if taken is None or is_silent(taken):
+    taken = _claim_on(channel, name) if channel is not None else None
+    if taken is None or taken.silent:
         return name
-    here = taken["host"] == socket.gethostname()
-    if here and (taken["pid"] == os.getpid() or not os.path.exists(f"/proc/{taken['pid']}")):  # noqa: PTH110
+    here = taken.host == socket.gethostname()
+    if here and (taken.pid == os.getpid() or not os.path.exists(f"/proc/{taken.pid}")):  # noqa: PTH110
         return name
+    return _renamed(name)
+
+
+def _renamed(name: str) -> str:
     other = f"{name}-{secrets.token_hex(3)}"
     log_event(logger, "engine.renamed", f"another engine is called {name}; this one is {other}", {"engine": other})
     return other
+
+
+class _Claim(BaseModel):
+    """The parts of a status that say which process wrote it, and when."""
+
+    host: str
+    pid: int
+    started: float
+    heartbeat: float
+
+    @property
+    def silent(self) -> bool:
+        return is_silent(self.model_dump())
+
+
+def _claim_on(channel: Channel, name: str) -> _Claim | None:
+    """Return the claim on an engine's name; None when no status under it can be read."""
+    try:
+        return _Claim.model_validate_json(read_bounded(channel.engine_path(name), MAX_STATUS_BYTES))
+    except (FileRefusedError, ValidationError):
+        return None
+
+
+def _may_pass(error: AutopoiesisError) -> bool:
+    """Return true for what another try may end although the file stays as it is: a disk, the keys, the engine's own record."""
+    if isinstance(error, SigningError):
+        return not isinstance(error, SignatureRefused)
+    return isinstance(error, FreshnessError) or getattr(error, "problem", None) is ChannelProblem.UNREADABLE
 
 
 def _in_quarantine(digest: str, orders: StandingOrders) -> str:
