@@ -9,7 +9,6 @@ pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the ext
 
 from autopoiesis_adapters.vllm.settings import Settings, read_settings
 
-from .test_vllm_ordering import model  # noqa: F401  # a fixture
 from .vllm_bench import policy_bench, vllm_config
 
 pytestmark = pytest.mark.vllm
@@ -26,7 +25,7 @@ class TestMetricsAddress:
         assert read_settings(environ={"AUTOPOIESIS_METRICS_HOST": "127.0.0.2"}).metrics_host == "127.0.0.2"
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
-    def test_is_the_only_one_that_is_served(self, model: str, host: str) -> None:  # noqa: F811
+    def test_is_the_only_one_that_is_served(self, model: str, host: str) -> None:
         side = policy_bench(vllm_config(model)).scheduler.autopoiesis
         port = free_port()
         side.serve_metrics(port, host)
