@@ -1,6 +1,7 @@
 """The real vLLM `Scheduler` and `AsyncScheduler`, without a model, ordered by verified policies."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,9 @@ def test_settings_come_from_additional_config(model: Path, tmp_path: Path) -> No
     given = {"channel": str(tmp_path), "deadline_us": 77, "engine": "engine-0"}
     config = vllm_config(model, additional={"autopoiesis": given})
     bench = policy_bench(config)
-    assert bench.scheduler.autopoiesis.settings == Settings(channel=tmp_path, deadline_us=77, engine="engine-0")
+    state = os.environ.get("AUTOPOIESIS_STATE")  # the environment says the rest
+    expected = Settings(channel=tmp_path, deadline_us=77, engine="engine-0", state=state)
+    assert bench.scheduler.autopoiesis.settings == expected
     bench.scheduler.shutdown()
     status = json.loads((tmp_path / "engines" / "engine-0.json").read_text())
     assert status["digest"] is None

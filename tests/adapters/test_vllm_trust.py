@@ -382,7 +382,8 @@ class TestEngineName:
         old, new = names
         week_ago = time.time() - 8 * 86_400
         channel.report(old, {**channel.engines()[old], "heartbeat": week_ago})
-        os.utime(channel.engine_path(old), (week_ago, week_ago))
+        for path in (channel.engine_path(old), tmp_path / "telemetry" / old):
+            os.utime(path, (week_ago, week_ago))
         assert channel.prune() == [old]
         assert set(channel.engines()) == {new}
         assert {path.name for path in (tmp_path / "telemetry").iterdir()} == {new}
