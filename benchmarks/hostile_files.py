@@ -91,8 +91,8 @@ class Attack:
     def __init__(self, channel: Channel, fleet: Fleet, staged: Path) -> None:
         self._channel, self._staged, self._number = channel, staged, count()
         staged.mkdir()
-        new_key(staged / "stranger", "stranger")
-        notice, stranger = standing(channel), load_key(staged / "stranger", "stranger")
+        new_key(fleet.folder / "stranger", "stranger")
+        notice, stranger = standing(channel), load_key(fleet.folder / "stranger", "stranger")
         wanted = Policy.from_source(BASELINES["fcfs"], RequestOrdering())
         channel.policy_path(wanted.digest).write_text(wanted.source)
         self._unwanted = wanted.digest

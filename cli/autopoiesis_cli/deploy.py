@@ -82,6 +82,7 @@ def policy(
     from autopoiesis_lib.protocol.keys import SigningError
 
     with closing(_open(store)) as opened:
+        source, given, where = _given(what, certificate, opened)
         try:
             try:
                 own = signing_key(key, keys, allow_unsigned)
@@ -91,7 +92,6 @@ def policy(
                 raise PolicyRefusedError(f"{what} is not signed: {error}") from None
             there = channel_at(channel, keys, own, allow_unsigned)
             _refuse_frozen(there)
-            source, given, where = _given(what, certificate, opened)
             envelope, proof, signer = _proved(source, given, where, there, contract)
             if signer is None:
                 envelope = seal(proof.payload(), CERTIFICATE) if own is None else sign(proof, own)

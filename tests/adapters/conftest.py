@@ -11,7 +11,9 @@ from .tiny_llama import write_tiny_llama
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     """A signing key, its public half where engines look, and records of what was accepted; for any number of channels."""
-    return Fleet(tmp_path_factory.mktemp("fleet"))
+    found = Fleet(tmp_path_factory.mktemp("fleet"))
+    _ = found.key
+    return found
 
 
 @pytest.fixture(scope="session")

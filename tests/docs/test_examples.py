@@ -61,6 +61,9 @@ def test_a_policy_that_is_shown_has_the_verdict_it_is_shown_with(page: Path, blo
     assert check(block.text, contract_named(contract)).verdict == VERDICTS[kind]
 
 
+DEPLOY = ("approve", "freeze", "init", "log", "quarantine", "release", "rollback", "serve", "status", "unfreeze")
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_that_is_shown_has_its_options(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line, comments=True)[1:]
@@ -69,7 +72,7 @@ def test_a_command_that_is_shown_has_its_options(line: str, capsys: pytest.Captu
     if command[0] in ("contracts", "trace", "certificate", "keys"):
         command = words[:2]
     if command[0] == "deploy":
-        command = ["deploy", words[1] if words[1] in ("status", "rollback", "serve") else "policy"]
+        command = ["deploy", words[1] if words[1] in DEPLOY else "policy"]
     assert main([*command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert [option for option in named if option not in shown] == []
