@@ -52,6 +52,16 @@ class TestSignatures:
         with pytest.raises(Unsigned, match="not signed"):
             seal(PAYLOAD, NOTICE).signed_by(trusted_keys(tmp_path / "keys"))
 
+    @pytest.mark.parametrize("part", [b"1,", b'"":{},', b'{"a":[1,2]},', b"[],"])
+    def test_json_of_many_parts_is_refused_before_it_is_parsed(self, part: bytes) -> None:
+        with pytest.raises(EnvelopeError, match="too many parts"):
+            Envelope.parse(b"[" + part * 100_000 + b"1]", NOTICE)
+
+    def test_as_many_signatures_as_are_allowed_are_read(self, key: SigningKey) -> None:
+        value = next(iter(seal(PAYLOAD, NOTICE, key).signatures.values()))
+        many = Envelope(PAYLOAD, NOTICE, {f"{number:064x}": value for number in range(8)})
+        assert Envelope.parse(json.dumps(json.loads(many.to_bytes()), indent=2).encode(), NOTICE) == many
+
     def test_a_key_nobody_trusts_is_refused(self, key: SigningKey, stranger: SigningKey, tmp_path: Path) -> None:
         with pytest.raises(UnknownKey, match="unknown key"):
             seal(PAYLOAD, NOTICE, stranger).signed_by(trusted_keys(tmp_path / "keys"))

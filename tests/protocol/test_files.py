@@ -86,10 +86,11 @@ class TestWriting:
     def test_the_mode_does_not_depend_on_the_umask(self, tmp_path: Path) -> None:
         before = os.umask(0o077)
         try:
-            write_atomically(tmp_path / "file", "text")
+            write_atomically(tmp_path / "folder" / "file", "text")
         finally:
             os.umask(before)
-        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+        assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == 0o644
+        assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
 
     def test_a_folder_that_is_a_link_is_not_written_through(self, tmp_path: Path) -> None:
         (tmp_path / "theirs").mkdir()
