@@ -5,8 +5,8 @@ does not spend a second on importing them when the first policy arrives. What ti
 for `Certificate`.
 """
 
+import json
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,10 @@ from autopoiesis_lib.protocol.statement import StatementError, envelope_of, pred
 from autopoiesis_lib.registry import contract_named
 
 __all__ = ["PolicyRefusedError", "Proof", "certified"]
+
+
+MAX_PARAMETER_BYTES = 4_096
+"""Bytes of the parameters of a contract that a certificate may name."""
 
 
 class PolicyRefusedError(AutopoiesisError):
@@ -137,19 +141,27 @@ def _vouched_for(envelope: Envelope, keys: Path | None) -> Proof:
 def _proved_here(source: str, contract: str, envelope: Envelope) -> bytes:
     """Return the statement of a certificate made here, now, by all gates.
 
-    The file tells the contract's parameters at most; whether the policy is proved for them is found out.
+    The file tells the contract's parameters at most; whether the policy is proved for them is found out. Nobody vouches for the
+    file, so it is read in a child process as well: a hostile one of 4 MiB would keep the engine from its steps for a second.
     """
-    from autopoiesis_lib.sandbox import verify_isolated
+    from autopoiesis_lib.sandbox import Limits, run_isolated, verify_isolated
 
-    parameters: Mapping[str, int | bool] = {}
-    with suppress(PolicyRefusedError):
-        parameters = Proof.of(envelope.payload).contract_parameters
+    limits = Limits(seconds=60, memory=2 << 30, answer_bytes=MAX_PARAMETER_BYTES)
     try:
-        return verify_isolated(source, contract, parameters)
+        named = run_isolated("autopoiesis_adapters.reading:parameters_named", envelope.payload, limits)
+        return verify_isolated(source, contract, json.loads(named))
     except AutopoiesisError as error:
         raise PolicyRefusedError(
             f"the policy is refused: it is not signed, and it is not proved here: {error}"
         ) from None
+
+
+def parameters_named(payload: bytes) -> bytes:
+    """Return the contract's parameters that a certificate names, as JSON; none where it is no certificate."""
+    try:
+        return json.dumps(dict(Proof.of(payload).contract_parameters)).encode()
+    except PolicyRefusedError:
+        return b"{}"
 
 
 @cache

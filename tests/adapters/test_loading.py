@@ -4,7 +4,6 @@ import base64
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,6 @@ def score(request: Waiting, engine: Engine) -> int:
     """Prompt length, and nothing of the wait."""
     return request.num_prompt_tokens
 '''
-
-needs_the_sandbox = pytest.mark.skipif(
-    find_spec("autopoiesis_lib.sandbox") is None, reason="there is no `autopoiesis_lib.sandbox`"
-)
 
 
 @pytest.fixture(scope="module")
@@ -132,28 +127,31 @@ class TestUnsignedPolicy:
     def test_needs_permission(self, fleet: Fleet, certificate: Certificate) -> None:
         assert "is not signed" in refusal(fleet, SOURCE, claiming(certificate), allow_single_solver=True)
 
-    @needs_the_sandbox
     def test_is_proved_here_and_loads(self, fleet: Fleet, certificate: Certificate) -> None:
         policy = load_ordering(SOURCE, claiming(certificate), allow_unsigned=True, allow_single_solver=True)
         assert (policy.digest, policy.aging_us) == (certificate.policy_digest, 81_910_000)
 
-    @needs_the_sandbox
     def test_runs_with_the_bound_that_was_proved_here(self, fleet: Fleet, certificate: Certificate) -> None:
         text = claiming(certificate, bounds={"ages": 5})
         assert load_ordering(SOURCE, text, allow_unsigned=True, allow_single_solver=True).aging_us == 81_910_000
 
-    @needs_the_sandbox
     def test_that_does_not_hold_is_refused_whatever_is_claimed(self, fleet: Fleet, certificate: Certificate) -> None:
         digest = Policy.from_source(BEYOND_PROOF, RequestOrdering()).digest
         text = claiming(certificate, policy_source=BEYOND_PROOF, policy_digest=digest)
         line = refusal(fleet, BEYOND_PROOF, text, allow_unsigned=True, allow_single_solver=True)
         assert "not signed, and it is not proved here" in line
 
-    @needs_the_sandbox
-    @pytest.mark.parametrize("text", ["", "[]", "null", "{" * 100_000, '{"format": 1}', "[" * 100_000])
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "null", "{" * 100_000, '{"format": 1}', "[" * 100_000, "{" + '"":{},' * 500_000 + '"":{}}']
+    )
     def test_needs_no_certificate_at_all(self, fleet: Fleet, certificate: Certificate, text: str) -> None:
         policy = load_ordering(SOURCE, text, allow_unsigned=True, allow_single_solver=True)
         assert policy.digest == certificate.policy_digest
+
+    def test_with_parameters_beyond_measure_is_refused(self, fleet: Fleet, certificate: Certificate) -> None:
+        text = claiming(certificate, contract_parameters={f"p{number}": number for number in range(10_000)})
+        line = refusal(fleet, SOURCE, text, allow_unsigned=True, allow_single_solver=True)
+        assert "not signed, and it is not proved here" in line
 
 
 class TestCertificateOfSomethingElse:

@@ -90,6 +90,7 @@ class Engines:
             bench.add(request(f"r{number}", prompt=10 + 7 * number) for number in range(REQUESTS))
             bench.run()
             assert len(bench.finished) == REQUESTS
+            bench.finished.clear()
 
     def shown(self) -> dict[str, Any]:
         """What `autopoiesis deploy status --json` says."""
@@ -159,14 +160,12 @@ class TestManyEngines:
         assert status["quarantined"] == {engines.ordering: "a test"}
         assert all("in quarantine" in engine["refusal"] for engine in status["engines"].values())
         engines.channel.release(engines.ordering)
-        time.sleep(0.1)
-        engines.ask_all() if not engines.benches else [serve(server, REQUESTS) for server in engines.servers]
-        for bench in engines.benches:
-            bench.step()
-        engines.until_shown(
-            lambda found: all(engine["digest"] == engines.ordering for engine in found["engines"].values()),
-            "every engine runs it again",
-        )
+
+        def follow_again(found: dict[str, Any]) -> bool:
+            engines.ask_all()  # an engine takes a policy at a step
+            return all(engine["digest"] == engines.ordering for engine in found["engines"].values())
+
+        engines.until_shown(follow_again, "every engine runs it again")
 
     def test_one_killed_is_shown_as_silent_since_its_last_word(self, engines: Engines) -> None:
         server = engines.servers[1]
