@@ -29,7 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, fleet: Fleet) -> Iterator[S
         "AUTOPOIESIS_ALLOW_SINGLE_SOLVER": "1",
     }
     model, channel = write_tiny_llama(folder / "tiny-llama"), fleet.publisher(folder / "channel")
-    with running(Server(model, channel, folder / "server.log", environment)) as found:
+    # Long answers: the queue has to build up faster than two at a time leave it, also on a busy machine.
+    with running(Server(model, channel, folder / "server.log", environment, max_tokens=24)) as found:
         yield found
 
 
