@@ -20,6 +20,8 @@ from .notices import ChannelId, Slot, StandingOrders
 __all__ = ["Freshness", "FreshnessError", "Seen", "state_folder"]
 
 MAX_RECORD_BYTES = 2_097_152
+NOWHERE = Path("/nonexistent/autopoiesis")
+"""A folder that is not there and that no ordinary user can make."""
 
 
 class FreshnessError(AutopoiesisError):
@@ -51,7 +53,10 @@ def state_folder() -> Path:
     chosen = os.environ.get("AUTOPOIESIS_STATE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autopoiesis"
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autopoiesis"
+    except RuntimeError:  # a user without a home: the record is kept in memory
+        return NOWHERE
 
 
 class Freshness:
