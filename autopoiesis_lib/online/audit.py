@@ -12,7 +12,7 @@ from ..logs import log_event
 from ..protocol.channel import Channel, ChannelError
 from ..store import LogCheck, LogHead, Store
 
-__all__ = ["append", "check", "sign_head"]
+__all__ = ["anchor", "append", "check", "sign_head"]
 
 logger = logging.getLogger("autopoiesis.rollout")
 
@@ -77,3 +77,27 @@ def check(store: Store, channel: Channel) -> LogCheck:
     signed = channel.log_head(store.identity)
     head = None if signed is None else LogHead(entries=signed.entries, chain=signed.chain)
     return store.check_log(str(channel.root), head)
+
+
+def anchor(store: Store, channel: Channel, actor: str) -> None:
+    """Sign the log as it is, whatever the head signed before says, after an entry that says so.
+
+    For a store that was restored from a backup. The entry keeps the head that was signed before and the problem it showed.
+
+    Raises:
+        ChannelError: the channel cannot be written.
+    """
+    try:
+        found = check(store, channel)
+        before = found.signed
+        detail = {
+            "signed": None if before is None else {"entries": before.entries, "chain": before.chain},
+            "broken": None
+            if found.broken is None
+            else {"entry": found.broken.entry, "problem": str(found.broken.problem)},
+        }
+    except ChannelError as error:
+        detail = {"signed": None, "broken": {"problem": str(error)}}
+    append(store, channel, "anchor", actor=actor, digest=None, detail=detail, sign=False)
+    head = store.log_head(str(channel.root))
+    channel.sign_log(store.identity, head.entries, head.chain)

@@ -177,7 +177,7 @@ class Controller(AbstractContextManager["Controller"]):
         while not stop():
             try:
                 said = self.tick()
-            except AutopoiesisError as error:
+            except (AutopoiesisError, OSError) as error:
                 said = f"this round failed: {error}"
             if said != self._said:
                 log_event(logger, "watch.round", said, {"channel": self.rollout.name})

@@ -153,8 +153,7 @@ class Memory:
 
     def keep_calibration(self, calibration: Calibration) -> None:
         """For the next sitting."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        calibration.write(self.folder / "calibration.json")
+        self._write("calibration", calibration.model_dump(mode="json"))
 
     def reference(self) -> Reference | None:
         """The one kept last."""

@@ -24,9 +24,9 @@ from ..protocol.status import is_silent
 from ..store import Store
 from .audit import append
 from .state import NOTES, ORDERS, RolloutError, RolloutState, Stage, refuse_unfit, state_of, step
+from .vouching import vouched_for
 
 __all__ = ["CANARY_BOUND_S", "Evidence", "Rollout"]
-
 
 logger = logging.getLogger("autopoiesis.rollout")
 
@@ -114,8 +114,8 @@ class Rollout:
         Raises:
             ChannelError: the standing orders cannot be read, or no trusted key vouches for them.
         """
-        found = state_of(self._store.deployments(self.name))
-        orders = self.channel.orders()
+        found = state_of(self._store.deployments(self.name), self.contract)
+        orders = self.channel.known_orders()
         return found if orders is None else replace(found, frozen=orders.frozen, quarantined=dict(orders.quarantined))
 
     def note(self, action: str, digest: str | None = None, **detail: Any) -> None:
@@ -188,7 +188,11 @@ class Rollout:
         """
         state = self.state
         left = state.candidate or state.active
-        target = step(state, "rollback", None, {"rollout": True}).active
+        target = state.active
+        if state.stage is Stage.IDLE:  # what is in quarantine is passed over, and so is what is left
+            out = {*state.quarantined, *([left] if quarantine and left is not None else [])}
+            target = next((digest for digest in reversed(state.history) if digest is None or digest not in out), None)
+        step(state, "rollback", target, {"rollout": True})
         if quarantine and left is not None:
             self._order_quarantine(left, reason)  # engines drop it at once, whatever becomes of the next steps
         after = self._change("rollback", target, {"rollout": True, "left": left, "reason": reason})
@@ -259,8 +263,14 @@ class Rollout:
         state = self.state
         self.foreign = None
         known = state.published if state.published is not None else 0
+        if self.channel.mend_orders():
+            self.note("healed", None, reason="standing orders that no trusted key vouched for")
+            state = self.state
+        self._mirror(state)
         try:
             standing = self.channel.read(self.contract)
+            if standing is None and state.published is not None:
+                raise ChannelError(f"the notice of {self.contract} on {self.name} is gone", ChannelProblem.STALE)
         except ChannelError as error:
             if error.problem not in UNUSABLE or state.published is None:
                 raise
@@ -277,6 +287,27 @@ class Rollout:
         if standing is not None and standing.mode == "active" and standing.expires - time.time() < RENEW_S:
             self._renew(standing)
         return state
+
+    def _mirror(self, state: RolloutState) -> None:
+        """Give a separate canary channel the standing orders of the main one, and take back a canary that is wanted no more."""
+        if self.canary_channel is self.channel:
+            return
+        there = self.canary_channel.known_orders()
+        frozen, out = (False, {}) if there is None else (there.frozen, dict(there.quarantined))
+        if (frozen, out) != (state.frozen, dict(state.quarantined)):
+            self.canary_channel.order(
+                lambda orders: orders.model_copy(
+                    update={
+                        "frozen": state.frozen,
+                        "frozen_after": self.canary_channel.sequences() if state.frozen else {},
+                        "quarantined": dict(state.quarantined),
+                    }
+                )
+            )
+        with suppress(ChannelError):
+            standing = self.canary_channel.read(self.contract)
+            if standing is not None and standing.mode == "canary" and state.stage is not Stage.CANARY:
+                self._want(self.canary_channel, state, f"the canary is over, says {self.actor}", rollback=True)
 
     def _is_ours(self, notice: Notice, state: RolloutState) -> bool:
         return (notice.digest, notice.mode) == (state.wanted, _mode_of(state))
@@ -318,9 +349,7 @@ class Rollout:
         if notice.digest is None:
             again = self.channel.publish_builtin(contract=self.contract, note=why, expected=notice.sequence)
         else:
-            again = self.channel.publish_again(
-                notice.digest, contract=self.contract, note=why, rollback=True, expected=notice.sequence
-            )
+            again = self._offer(self.channel, notice.digest, why, "active", True, notice.sequence)
         self._change("published", notice.digest, {"sequence": again.sequence})
 
     def certificate(self, digest: str) -> Certificate:
@@ -356,39 +385,49 @@ class Rollout:
             targets["canary"] = self.canary_channel
         main: int | None = None
         for channel in targets.values():
-            standing: Notice | None = None
-            with suppress(ChannelError):
-                standing = channel.read(self.contract)
-            if standing is not None and self._is_ours(standing, state):
-                notice = standing
-            elif channel is self.channel and standing is not None and standing.sequence > (state.published or 0):
-                raise ChannelError(
-                    f"publication {standing.sequence} of somebody else stands on {self.name}; it is taken in first",
-                    ChannelProblem.OVERTAKEN,
-                )
-            elif state.wanted is None:
-                notice = channel.publish_builtin(contract=self.contract, note=note)
-            else:
-                notice = self._offer(channel, state.wanted, note, _mode_of(state), rollback)
+            notice = self._want(channel, state, note, rollback=rollback)
             if channel is self.channel:
                 main = notice.sequence
         self._change("published", state.wanted, {} if main is None else {"sequence": main})
 
-    def _offer(self, channel: Channel, digest: str, note: str, mode: Mode, rollback: bool) -> Notice:
+    def _want(self, channel: Channel, state: RolloutState, note: str, *, rollback: bool) -> Notice:
+        """Publish on one channel what the state wants, unless that stands already, and return the notice."""
+        standing: Notice | None = None
+        expected: int | None = None
+        with suppress(ChannelError):
+            standing = channel.read(self.contract)
+            expected = 0 if standing is None else standing.sequence
+        if standing is not None and self._is_ours(standing, state):
+            return standing
+        if channel is self.channel and standing is not None and standing.sequence > (state.published or 0):
+            raise ChannelError(
+                f"publication {standing.sequence} of somebody else stands on {self.name}; it is taken in first",
+                ChannelProblem.OVERTAKEN,
+            )
+        if standing is None:
+            expected = None  # what was seen here before counts on
+        if state.wanted is None:
+            return channel.publish_builtin(contract=self.contract, note=note, expected=expected)
+        return self._offer(channel, state.wanted, note, _mode_of(state), rollback, expected)
+
+    def _offer(
+        self, channel: Channel, digest: str, note: str, mode: Mode, rollback: bool, expected: int | None
+    ) -> Notice:
         try:
-            text = self._certificate_text(digest).encode()
+            data = self._certificate_text(digest).encode()
         except RolloutError:  # published by somebody else before: the channel has both files
-            text = read_bounded(self.channel.certificate_path(digest), MAX_CERTIFICATE_BYTES)
-        seconds = self.canary_bound_s if mode == "canary" else None
+            data = read_bounded(self.channel.certificate_path(digest), MAX_CERTIFICATE_BYTES)
+        source = self.source(digest)
         return channel.publish(
             digest,
-            self.source(digest),
-            text,
+            source,
+            vouched_for(channel, digest, source, data),
             contract=self.contract,
             note=note,
             mode=mode,
-            seconds=seconds,
+            seconds=self.canary_bound_s if mode == "canary" else None,
             rollback=rollback,
+            expected=expected,
         )
 
     def _change(
@@ -405,7 +444,7 @@ class Rollout:
             action,
             actor=self.actor,
             digest=digest,
-            detail=detail,
+            detail={**detail, "contract": self.contract},
             certificate=certificate,
             sign=action not in NOTES or action in ORDERS,
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ..errors import AutopoiesisError
+from ..protocol.notices import ORDERING
 from ..store import DeploymentRow
 
 __all__ = ["NOTES", "ORDERS", "RolloutError", "RolloutState", "Stage", "refuse_unfit", "state_of", "step"]
@@ -71,16 +72,18 @@ ORDERS = frozenset({"freeze", "unfreeze", "quarantine", "release"})
 NOTES = ORDERS | frozenset(
     {
         "watch", "drift", "calibrate", "evolve", "evolved", "evidence", "certify", "refused", "no-candidate", "trial-seen",
-        "healed",
+        "anchor", "healed",
     }
 )  # fmt: skip
 """Actions that are written down for people and change no rollout."""
 
 
-def state_of(rows: Sequence[DeploymentRow]) -> RolloutState:
-    """What a channel's log adds up to. Rows this version does not know change nothing."""
+def state_of(rows: Sequence[DeploymentRow], contract: str = ORDERING) -> RolloutState:
+    """Return what a channel's log adds up to for one policy type. Rows this version does not know change nothing."""
     state = RolloutState()
     for row in rows:
+        if row.detail.get("contract", ORDERING) != contract:
+            continue
         try:
             state = step(state, row.action, row.policy_digest, row.detail, row.at)
         except RolloutError:
@@ -121,7 +124,9 @@ def step(
                 return replace(state, stage=Stage.IDLE, candidate=None, since=at, owed=debt)
             if not state.history:
                 raise RolloutError("nothing was promoted on this channel, so there is nothing to go back to")
-            return replace(state, active=state.history[-1], history=state.history[:-1], owed=True)
+            # Back to the newest that the row names; what is in quarantine was passed over.
+            kept = next((n for n in reversed(range(len(state.history))) if state.history[n] == digest), 0)
+            return replace(state, active=digest, history=state.history[:kept], owed=True)
         case "adopt":
             return replace(_now_active(state, digest), published=_sequence(detail, state.published))
         case "published":

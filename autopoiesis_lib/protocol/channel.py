@@ -42,7 +42,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_random
 
 from ..errors import AutopoiesisError
-from .envelope import LOG_HEAD, NOTICE, STANDING_ORDERS, Envelope, EnvelopeError, seal
+from .envelope import LOG_HEAD, NOTICE, STANDING_ORDERS, Envelope, EnvelopeError, first_problem, seal
 from .files import (
     MAX_CERTIFICATE_BYTES,
     MAX_NOTICE_BYTES,
@@ -216,7 +216,7 @@ class Channel:
     @cached_property
     def freshness(self) -> Freshness:
         """The record of what was accepted from this channel."""
-        return Freshness(self.root, self.state)
+        return Freshness(self.root, self.state, unsigned=self.trust.allow_unsigned)
 
     # identity
 
@@ -337,9 +337,17 @@ class Channel:
                 )
         with self._lock():
             self._refuse_unwanted(digest, rollback=rollback)
-            self._write(self.policy_path(digest), source)
-            self._write(self.certificate_path(digest), content)
-            return self._announce(digest, contract, note, mode, seconds, decisions, rollback, expected, valid_s)
+            files = Files(
+                policy=hashlib.sha256(source.encode()).hexdigest(), certificate=hashlib.sha256(content).hexdigest()
+            )
+
+            def write() -> None:
+                self._write(self.policy_path(digest), source)
+                self._write(self.certificate_path(digest), content)
+
+            return self._announce(
+                digest, contract, note, mode, seconds, decisions, rollback, expected, valid_s, files, write
+            )
 
     def publish_again(
         self,
@@ -378,8 +386,8 @@ class Channel:
             lambda orders: orders.model_copy(
                 update={
                     "frozen": True,
-                    "reason": reason,
-                    "frozen_after": orders.frozen_after if orders.frozen else self._sequences(),
+                    "reason": _said(reason),
+                    "frozen_after": orders.frozen_after if orders.frozen else self.sequences(),
                 }
             )
         )
@@ -392,7 +400,7 @@ class Channel:
         """Order that a policy must not run in any engine; raises `ChannelError`."""
         return self.order(
             lambda orders: orders.model_copy(
-                update={"quarantined": {**orders.quarantined, digest: reason[:2_000] or "no reason was given"}}
+                update={"quarantined": {**orders.quarantined, digest: _said(reason) or "no reason was given"}}
             )
         )
 
@@ -410,26 +418,67 @@ class Channel:
         Orders that no trusted key vouches for are replaced by the last ones that were accepted here, with the change.
 
         Raises:
-            ChannelError: they cannot be written, or there is no key to sign with.
+            ChannelError: they cannot be written, there is no key to sign with, or what lies there cannot be used and nothing
+                was accepted here before.
         """
         with self._lock():
-            channel = self._ensured_identity()
-            try:
-                standing = self.orders()
-            except ChannelError:
-                standing = self.freshness.read().orders
-            before = standing or StandingOrders(channel=channel, sequence=1)
-            after = change(before)
+            return self._ordered(change)
+
+    def _ordered(self, change: Callable[[StandingOrders], StandingOrders]) -> StandingOrders:
+        channel = self._ensured_identity()
+        standing = self.known_orders()
+        before = standing or StandingOrders(channel=channel, sequence=1)
+        # By the clock, so that a publisher that has seen nothing of the channel yet is not taken for an old one.
+        sequence = max(int(time.time()), before.sequence + 1)
+        try:
             after = StandingOrders.model_validate(
-                {
-                    **after.model_dump(exclude={"issued"}),
-                    "channel": channel,
-                    "sequence": before.sequence + 1 if standing is not None else 1,
-                }
+                {**change(before).model_dump(exclude={"issued"}), "channel": channel, "sequence": sequence}
             )
-            self._write(self.orders_path, self._sealed(after.to_bytes(), STANDING_ORDERS))
-            self.freshness.update(lambda seen: seen.model_copy(update={"orders": after}))
-            return after
+        except ValidationError as error:
+            raise ChannelError(f"nothing was ordered: {first_problem(error)}") from None
+        sealed = self._sealed(after.to_bytes(), STANDING_ORDERS)
+        if len(sealed) > MAX_ORDERS_BYTES:
+            raise ChannelError(
+                f"nothing was ordered: the orders have {len(sealed)} bytes, and engines read {MAX_ORDERS_BYTES}; release some "
+                "policies first"
+            )
+        self._write(self.orders_path, sealed)
+        self.freshness.update(lambda seen: seen.model_copy(update={"orders": after}))
+        return after
+
+    def known_orders(self) -> StandingOrders | None:
+        """Return the standing orders as a publisher goes by them: where the file is none of ours, those accepted here before.
+
+        Raises:
+            ChannelError: the file cannot be read, or it is none of ours and nothing was accepted here before.
+        """
+        try:
+            return self.orders()
+        except ChannelError as error:
+            known = self.freshness.read().orders
+            if error.problem is ChannelProblem.UNREADABLE or known is None:
+                raise ChannelError(
+                    f"{error}. Nothing is known here of earlier orders; where that is meant, remove {self.orders_path} first",
+                    error.problem,
+                ) from None
+            return known
+
+    def mend_orders(self) -> bool:
+        """Sign the standing orders again where no trusted key vouches for those that lie there; return true if it did.
+
+        A key that was taken out of the trusted ones leaves such orders behind, and so does whoever can write to the channel.
+
+        Raises:
+            ChannelError: they cannot be read or written.
+        """
+        try:
+            self.orders()
+        except ChannelError as error:
+            if error.problem is ChannelProblem.UNREADABLE:
+                raise
+            self.order(lambda orders: orders)
+            return True
+        return False
 
     def sign_log(self, store: str, entries: int, chain: str) -> None:
         """Sign the head of the audit log into the channel; raises `ChannelError`.
@@ -440,31 +489,41 @@ class Channel:
             chain: hash over all of them.
         """
         with self._lock():
-            channel = self._ensured_identity()
-            sequence = max(self.freshness.read().logs.get(store, 0), 0) + 1
+            channel, name = self._ensured_identity(), self._log_name(store)
+            known = self.freshness.read().logs.get(name)
+            sequence = max(int(time.time()), known.sequence + 1 if known is not None else 1)
             head = LogHeadNotice(channel=channel, sequence=sequence, store=store, entries=entries, chain=chain)
             self._write(self._log_path(store), self._sealed(head.to_bytes(), LOG_HEAD))
-            self.freshness.update(lambda seen: seen.model_copy(update={"logs": {**seen.logs, store: sequence}}))
+            self.freshness.update(lambda seen: seen.model_copy(update={"logs": {**seen.logs, name: head}}))
 
     def log_head(self, store: str) -> LogHeadNotice | None:
-        """Return the signed head of the audit log in a store; None when none was signed.
+        """Return the newest signed head of the audit log in a store: the channel's, or a newer one seen here before.
 
         Raises:
-            ChannelError: it cannot be read, or no trusted key vouches for it, or it is older than one seen before.
+            ChannelError: the file is there and no trusted key vouches for it, and no head was seen here before.
         """
-        head = self._signed(self._log_path(store), MAX_NOTICE_BYTES, LOG_HEAD, LogHeadNotice, "the head of the log")
-        seen = self.freshness.read().logs.get(store, 0)
-        if head is not None and head.store != store:
-            raise ChannelError(f"{self._log_path(store)} is about another store", ChannelProblem.FOREIGN)
-        if (head.sequence if head is not None else 0) < seen:
-            raise ChannelError(
-                f"{self._log_path(store)} is older than a head of the log that was seen here before",
-                ChannelProblem.STALE,
-            )
-        return head
+        path, known = self._log_path(store), self.freshness.read().logs.get(self._log_name(store))
+        try:
+            head = self._signed(path, MAX_NOTICE_BYTES, LOG_HEAD, LogHeadNotice, f"the head of the log {path}")
+            if head is not None and head.store != store:
+                raise ChannelError(f"{path} is about another store", ChannelProblem.FOREIGN)
+        except ChannelError:
+            if known is None:
+                raise
+            return known
+        return max((item for item in (head, known) if item is not None), key=lambda item: item.sequence, default=None)
+
+    def other_logs(self, store: str) -> int:
+        """Return the number of signed heads of logs on this channel, less that of one store."""
+        names = {*_listed(self.root / "log", ".json"), *self.freshness.read().logs}
+        return len(names - {self._log_name(store)})
+
+    def _log_name(self, store: str) -> str:
+        """Return the name of a log: the store that holds it, and the path under which the store knows the channel."""
+        return f"{plain_name(store)}-{hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]}"
 
     def _log_path(self, store: str) -> Path:
-        return self.root / "log" / f"{plain_name(store)}.json"
+        return self.root / "log" / f"{self._log_name(store)}.json"
 
     def _announce(
         self,
@@ -477,20 +536,28 @@ class Channel:
         rollback: bool,
         expected: int | None,
         valid_s: float,
+        files: Files | None = None,
+        write: Callable[[], None] = lambda: None,
     ) -> Notice:
+        """Publish a notice; `write` leaves its files once nothing can be refused any more."""
         channel = self._ensured_identity()
+        sequence = self.freshness.read().notices.get(contract, 0)
         try:
             standing = self.read(contract)
-        except ChannelError:
+            sequence = max(sequence, standing.sequence if standing is not None else 0)
+        except ChannelError as error:
+            if error.problem is ChannelProblem.UNREADABLE:
+                raise
             standing = None  # a notice that nobody vouches for, or of an earlier version, is replaced
-        sequence = max(standing.sequence if standing else 0, self.freshness.read().notices.get(contract, 0))
+            if sequence == 0 and error.problem is not ChannelProblem.VERSION:
+                sequence = int(time.time())  # what was accepted elsewhere is not known here
         if expected is not None and sequence != expected:
             raise ChannelError(
                 f"nothing was published: publication {sequence} stands for {contract}, not {expected}; look again",
                 ChannelProblem.OVERTAKEN,
             )
         base = standing.decides if standing is not None and mode != "active" else None
-        orders = self.orders()
+        orders = self.known_orders() if base is not None else None
         if base is not None and orders is not None and base in orders.quarantined:
             base = None
         now = int(time.time())
@@ -502,22 +569,28 @@ class Channel:
                 contract=contract,
                 mode=mode,
                 base=base,
-                files={name: self._files(name) for name in (digest, base) if name is not None},
+                files={
+                    name: files if files is not None and name == digest else self._files(name)
+                    for name in (digest, base)
+                    if name is not None
+                },
                 seconds=seconds,
                 decisions=decisions,
                 rollback=rollback,
                 issued=now,
                 expires=now + int(valid_s),
-                note=note[:2_000],
+                note=printable(note)[:1_000],
             )
         except ValidationError as error:
-            raise ChannelError(f"nothing was published: {error.errors()[0]['msg']}") from None
-        self._write(self.slot_path(contract), self._sealed(notice.to_bytes(), NOTICE))
+            raise ChannelError(f"nothing was published: {first_problem(error)}") from None
+        sealed = self._sealed(notice.to_bytes(), NOTICE)
+        write()
+        self._write(self.slot_path(contract), sealed)
         self.freshness.update(lambda seen: _with_notice(seen, contract, notice.sequence))
         return notice
 
     def _refuse_unwanted(self, digest: str, *, rollback: bool) -> None:
-        orders = self.orders()
+        orders = self.known_orders()
         if orders is None:
             return
         if digest in orders.quarantined:
@@ -532,7 +605,7 @@ class Channel:
                 ChannelProblem.FROZEN,
             )
 
-    def _sequences(self) -> dict[str, int]:
+    def sequences(self) -> dict[str, int]:
         """Return the sequence number that stands in each slot."""
         found = dict(self.freshness.read().notices)
         for contract in {ORDERING, *LEVERS, *found}:
@@ -574,6 +647,9 @@ class Channel:
             with opened_folder(self.root) as folder:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 lock = os.open(name, flags, 0o600, dir_fd=folder)
+                owner = os.fstat(folder).st_uid
+                if os.geteuid() == 0 and os.fstat(lock).st_uid != owner:
+                    os.fchown(lock, owner, -1)  # the channel's own user must not be locked out by root
         except OSError as error:
             raise ChannelError(
                 f"{self.root / name} cannot be locked: {error.strerror or error}", ChannelProblem.UNWRITABLE
@@ -827,6 +903,11 @@ def _listed(folder: Path, suffix: str) -> list[str]:
             with suppress(ChannelError):
                 found.append(plain_name(name))
     return sorted(found)
+
+
+def _said(reason: str) -> str:
+    """Return a reason for people as it may stand in orders: visible, and short."""
+    return printable(" ".join(reason.split()))[:300]
 
 
 def _try_lock(handle: int) -> bool:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import AutopoiesisError
 from .files import FileProblem, FileRefusedError, FileUnwritableError, opened_folder, read_bounded, write_atomically
-from .notices import ChannelId, Slot, StandingOrders
+from .notices import ChannelId, LogHeadNotice, Slot, StandingOrders
 
 __all__ = ["Freshness", "FreshnessError", "Seen", "state_folder"]
 
@@ -41,8 +41,8 @@ class Seen(BaseModel):
     """Highest sequence number by slot."""
     orders: StandingOrders | None = None
     """The newest standing orders."""
-    logs: Mapping[str, int] = Field(default_factory=dict)
-    """Highest sequence number of the log head, by store."""
+    logs: Mapping[str, LogHeadNotice] = Field(default_factory=dict)
+    """The newest signed head of each log."""
 
 
 def state_folder() -> Path:
@@ -65,15 +65,15 @@ class Freshness:
     Args:
         root: the channel's directory; its resolved path names the record.
         folder: the folder of records; None: `state_folder()`.
+        unsigned: the reader accepts what nobody signed; what it saw says nothing to a reader that does not.
     """
 
-    def __init__(self, root: Path, folder: Path | None = None) -> None:
+    def __init__(self, root: Path, folder: Path | None = None, *, unsigned: bool = False) -> None:
         resolved = os.path.realpath(root)
         self._resolved = resolved
         base = state_folder() if folder is None else folder
-        self.path = (
-            base / "channels" / f"{hashlib.sha256(resolved.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
-        )
+        name = hashlib.sha256(resolved.encode(errors="surrogateescape")).hexdigest()[:32]
+        self.path = base / "channels" / f"{name}{'-unsigned' if unsigned else ''}.json"
         self.problem = ""
         """The reason why the record is kept in memory only; empty while it is on disk."""
         self._memory = Seen(path=resolved)
@@ -131,14 +131,12 @@ class Freshness:
 def _merged(one: Seen, other: Seen) -> Seen:
     """Return the newest of two records, slot by slot."""
     slots = {*one.notices, *other.notices}
-    stores = {*one.logs, *other.logs}
-    orders = max(
-        (item for item in (one.orders, other.orders) if item is not None), key=lambda item: item.sequence, default=None
-    )
+    orders = [item for item in (one.orders, other.orders) if item is not None]
+    heads = sorted([*one.logs.items(), *other.logs.items()], key=lambda item: item[1].sequence)
     return Seen(
         path=one.path or other.path,
         channel=one.channel or other.channel,
         notices={slot: max(one.notices.get(slot, 0), other.notices.get(slot, 0)) for slot in sorted(slots)},
-        orders=orders,
-        logs={store: max(one.logs.get(store, 0), other.logs.get(store, 0)) for store in sorted(stores)},
+        orders=max(orders, key=lambda item: item.sequence, default=None),
+        logs=dict(heads),
     )

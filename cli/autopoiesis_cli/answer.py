@@ -3,8 +3,10 @@
 With `--json` exactly one JSON object goes to stdout; whatever a library prints meanwhile goes to stderr.
 """
 
+import getpass
 import json as encoding
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -19,7 +21,19 @@ from autopoiesis_lib.protocol.text import printable
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["DONE", "INTERRUPTED", "MISTAKE", "REFUSED", "Answer", "Json", "answering", "note", "people", "print_json"]
+__all__ = [
+    "DONE",
+    "INTERRUPTED",
+    "MISTAKE",
+    "REFUSED",
+    "Answer",
+    "Json",
+    "answering",
+    "note",
+    "people",
+    "person",
+    "print_json",
+]
 
 DONE, REFUSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done or PROVED; an honest no; bad input or usage; stopped by Ctrl-C."""
@@ -80,6 +94,14 @@ def _finite(value: Any) -> Any:
 def one_line(text: object) -> str:
     """Return a message on one line, whatever it was made of, with what a terminal would obey as escapes."""
     return printable(" ".join(str(text).split(None)))
+
+
+def person() -> str:
+    """Return the name of the user who runs a command, or the number of one without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def note(message: str) -> None:

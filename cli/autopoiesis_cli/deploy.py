@@ -1,6 +1,5 @@
 """`autopoiesis deploy`: hand a certified policy to running engines; see; undo; start an engine."""
 
-import getpass
 import hashlib
 import os
 from collections.abc import Callable
@@ -12,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from autopoiesis_cli.answer import DONE, REFUSED, Answer, Json, answering
+from autopoiesis_cli.answer import DONE, REFUSED, Answer, Json, answering, person
 from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption, KeyOption, UnsignedOption, channel_at, signing_key
-from autopoiesis_cli.options import StoreOption
+from autopoiesis_cli.options import SettingsOption, StoreOption, contract_from
 from autopoiesis_lib.protocol.text import printable
 
 if TYPE_CHECKING:
     from autopoiesis_lib.certificate import Certificate
     from autopoiesis_lib.protocol.channel import Channel
     from autopoiesis_lib.protocol.envelope import Envelope
+    from autopoiesis_lib.protocol.notices import Notice
     from autopoiesis_lib.store import Store
 
 __all__ = ["app"]
@@ -68,6 +68,7 @@ def policy(
     allow_single_solver: Annotated[
         bool, typer.Option("--allow-single-solver", help="Publish proofs that only one solver finished.")
     ] = False,
+    settings: SettingsOption = None,
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
     store: StoreOption = None,
     json: Json = False,
@@ -92,7 +93,7 @@ def policy(
                 raise PolicyRefusedError(f"{what} is not signed: {error}") from None
             there = channel_at(channel, keys, own, allow_unsigned)
             _refuse_frozen(there)
-            envelope, proof, signer = _proved(source, given, where, there, contract)
+            envelope, proof, signer = _proved(source, given, where, there, contract, settings)
             if signer is None:
                 envelope = seal(proof.payload(), CERTIFICATE) if own is None else sign(proof, own)
                 signer = None if own is None else own.key_id
@@ -100,6 +101,7 @@ def policy(
                 source,
                 envelope.to_bytes(),
                 proof.contract,
+                proof.contract_parameters,
                 allow_unsigned=allow_unsigned,
                 allow_single_solver=allow_single_solver,
                 keys=keys if keys.is_dir() else None,
@@ -201,6 +203,13 @@ def log(
     check: Annotated[
         bool, typer.Option("--check", help="Prove the log whole: its chain, and the head signed into the channel.")
     ] = False,
+    anchor: Annotated[
+        bool,
+        typer.Option(
+            "--anchor", help="Sign the log as it is from now on, after a store was restored; the log says so."
+        ),
+    ] = False,
+    key: KeyOption = None,
     keys: FolderOption = DEFAULT_KEYS,
     store: StoreOption = None,
     json: Json = False,
@@ -209,6 +218,7 @@ def log(
     from rich.text import Text
 
     from autopoiesis_cli.rendering.runs import render_log
+    from autopoiesis_lib.online.audit import anchor as anchor_log
     from autopoiesis_lib.online.audit import check as check_log
     from autopoiesis_lib.store import log_text
 
@@ -216,7 +226,11 @@ def log(
     with closing(_open(store)) as opened:
         rows = opened.deployments(str(there.root))
         identity = opened.identity
-        found = check_log(opened, there) if check else None
+        if anchor:
+            signing = channel_at(channel, keys, signing_key(key, keys))
+            anchor_log(opened, signing, person())
+            rows = opened.deployments(str(there.root))
+        found = check_log(opened, there) if check or anchor else None
     document: dict[str, Any] = {
         "channel": str(channel),
         "store": identity,
@@ -243,6 +257,10 @@ def log(
         "broken": None if found.broken is None else {"entry": found.broken.entry, "problem": found.broken.problem},
     }
     text = log_text(found)
+    elsewhere = there.other_logs(identity) if found.signed is None else 0
+    if elsewhere:
+        text = f"{channel} has {elsewhere} signed logs, and none of this store; give --store"
+        return Answer(document=document, shown=[], code=REFUSED, error=text)
     if found.whole:
         return Answer(document=document, shown=[Text(text)])
     return Answer(document=document, shown=[], code=REFUSED, error=text)
@@ -314,7 +332,7 @@ def rollback(
         if digest is None:
             notice = there.publish_builtin(contract=contract, note=why)
         else:
-            notice = there.publish_again(digest, contract=contract, note=why, rollback=True)
+            notice = _publish_earlier(there, digest, contract, why)
         _log(opened, there, "rollback", contract, digest, None, why)
     name = "the built-in rule" if digest is None else digest[:12]
     return Answer(
@@ -401,7 +419,7 @@ def _refuse_frozen(channel: "Channel") -> None:
     """Refuse at once what a frozen channel refuses after the gates as well; raises `ChannelError`."""
     from autopoiesis_lib.protocol.channel import ChannelError, ChannelProblem
 
-    orders = channel.orders()
+    orders = channel.known_orders()
     if orders is not None and orders.frozen:
         raise ChannelError(
             f"{channel.root} is frozen, and nothing new is published there; `autopoiesis deploy unfreeze` it first",
@@ -447,69 +465,104 @@ def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, E
 
 
 def _proved(
-    source: str, given: "Envelope | None", where: str, channel: "Channel", contract: str
+    source: str,
+    given: "Envelope | None",
+    where: str,
+    channel: "Channel",
+    contract: str,
+    settings: list[str] | None,
 ) -> "tuple[Envelope, Certificate, str | None]":
     """Return the envelope, the certificate in it, and the trusted key that signed it.
 
-    A certificate that no trusted key signed says whatever was written into it: the gates run now, and the certificate is theirs.
+    A certificate that no trusted key signed says whatever was written into it: the gates run now, with the contract's
+    parameters as the person who deploys gives them, and the certificate is theirs.
 
     Raises:
-        PolicyRefusedError: what was given is not about this policy or contract, or states another bound than is proved.
+        PolicyRefusedError: what was given is not about this policy, contract or parameters, or states another bound.
         Rejected: the policy does not pass the gates.
     """
     from autopoiesis_adapters.loading import PolicyRefusedError
 
     from autopoiesis_lib import Policy
-    from autopoiesis_lib.binding import CertificateError, bound_policy
+    from autopoiesis_lib.binding import CertificateError
     from autopoiesis_lib.certificate import Certificate, verify
+    from autopoiesis_lib.online.vouching import proved_again
     from autopoiesis_lib.protocol.envelope import CERTIFICATE, seal
     from autopoiesis_lib.protocol.keys import SignatureRefused
-    from autopoiesis_lib.registry import contract_named
 
     if given is None:
-        found = verify(Policy.from_source(source, contract_named(contract)))
+        found = verify(Policy.from_source(source, contract_from(contract, settings)))
         return seal(found.payload(), CERTIFICATE), found, None
+    claimed = Certificate.of(given, where)
     if given.signed:
         try:
             signer = channel.trust.check(given, f"the certificate {where}", channel.key)
-            return given, Certificate.of(given, where), signer
+            return given, claimed, signer
         except SignatureRefused as error:
             raise PolicyRefusedError(str(error)) from None
-    claimed = Certificate.of(given, where)
     try:
-        found = verify(bound_policy(claimed, contract_named(claimed.contract, **claimed.contract_parameters), source))
+        found = proved_again(claimed, source, contract_from(claimed.contract, settings).model_dump())
     except CertificateError as error:
         raise PolicyRefusedError(
             f"{error}. Its certificate is {where}: give --certificate FILE, or move that away to have the policy verified now"
         ) from None
-    if dict(found.bounds) != dict(claimed.bounds):
-        raise PolicyRefusedError(
-            f"policy {found.policy_digest[:12]}: its certificate ({where}) states the bounds {dict(claimed.bounds)}, proved are "
-            f"{dict(found.bounds)}; make a new one by `autopoiesis verify`"
-        )
     return seal(found.payload(), CERTIFICATE), found, None
 
 
 def _previous(store: "Store", channel: "Channel", contract: str, standing: str | None) -> str | None:
-    """The last policy that was wanted in a slot before the one that stands; None is the built-in rule.
+    """Return the last policy wanted in a slot before the one that stands, less what is in quarantine; None: the built-in rule.
 
     Undoing twice goes back two policies, so publications that were undone do not count.
+
+    Raises:
+        ChannelError: the store knows nothing of the policy that stands.
     """
+    from autopoiesis_lib.protocol.channel import ChannelError, ChannelProblem
+
+    orders = channel.known_orders()
+    out = set() if orders is None else set(orders.quarantined)
     history: list[str | None] = [None]
+    known: set[str | None] = {None}
     for row in store.deployments(str(channel.root)):
         if row.detail.get("contract", ORDERING_SLOT) != contract:
             continue
+        known.add(row.policy_digest)
         if row.action == "promote" and row.policy_digest != history[-1]:
             history.append(row.policy_digest)
         elif row.action == "rollback" and row.policy_digest in history:
             del history[history.index(row.policy_digest) + 1 :]
-    return (
-        history[-2]
-        if len(history) > 1 and history[-1] == standing
-        else history[-1]
-        if history[-1] != standing
-        else None
-    )
+    if standing not in known:
+        raise ChannelError(
+            f"{channel.root}: this store knows nothing of policy {str(standing)[:12]}, so not what was before it; give --store, "
+            "--to DIGEST or --builtin",
+            ChannelProblem.UNKNOWN,
+        )
+    before = history[:-1] if history[-1] == standing else history
+    return next((digest for digest in reversed(before) if digest is None or digest not in out), None)
+
+
+def _publish_earlier(channel: "Channel", digest: str, contract: str, note: str) -> "Notice":
+    """Publish a policy whose files lie in the channel, with a certificate that the readers of today accept.
+
+    Raises:
+        ChannelError: its files cannot be read, or engines would refuse them.
+    """
+    from autopoiesis_adapters.loading import PolicyRefusedError, check_loadable
+
+    from autopoiesis_lib.certificate import CertificateError, Rejected
+    from autopoiesis_lib.online.vouching import vouched_for
+    from autopoiesis_lib.protocol.channel import ChannelError, ChannelProblem
+    from autopoiesis_lib.protocol.files import MAX_CERTIFICATE_BYTES, MAX_POLICY_BYTES, FileRefusedError, read_bounded
+
+    try:
+        source = read_bounded(channel.policy_path(digest), MAX_POLICY_BYTES).decode("utf-8")
+        data = read_bounded(channel.certificate_path(digest), MAX_CERTIFICATE_BYTES)
+        data = vouched_for(channel, digest, source, data)
+        rules: dict[str, Any] = {"allow_unsigned": channel.trust.allow_unsigned, "keys": channel.trust.keys}
+        check_loadable(source, data, contract, allow_single_solver=True, **rules)
+    except (FileRefusedError, UnicodeDecodeError, CertificateError, Rejected, PolicyRefusedError) as error:
+        raise ChannelError(f"policy {digest[:12]} cannot be published again: {error}", ChannelProblem.UNKNOWN) from None
+    return channel.publish(digest, source, data, contract=contract, note=note, rollback=True)
 
 
 def _full_digest(channel: "Channel", prefix: str) -> str:
@@ -544,7 +597,7 @@ def _log(
         store,
         channel,
         action,
-        actor=f"{getpass.getuser()} (command line)",
+        actor=f"{person()} (command line)",
         digest=digest,
         certificate=certificate,
         detail={"contract": contract, **({"note": note} if note else {})},

@@ -103,7 +103,10 @@ def signing_key(name: str | None, keys: Path, allow_unsigned: bool = False) -> "
 
 
 def channel_at(path: Path, keys: Path, key: "SigningKey | None" = None, allow_unsigned: bool = False) -> "Channel":
-    """Return a channel that trusts the public keys of a folder and signs with a key, if there is one."""
+    """Return a channel that trusts the public keys of a folder and signs with a key, if there is one.
+
+    Who signs believes nothing that is not signed: it would be signed again.
+    """
     from autopoiesis_lib.protocol.channel import Channel, Trust
 
-    return Channel(path, key, Trust(keys if keys.is_dir() else None, allow_unsigned))
+    return Channel(path, key, Trust(keys if keys.is_dir() else None, allow_unsigned and key is None))

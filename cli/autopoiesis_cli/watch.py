@@ -1,7 +1,7 @@
 """`autopoiesis watch`: the control plane of a channel; and what a person may say to it."""
 
-import getpass
 import logging
+import re
 import signal
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autopoiesis_cli.answer import Answer, Json, answering, note
+from autopoiesis_cli.answer import Answer, Json, answering, note, person
 from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption, KeyOption, UnsignedOption, channel_at, signing_key
 from autopoiesis_cli.options import ObjectiveOption, SettingsOption, StoreOption, contract_from, objectives_from
 from autopoiesis_cli.workloads import CalibrationOption, read_engine
@@ -187,7 +187,7 @@ def approve(
 @answering
 def freeze(
     channel: ChannelOption,
-    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    why: Annotated[str, typer.Option("--note", help="Why, for people.")] = "",
     key: KeyOption = None,
     keys: FolderOption = DEFAULT_KEYS,
     allow_unsigned: UnsignedOption = False,
@@ -196,7 +196,7 @@ def freeze(
 ) -> Answer:
     """Publish nothing new on a channel; what runs goes on running."""
     there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
-    return _say(there, store, lambda rollout: rollout.freeze(note))
+    return _say(there, store, lambda rollout: rollout.freeze(why), lambda there: there.freeze(why))
 
 
 @answering
@@ -210,12 +210,12 @@ def unfreeze(
 ) -> Answer:
     """Allow new policies again."""
     there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
-    return _say(there, store, lambda rollout: rollout.unfreeze())
+    return _say(there, store, lambda rollout: rollout.unfreeze(), lambda there: there.unfreeze())
 
 
 @answering
 def release(
-    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="The policy's full digest.")],
+    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="The policy's digest, or how it begins.")],
     channel: ChannelOption,
     key: KeyOption = None,
     keys: FolderOption = DEFAULT_KEYS,
@@ -225,14 +225,15 @@ def release(
 ) -> Answer:
     """Take a policy out of quarantine, so that it may be proposed again."""
     there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
-    return _say(there, store, lambda rollout: rollout.release(digest))
+    whole = _whole_digest(there, digest)
+    return _say(there, store, lambda rollout: rollout.release(whole), lambda there: there.release(whole))
 
 
 @answering
 def quarantine(
-    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="The policy's full digest.")],
+    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="The policy's digest, or how it begins.")],
     channel: ChannelOption,
-    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    why: Annotated[str, typer.Option("--note", help="Why, for people.")] = "",
     key: KeyOption = None,
     keys: FolderOption = DEFAULT_KEYS,
     allow_unsigned: UnsignedOption = False,
@@ -241,26 +242,80 @@ def quarantine(
 ) -> Answer:
     """Keep a policy out of every engine of a channel; one that runs it drops it at once."""
     there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
-    return _say(there, store, lambda rollout: rollout.quarantine(digest, note or "a person put it there"))
+    whole, reason = _whole_digest(there, digest), why or "a person put it there"
+    return _say(
+        there,
+        store,
+        lambda rollout: rollout.quarantine(whole, reason),
+        lambda there: there.quarantine(whole, reason),
+        _slot_of(there, whole),
+    )
 
 
-def _say(channel: "Channel", store: str | None, what: "Callable[[Rollout], RolloutState]") -> Answer:
+def _say(
+    channel: "Channel",
+    store: str | None,
+    what: "Callable[[Rollout], RolloutState]",
+    order: "Callable[[Channel], object] | None" = None,
+    contract: str = "request-ordering",
+) -> Answer:
+    """Do what a person says. An order of the channel is given even if there is no store to log it in."""
     from dataclasses import replace
 
-    from autopoiesis_lib.online.state import Stage
+    from autopoiesis_lib.online.state import RolloutState, Stage
     from autopoiesis_lib.protocol.channel import ChannelError
-    from autopoiesis_lib.store import Store
+    from autopoiesis_lib.store import Store, StoreError
 
-    with closing(Store.open(store)) as opened:
-        rollout = _rollout(opened, channel, "request-ordering", f"{getpass.getuser()} (command line)")
+    try:
+        opened = Store.open(store)
+    except StoreError as error:
+        if order is None:
+            raise
+        order(channel)
+        note(f"warning: ordered, and not logged: {error}")
+        orders = channel.known_orders()
+        assert orders is not None
+        return _answer(
+            channel.root, RolloutState(frozen=orders.frozen, quarantined=dict(orders.quarantined)), {"logged": False}
+        )
+    with closing(opened):
+        rollout = _rollout(opened, channel, contract, f"{person()} (command line)")
         state, notice = what(rollout), None
         with suppress(ChannelError):
-            notice = channel.read()
+            notice = channel.read(contract)
     if notice is not None and state.stage is Stage.IDLE:
         state = replace(
             state, active=notice.decides
         )  # a control plane may not have adopted yet what a person published
     return _answer(channel.root, state, {})
+
+
+def _whole_digest(channel: "Channel", prefix: str) -> str:
+    """Return the digest of a policy that was published, by its beginning; a whole digest need not have been published."""
+    from autopoiesis_lib.protocol.channel import ChannelError
+
+    if re.fullmatch("[0-9a-f]{64}", prefix):
+        return prefix
+    known = channel.known_orders()
+    found = {path.stem for path in (channel.root / "policies").glob("*.py")} | set(known.quarantined if known else ())
+    matching = sorted(digest for digest in found if prefix and digest.startswith(prefix))
+    if len(matching) != 1:
+        raise ChannelError(
+            f"{'several policies begin' if matching else 'no policy begins'} with {prefix!r} on {channel.root}"
+        )
+    return matching[0]
+
+
+def _slot_of(channel: "Channel", digest: str) -> str:
+    """Return the policy type in whose slot a policy stands; request ordering where it stands in none."""
+    from autopoiesis_lib.protocol.channel import LEVERS, ORDERING, ChannelError
+
+    for contract in (ORDERING, *LEVERS):
+        with suppress(ChannelError):
+            notice = channel.read(contract)
+            if notice is not None and digest in (notice.digest, notice.base):
+                return contract
+    return ORDERING
 
 
 def _rollout(

@@ -4,7 +4,7 @@ Everything short of a complete proof of exactly this policy, for exactly this co
 one line.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,6 +178,7 @@ def load_admission(
         allow_unsigned=allow_unsigned,
         allow_single_solver=allow_single_solver,
         keys=keys,
+        parameters={"block_size": block_size},
     )
     certified_for = int(proof.contract_parameters.get("block_size", 0))
     if certified_for != block_size:
@@ -208,16 +209,22 @@ def load_victims(
     return compile_victims(policy, proof.bounds.get("spares_the_preempted"))
 
 
-def check_loadable(source: str, certificate: str | bytes, contract: str, **rules: Any) -> None:
+def check_loadable(
+    source: str,
+    certificate: str | bytes,
+    contract: str,
+    parameters: Mapping[str, int | bool] | None = None,
+    **rules: Any,
+) -> None:
     """Do once what every engine will do with a policy of any lever; `rules` as `load_ordering` takes them.
 
-    Which block size an admission policy meets is only known in an engine, so it is taken at its word here.
+    An engine alone knows the block size that an admission policy meets. Here it is the one in `parameters`, the contract's own.
 
     Raises:
         PolicyRefusedError: engines would refuse it.
     """
     if contract == "admission":
-        policy, proof = certified(source, certificate, contract, **rules)
+        policy, proof = certified(source, certificate, contract, parameters=parameters, **rules)
         compile_admission(policy, int(proof.contract_parameters.get("block_size", 0)))
     elif contract == "preemption":
         load_victims(source, certificate, **rules)

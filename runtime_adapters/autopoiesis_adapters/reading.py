@@ -5,7 +5,6 @@ does not spend a second on importing them when the first policy arrives. What ti
 for `Certificate`.
 """
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,10 +24,6 @@ from autopoiesis_lib.protocol.statement import StatementError, envelope_of, pred
 from autopoiesis_lib.registry import contract_named
 
 __all__ = ["PolicyRefusedError", "Proof", "certified"]
-
-
-MAX_PARAMETER_BYTES = 4_096
-"""Bytes of the parameters of a contract that a certificate may name."""
 
 
 class PolicyRefusedError(AutopoiesisError):
@@ -85,11 +80,13 @@ def certified(
     allow_unsigned: bool = False,
     allow_single_solver: bool = False,
     keys: Path | None = None,
+    parameters: Mapping[str, int | bool] | None = None,
 ) -> tuple[Policy, Proof]:
     """Return a policy that is proved for a contract, with its proof.
 
     The proof is a certificate that a trusted key signed. With `allow_unsigned`, a policy that nobody signed goes through every
-    gate here, in a process of its own, and what its certificate says counts for nothing.
+    gate here, in a process of its own, for the contract's own parameters and those given here; what its certificate says counts
+    for nothing.
 
     Raises:
         PolicyRefusedError: anything at all is wrong with it; one line, what and what to do.
@@ -101,7 +98,7 @@ def certified(
         )
     envelope = envelope_of(data)
     if allow_unsigned and not envelope.signed:
-        proof = Proof.of(_proved_here(source, contract, envelope))
+        proof = Proof.of(_proved_here(source, contract, parameters or {}))
     else:
         proof = _vouched_for(envelope, keys)
     name = proof.policy_digest[:12]
@@ -138,30 +135,16 @@ def _vouched_for(envelope: Envelope, keys: Path | None) -> Proof:
     return Proof.of(envelope.payload)
 
 
-def _proved_here(source: str, contract: str, envelope: Envelope) -> bytes:
-    """Return the statement of a certificate made here, now, by all gates.
+def _proved_here(source: str, contract: str, parameters: Mapping[str, int | bool]) -> bytes:
+    """Return the statement of a certificate made here, now, by all gates. A file that nobody vouches for adds nothing."""
+    from autopoiesis_lib.sandbox import verify_isolated
 
-    The file tells the contract's parameters at most; whether the policy is proved for them is found out. Nobody vouches for the
-    file, so it is read in a child process as well: a hostile one of 4 MiB would keep the engine from its steps for a second.
-    """
-    from autopoiesis_lib.sandbox import Limits, run_isolated, verify_isolated
-
-    limits = Limits(seconds=60, memory=2 << 30, answer_bytes=MAX_PARAMETER_BYTES)
     try:
-        named = run_isolated("autopoiesis_adapters.reading:parameters_named", envelope.payload, limits)
-        return verify_isolated(source, contract, json.loads(named))
+        return verify_isolated(source, contract, parameters)
     except AutopoiesisError as error:
         raise PolicyRefusedError(
             f"the policy is refused: it is not signed, and it is not proved here: {error}"
         ) from None
-
-
-def parameters_named(payload: bytes) -> bytes:
-    """Return the contract's parameters that a certificate names, as JSON; none where it is no certificate."""
-    try:
-        return json.dumps(dict(Proof.of(payload).contract_parameters)).encode()
-    except PolicyRefusedError:
-        return b"{}"
 
 
 @cache

@@ -1,5 +1,6 @@
 """Claims about rollouts: what may be published when, what survives a crash, and who has the last word."""
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from autopoiesis_adapters.loading import load_ordering
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter
 
 from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.online.rollout import Evidence, Rollout
 from autopoiesis_lib.online.state import RolloutError, Stage
-from autopoiesis_lib.protocol.channel import Channel, ChannelError, ChannelProblem, Mode, Notice
+from autopoiesis_lib.protocol.channel import Channel, ChannelError, ChannelProblem, Mode, Notice, Trust
+from autopoiesis_lib.protocol.keys import load_key, new_key
 from autopoiesis_lib.store import Store
 from tests.support.fleet import Fleet
 
@@ -372,12 +375,50 @@ class TestNoticesNobodyVouchesFor:
         assert ours.reconcile().active is None
         assert wanted(tmp_path / "channel") is None
 
-    def test_orders_nobody_vouches_for_stop_the_rollout(self, tmp_path: Path, first: Certificate) -> None:
+    def test_orders_nobody_vouches_for_are_those_of_before(self, tmp_path: Path, first: Certificate) -> None:
         ours = rollout(tmp_path)
         ours.freeze("hands off")
         (tmp_path / "channel" / "orders.json").write_text("{}")
-        with pytest.raises(ChannelError):
+        with pytest.raises(RolloutError, match="frozen"):
             ours.propose(first)
+        ours.reconcile()
+        assert Fleet(tmp_path).reader(tmp_path / "channel").accept_orders().frozen  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("what", ["active.json", "channel"])
+    def test_a_notice_that_is_gone_is_published_again(self, tmp_path: Path, first: Certificate, what: str) -> None:
+        ours = rollout(tmp_path)
+        ours.propose(first)
+        ours.start_canary(GOOD)
+        ours.promote(GOOD)
+        if what == "channel":
+            shutil.rmtree(tmp_path / "channel")
+        else:
+            (tmp_path / "channel" / what).unlink()
+        ours.reconcile()
+        assert wanted(tmp_path / "channel") == first.policy_digest
+        accepted = Fleet(tmp_path).reader(tmp_path / "channel").accept()
+        assert accepted is not None and accepted.digest == first.policy_digest
+
+    def test_a_key_taken_out_of_trust_is_replaced(self, tmp_path: Path, first: Certificate) -> None:
+        ours = rollout(tmp_path)
+        ours.propose(first)
+        ours.start_canary(GOOD)
+        ours.promote(GOOD)
+        ours.freeze("while keys change")
+        new_key(tmp_path / "secret", "next")
+        (tmp_path / "trusted" / "fleet.pub").unlink()
+        (tmp_path / "trusted" / "next.pub").write_text((tmp_path / "secret" / "next.pub").read_text())
+        key = load_key(tmp_path / "secret", "next")
+        trust = Trust(tmp_path / "trusted")
+        channel = Channel(tmp_path / "channel", key, trust, tmp_path / "state" / "publisher")
+        again = Rollout(Store.open(tmp_path / "store.db"), channel, contract="request-ordering", actor="test")
+        assert again.reconcile().frozen
+        engine = Channel(tmp_path / "channel", trust=trust, state=tmp_path / "state" / "engine")
+        notice = engine.accept()
+        assert notice is not None and notice.digest == first.policy_digest
+        source, certificate = engine.files_of(notice, first.policy_digest)
+        assert load_ordering(source, certificate, keys=tmp_path / "trusted").digest == first.policy_digest
+        assert engine.accept_orders().frozen  # type: ignore[union-attr]
 
 
 class TestStandingOrders:
@@ -408,6 +449,57 @@ class TestStandingOrders:
         renewed = Fleet(tmp_path).publisher(tmp_path / "channel").read()
         assert renewed is not None and renewed.expires - time.time() > 86_400
         assert ours.reconcile() == ours.state
+
+
+class TestGoingBack:
+    def test_what_is_in_quarantine_is_passed_over(
+        self, tmp_path: Path, first: Certificate, second: Certificate
+    ) -> None:
+        ours = rollout(tmp_path)
+        for certificate in (first, second):
+            ours.propose(certificate)
+            ours.start_canary(GOOD)
+            ours.promote(GOOD)
+        ours.quarantine(first.policy_digest, "seen to fail")
+        state = ours.roll_back("so did this one", quarantine=True)
+        assert (state.active, state.history, state.owed) == (None, (), False)
+        assert wanted(tmp_path / "channel") is None
+        assert rollout(tmp_path).state == state
+
+    def test_each_policy_type_has_a_state_of_its_own(self, tmp_path: Path, first: Certificate) -> None:
+        ours = rollout(tmp_path)
+        ours.propose(first)
+        ours.start_canary(GOOD)
+        ours.promote(GOOD)
+        other = Rollout(
+            Store.open(tmp_path / "store.db"),
+            Fleet(tmp_path).publisher(tmp_path / "channel"),
+            contract="admission",
+            actor="test",
+        )
+        assert other.state.active is None and other.state.history == ()
+        assert ours.state.active == first.policy_digest
+
+
+class TestSeparateCanaries:
+    @pytest.mark.parametrize("act", ["quarantine", "freeze"])
+    def test_orders_of_the_main_channel_reach_them(self, tmp_path: Path, first: Certificate, act: str) -> None:
+        ours = rollout(tmp_path, canary=tmp_path / "canaries")
+        ours.propose(first)
+        ours.start_canary(GOOD)
+        person = rollout(tmp_path)  # a command that knows of no canary channel
+        if act == "quarantine":
+            person.quarantine(first.policy_digest, "seen to fail")
+        else:
+            person.freeze("hands off")
+        ours.reconcile()
+        orders = Fleet(tmp_path).reader(tmp_path / "canaries", "canary").accept_orders()
+        assert orders is not None
+        if act == "quarantine":
+            assert first.policy_digest in orders.quarantined
+            assert wanted(tmp_path / "canaries") is None, "the canary is taken back"
+        else:
+            assert orders.frozen
 
 
 def policy_of(certificate: Certificate) -> Policy:

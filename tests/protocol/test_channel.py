@@ -227,15 +227,53 @@ class TestStandingOrders:
             assert orders is not None and ONE in orders.quarantined
             assert problem_of(engine) is ChannelProblem.QUARANTINED
 
-    def test_forged_orders_stop_a_publisher_until_they_are_replaced(self, ours: Channel) -> None:
+    @pytest.mark.parametrize("content", [b"{}", b"\x00" * 100, seal(b"{}", "application/x", None).to_bytes()])
+    def test_forged_orders_change_nothing_for_a_publisher_that_knows_them(self, ours: Channel, content: bytes) -> None:
         ours.quarantine(TWO, "seen to fail")
-        ours.orders_path.write_bytes(seal(b"{}", "application/x", None).to_bytes())
-        with pytest.raises(ChannelError):
-            publish(ours, ONE)
-        ours.unfreeze()
+        ours.orders_path.write_bytes(content)
         publish(ours, ONE)
         with pytest.raises(ChannelError, match="seen to fail"):
             publish(ours, TWO)
+        assert ours.mend_orders() and not ours.mend_orders()
+        assert TWO in ours.orders().quarantined  # type: ignore[union-attr]
+
+    def test_forged_orders_stop_a_publisher_that_knows_none(self, ours: Channel, fleet: Fleet) -> None:
+        ours.quarantine(TWO, "seen to fail")
+        ours.orders_path.write_bytes(b"{}")
+        fresh = Channel(ours.root, fleet.key, Trust(fleet.keys), fleet.folder / "state" / "fresh")
+        for act in (lambda: publish(fresh, ONE), lambda: fresh.freeze(), lambda: fresh.quarantine(ONE, "why")):
+            with pytest.raises(ChannelError, match="Nothing is known here of earlier orders"):
+                act()
+
+    def test_orders_of_a_fresh_publisher_are_newer(self, ours: Channel, engine: Channel, fleet: Fleet) -> None:
+        ours.quarantine(TWO, "seen to fail")
+        engine.accept_orders()
+        ours.orders_path.unlink()
+        Channel(ours.root, fleet.key, Trust(fleet.keys), fleet.folder / "state" / "fresh").freeze("from another host")
+        orders = engine.accept_orders()
+        assert orders is not None and orders.frozen
+
+    def test_orders_stay_within_what_readers_read(self, ours: Channel) -> None:
+        with pytest.raises(ChannelError, match="release some policies first"):
+            ours.order(
+                lambda orders: orders.model_copy(
+                    update={"quarantined": {f"{number:064x}": "\u20ac" * 300 for number in range(4_000)}}
+                )
+            )
+        ours.quarantine(ONE, "\u202e" * 5_000)
+        assert len(ours.orders().quarantined[ONE]) <= 300  # type: ignore[union-attr]
+
+    def test_a_digest_that_is_none_is_refused_in_one_line(self, ours: Channel) -> None:
+        with pytest.raises(ChannelError, match="nothing was ordered"):
+            ours.quarantine("abc", "why")
+
+    def test_who_signs_believes_nothing_unsigned(self, tmp_path: Path, ours: Channel) -> None:
+        ours.quarantine(TWO, "seen to fail")
+        lenient = Channel(ours.root, trust=Trust(None, allow_unsigned=True), state=tmp_path / "attacker")
+        lenient.orders_path.unlink()
+        lenient.unfreeze()
+        ours.freeze()
+        assert TWO in ours.orders().quarantined  # type: ignore[union-attr]
 
 
 PUBLISHER = """
@@ -264,6 +302,26 @@ class TestPublishing:
         last = engine.accept()
         assert last is not None and last.sequence == 300
         assert len(seen) > 1
+
+    def test_a_refused_publication_leaves_the_standing_one_whole(self, ours: Channel, engine: Channel) -> None:
+        publish(ours, ONE, "text of one")
+        for how in ({"expected": 7}, {"mode": "canary"}):
+            with pytest.raises(ChannelError):
+                publish(ours, ONE, "text of one", **how) if "mode" in how else ours.publish(
+                    ONE, "another text", "another certificate", expected=7
+                )
+        notice = engine.accept()
+        assert notice is not None and engine.files_of(notice, ONE) == ("text of one", b"certificate")
+
+    def test_a_fresh_publisher_over_a_notice_it_cannot_read(self, ours: Channel, engine: Channel, fleet: Fleet) -> None:
+        for digest in (ONE, TWO):
+            publish(ours, digest)
+        engine.accept()
+        ours.notice_path.write_text("{}")
+        fresh = Channel(ours.root, fleet.key, Trust(fleet.keys), fleet.folder / "state" / "fresh")
+        publish(fresh, THREE)
+        accepted = engine.accept()
+        assert accepted is not None and accepted.digest == THREE
 
     def test_a_deleted_channel_goes_on_where_it_was(self, ours: Channel, engine: Channel) -> None:
         publish(ours, ONE)

@@ -236,8 +236,13 @@ class Watcher:
         base: Any,
         seconds: float | None,
         decisions: int | None,
+        wanted: str | None = None,
     ) -> Any:
         policy = self._checked(contract, source, certificate)
+        if wanted is not None and policy.digest != wanted:
+            raise AutopoiesisError(
+                f"the notice says {wanted[:12]}, and its files hold policy {policy.digest[:12]}; publish it again"
+            )
         limit_us = round(seconds * 1e6) if seconds is not None else None
         self._seats[contract].offer(policy, requested_us, mode, base, limit_us, decisions)
         self.refusals.pop(contract, None)
@@ -378,14 +383,18 @@ class Watcher:
             self._followed[contract] = (notice, self.refusals[contract])
             return
         source, certificate = channel.files_of(notice, notice.digest)
-        policy = self._bring_in(
-            source, certificate, requested_us, contract, notice.mode, base, notice.seconds, notice.decisions
+        self._bring_in(
+            source,
+            certificate,
+            requested_us,
+            contract,
+            notice.mode,
+            base,
+            notice.seconds,
+            notice.decisions,
+            notice.digest,
         )
         self._followed[contract] = (notice, "")
-        if policy.digest != notice.digest:
-            said = f"the notice says {notice.digest[:12]}, the policy is {policy.digest[:12]}"
-            about = {"contract": notice.contract, "digest": policy.digest, "noticed": notice.digest}
-            log_event(logger, "notice.mismatch", said, about, level=logging.WARNING)
 
     def _say_if_forgetful(self, channel: Channel) -> None:
         """Log once that what was accepted is forgotten with this process: its record cannot be written."""
@@ -588,7 +597,8 @@ def _may_pass(error: AutopoiesisError) -> bool:
     """Return true for what another try may end although the file stays as it is: a disk, the keys, the engine's own record."""
     if isinstance(error, SigningError):
         return not isinstance(error, SignatureRefused)
-    return isinstance(error, FreshnessError) or getattr(error, "problem", None) is ChannelProblem.UNREADABLE
+    passing = (ChannelProblem.UNREADABLE, ChannelProblem.EXPIRED)  # a clock may be set right
+    return isinstance(error, FreshnessError) or getattr(error, "problem", None) in passing
 
 
 def _in_quarantine(digest: str, orders: StandingOrders) -> str:
