@@ -447,7 +447,7 @@ class Channel:
         return after
 
     def known_orders(self) -> StandingOrders | None:
-        """Return the standing orders as a publisher goes by them: where the file is none of ours, those accepted here before.
+        """Return the standing orders to go by: where no trusted key vouches for the file, those accepted here before.
 
         Raises:
             ChannelError: the file cannot be read, or it is none of ours and nothing was accepted here before.
@@ -713,7 +713,7 @@ class Channel:
         path = self.slot_path(contract)
         if notice.expires < time.time():
             raise ChannelError(f"{path} has expired; publish the policy again", ChannelProblem.EXPIRED)
-        orders = self.orders()
+        orders = self.known_orders()
         if orders is not None:
             if notice.digest is not None and notice.digest in orders.quarantined:
                 raise ChannelError(

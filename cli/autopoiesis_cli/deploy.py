@@ -329,6 +329,7 @@ def rollback(
             else _previous(opened, there, contract, standing.digest)
         )
         why = note or f"rollback of {(standing.digest or 'the built-in rule')[:12]}"
+        there.mend_orders()
         if digest is None:
             notice = there.publish_builtin(contract=contract, note=why)
         else:

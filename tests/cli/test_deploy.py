@@ -332,3 +332,113 @@ class TestLog:
         for store in (".autopoiesis/store.db", "other.db"):
             ran = command("deploy", "log", "--check", "--channel", "channel", "--store", store, "--json")
             assert ran.code == 0 and ran.document["check"]["covered"] == 1
+
+
+class TestParameters:
+    """A contract's parameters weaken what is proved, so the person who deploys says them, not the certificate."""
+
+    def certify(self, command: Command, tmp_path: Path) -> Path:
+        source = next(iter(Preemption().baselines().values()))
+        (tmp_path / "victims.py").write_text(source)
+        ran = command(
+            "verify", "victims.py", "--contract", "preemption", "--set", "max_preemption_gap=60000", "--certificate",
+            "certificate.json",
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        return tmp_path / "victims.py"
+
+    def test_those_of_a_certificate_are_not_taken(self, command: Command, tmp_path: Path) -> None:
+        command("keys", "new", "fleet")
+        path = self.certify(command, tmp_path)
+        refused = command("deploy", path, "--channel", "channel")
+        assert refused.code == 1 and "--set max_preemption_gap=60000" in refused.err
+        assert not (tmp_path / "channel" / "active-preemption.json").exists()
+        given = command("deploy", path, "--channel", "channel", "--set", "max_preemption_gap=60000")
+        assert given.code == 0, given.err
+
+
+class TestKeyRotation:
+    def test_after_it_deploy_rollback_and_log_go_on(
+        self, command: Command, certified: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        digests = [command("deploy", path, "--channel", "channel", "--json").document["digest"] for path in certified]
+        assert command("deploy", "freeze", "--channel", "channel").code == 0
+        assert command("deploy", "unfreeze", "--channel", "channel").code == 0
+        keys = tmp_path / ".autopoiesis" / "keys"
+        (keys / "fleet.key").unlink()
+        (keys / "fleet.pub").unlink()
+        assert command("keys", "new", "next").code == 0
+        back = command("deploy", "rollback", "--channel", "channel", "--to", digests[0], "--json")
+        if back.code != 0:  # the standing notice is of a key that nobody trusts any more
+            assert command("deploy", certified[1], "--channel", "channel").code == 0
+            back = command("deploy", "rollback", "--channel", "channel", "--to", digests[0], "--json")
+        assert back.code == 0, back.err
+        channel = channel_in(tmp_path)
+        notice = channel.accept()
+        assert notice is not None and notice.digest == digests[0]
+        source, certificate = channel.files_of(notice, digests[0])
+        assert load_ordering(source, certificate, keys=keys).digest == digests[0]
+        assert channel.accept_orders() is not None
+        checked = command("deploy", "log", "--check", "--channel", "channel", "--json")
+        assert checked.code == 0 and checked.document["check"]["covered"] == checked.document["check"]["entries"]
+
+
+class TestOtherStores:
+    def test_a_rollback_from_one_that_knows_nothing_is_refused(
+        self, command: Command, certified: tuple[Path, Path]
+    ) -> None:
+        for path in certified:
+            command("deploy", path, "--channel", "channel")
+        ran = command("deploy", "rollback", "--channel", "channel", "--store", "other.db")
+        assert ran.code == 2 and "--store" in ran.err and "--builtin" in ran.err
+        assert command("deploy", "rollback", "--builtin", "--channel", "channel", "--store", "other.db").code == 0
+
+    def test_one_without_the_log_is_not_called_whole(self, command: Command, certified: tuple[Path, Path]) -> None:
+        command("deploy", certified[0], "--channel", "channel")
+        ran = command("deploy", "log", "--check", "--channel", "channel", "--store", "other.db")
+        assert ran.code == 1 and "--store" in ran.err
+
+    def test_an_order_is_given_without_any(
+        self, command: Command, certified: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_text("in the way")
+        ran = command("deploy", "freeze", "--channel", "channel", "--store", "file/store.db", "--json")
+        assert ran.code == 0 and ran.document["frozen"]
+        assert "not logged" in ran.err
+
+    def test_a_restored_one_is_anchored_again(
+        self, command: Command, certified: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        store = tmp_path / ".autopoiesis" / "store.db"
+        command("deploy", certified[0], "--channel", "channel")
+        with closing(sqlite3.connect(store)) as database, closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
+            database.backup(backup)
+        command("deploy", certified[1], "--channel", "channel")
+        for name in ("store.db", "store.db-wal", "store.db-shm"):
+            (tmp_path / ".autopoiesis" / name).unlink(missing_ok=True)
+        (tmp_path / "backup.db").rename(store)
+        assert command("deploy", "log", "--check", "--channel", "channel").code == 1
+        assert command("deploy", "log", "--anchor", "--channel", "channel").code == 0
+        ran = command("deploy", "log", "--check", "--channel", "channel", "--json")
+        assert ran.code == 0 and ran.document["entries"][-1]["action"] == "anchor"
+
+
+@pytest.mark.parametrize("reason", ["x" * 5_000, "\x1b[2J\u202e", "\udcff"])
+def test_any_reason_may_be_given(command: Command, certified: tuple[Path, Path], reason: str) -> None:
+    assert command("deploy", "freeze", "--channel", "channel", "--note", reason).code == 0
+    assert command("deploy", "unfreeze", "--channel", "channel").code == 0
+    digest = command("deploy", certified[0], "--channel", "channel", "--note", reason, "--json").document["digest"]
+    assert command("deploy", "quarantine", digest[:12], "--channel", "channel", "--note", reason).code == 0
+    assert "\x1b" not in command("deploy", "status", "--channel", "channel").out
+    assert command("deploy", "quarantine", "abc", "--channel", "channel").code == 2
+
+
+def test_a_user_without_a_name_is_a_number(
+    command: Command, certified: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _uid: (_ for _ in ()).throw(KeyError("no such user")))
+    assert command("deploy", certified[0], "--channel", "channel").code == 0
+    log = command("deploy", "log", "--channel", "channel", "--json").document["entries"]
+    assert log[0]["actor"].startswith("uid ")
