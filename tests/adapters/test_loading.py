@@ -148,10 +148,11 @@ class TestUnsignedPolicy:
         policy = load_ordering(SOURCE, text, allow_unsigned=True, allow_single_solver=True)
         assert policy.digest == certificate.policy_digest
 
-    def test_with_parameters_beyond_measure_is_refused(self, fleet: Fleet, certificate: Certificate) -> None:
-        text = claiming(certificate, contract_parameters={f"p{number}": number for number in range(10_000)})
-        line = refusal(fleet, SOURCE, text, allow_unsigned=True, allow_single_solver=True)
-        assert "not signed, and it is not proved here" in line
+    def test_is_proved_for_the_contracts_own_parameters(self, fleet: Fleet, certificate: Certificate) -> None:
+        for told in ({f"p{number}": number for number in range(10_000)}, {"max_aging_us": 10**12}):
+            text = claiming(certificate, contract_parameters=told)
+            policy = load_ordering(SOURCE, text, allow_unsigned=True, allow_single_solver=True)
+            assert policy.aging_us == certificate.bounds["ages"]
 
 
 class TestCertificateOfSomethingElse:

@@ -44,7 +44,8 @@ def test_a_users_mistake_is_one_clear_line(tmp_path: Path, arguments: tuple[str,
 
 
 def test_a_freeze_is_seen_by_the_watcher(tmp_path: Path) -> None:
+    assert autopoiesis(tmp_path, "keys", "new", "fleet").returncode == 0
     assert autopoiesis(tmp_path, "deploy", "freeze", "--channel", "channel").returncode == 0
-    done = autopoiesis(tmp_path, "watch", "--channel", "channel", "--allow-unsigned", "--rounds", "1", "--json")
+    done = autopoiesis(tmp_path, "watch", "--channel", "channel", "--rounds", "1", "--json")
     assert json.loads(done.stdout)["frozen"] is True
     assert autopoiesis(tmp_path, "deploy", "unfreeze", "--channel", "channel").returncode == 0
