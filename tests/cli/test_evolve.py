@@ -24,6 +24,7 @@ from .conftest import Command
 EVOLVE = ("evolve", "request-ordering", "--trace", "azure-conv", "--proposer", "search")
 
 
+@pytest.mark.slow
 def test_a_language_model_that_cannot_be_reached_is_told_in_the_notes(command: Command) -> None:
     model = ("--proposer", "llm", "--model", "local/any", "--base-url", "http://127.0.0.1:9/v1")
     ran = command(*EVOLVE[:-2], *model, "--candidates", "12", "--rate", "1.7", "--json")

@@ -73,6 +73,7 @@ def test_the_search_beats_every_baseline_and_the_record_adds_up(tmp_path: Path) 
     assert warm.fitness <= result.fitness
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_whatever_the_workers_and_another_seed_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

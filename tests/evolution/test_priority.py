@@ -53,6 +53,7 @@ def said(script: Path, *, session: bool = False) -> str:
 
 @pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel does not schedule sessions as groups")
 @pytest.mark.parametrize("session", [True, False])
+@pytest.mark.slow
 def test_who_leads_a_session_gives_way_with_all_of_it_and_nobody_else_does(tmp_path: Path, session: bool) -> None:
     script = tmp_path / "gives_way.py"
     script.write_text(GIVES_WAY)

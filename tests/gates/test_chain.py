@@ -188,6 +188,7 @@ def test_repeated_squaring_ends_with_a_verdict_and_without_hanging_the_solver(
     assert check(ordering(body), contract).verdict is verdict
 
 
+@pytest.mark.slow
 def test_squaring_what_is_0_or_1_ends_with_a_verdict_too(contract: RequestOrdering, ordering: Text) -> None:
     """Intervals do not see that it never grows, and Z3 was not back after 200 s, whatever its limits."""
     odd = "request.num_preemptions - request.num_preemptions // 2 * 2"

@@ -210,6 +210,7 @@ def test_whatever_bounds_prove_of_random_products_no_arguments_break(contract: R
     assert proved > 10 and refuted > 10
 
 
+@pytest.mark.slow
 def test_certified_verdicts_on_random_policies_are_the_true_ones() -> None:
     claimed = Claimed()
     by_intervals = 0
@@ -266,6 +267,7 @@ def test_where_a_small_bound_cannot_be_told_a_larger_one_is_still_brought_down(
         ("request.waited_us + ((request.num_prompt_tokens * 1103515245 + 12345) % 2147483648) % 1000", 999),
     ],
 )
+@pytest.mark.slow
 def test_a_finer_bound_is_sought_within_a_small_part_of_the_limit(
     contract: RequestOrdering, ordering: Text, monkeypatch: pytest.MonkeyPatch, score: str, bound: int
 ) -> None:

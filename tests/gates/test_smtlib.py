@@ -217,6 +217,7 @@ class TestHostileTexts:
             read("(assert true)\n(assert y)")
         assert (raised.value.line, raised.value.column) == (2, 9)
 
+    @pytest.mark.slow
     def test_the_largest_text_accepted_is_read_back(self) -> None:
         terms = " ".join(f"(and b (> x {number}))" for number in range(60_000))
         query = read(asserting(f"(or {terms})"))

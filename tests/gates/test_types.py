@@ -108,6 +108,7 @@ def test_sharing_never_answers_otherwise_than_mypy(contract: RequestOrdering) ->
         assert types.check_alike(policy).verdict is types.check(policy).verdict
 
 
+@pytest.mark.slow
 def test_what_mypy_wrote_goes_with_the_process_that_was_killed_and_not_with_one_that_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import pytest
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib import Contract
@@ -43,6 +44,7 @@ def modules() -> list[tuple[Module, Contract]]:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_printed_reads_back_as_the_same_policy_and_is_what_ast_unparse_writes() -> None:
     found = modules()
     assert len(found) > 300

@@ -102,6 +102,7 @@ def compare(seeds: range) -> tuple[int, int, int, int]:
     return proved, refuted, unknown, policies
 
 
+@pytest.mark.slow
 def test_every_verdict_on_random_policies_is_the_true_one() -> None:
     proved, refuted, unknown, policies = compare(range(60))
     assert policies >= 55 and proved > 60 and refuted > 30 and unknown <= 3

@@ -155,6 +155,7 @@ def test_a_shift_is_answered_at_once_by_the_best_known_policy_and_evolution_foll
     assert [actions.index(name) for name in order] == sorted(actions.index(name) for name in order)
 
 
+@pytest.mark.slow
 def test_a_known_policy_that_was_quarantined_or_would_not_help_is_not_tried(tmp_path: Path) -> None:
     shortest = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
     starved = Budget(candidates=4, limits=Limits(memory_mib=1))
@@ -236,6 +237,7 @@ def test_a_change_is_answered_by_evolutions_on_ever_longer_windows(tmp_path: Pat
     assert lengths[:3] == [60.0, 120.0, 180.0]
 
 
+@pytest.mark.slow
 def test_work_that_changes_while_something_is_evolved_for_it_ends_that_and_is_answered_at_once(tmp_path: Path) -> None:
     much = Budget(candidates=2_000, generation_size=12, islands=2)
     settings = replace(SETTINGS, budget=much, evolve_first=True, known_first=True)
@@ -276,6 +278,7 @@ def test_work_like_what_is_remembered_is_evolved_for_on_the_longest_window_only(
 
 
 @pytest.mark.parametrize("gives_way", [True, False])
+@pytest.mark.slow
 def test_an_evolution_rests_while_requests_wait_in_an_engine_but_not_for_good(tmp_path: Path, gives_way: bool) -> None:
     with controlling(tmp_path, replace(SETTINGS, give_way=gives_way, evolve_first=True)) as controller:
         live = engine(tmp_path)

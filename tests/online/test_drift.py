@@ -47,6 +47,7 @@ def alarms(settings: DriftSettings, checks: int, burstiness: float) -> int:
 
 
 @pytest.mark.parametrize("burstiness", [1.0, 4.0], ids=["poisson", "bursty"])
+@pytest.mark.slow
 def test_the_false_alarm_rate_is_the_stated_one(burstiness: float) -> None:
     settings = DriftSettings(false_alarm_rate=0.1, resamples=199, effects=ANY)
     checks = 100
@@ -58,6 +59,7 @@ def test_the_false_alarm_rate_is_the_stated_one(burstiness: float) -> None:
 
 
 @pytest.mark.parametrize("burstiness", [1.0, 4.0], ids=["poisson", "bursty"])
+@pytest.mark.slow
 def test_the_stated_rate_holds_beside_a_reference_of_several_windows(burstiness: float) -> None:
     settings, checks, raised = DriftSettings(false_alarm_rate=0.1, resamples=199, effects=ANY), 100, 0
     for seed in range(checks):

@@ -287,6 +287,7 @@ for number in range(int(sys.argv[3])):
 
 
 class TestPublishing:
+    @pytest.mark.slow
     def test_three_publishers_lose_no_publication(self, ours: Channel, engine: Channel, fleet: Fleet) -> None:
         _ = fleet.key
         running = [

@@ -411,6 +411,7 @@ class TestNames:
         Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.npz")).write_bytes(GOOD)
         assert seen(TelemetryReader(folder)) == [100]
 
+    @pytest.mark.slow
     def test_a_hundred_thousand_files_hide_nothing(self, tmp_path: Path) -> None:
         folder = leave(tmp_path, 5).parent
         for number in range(100_000):

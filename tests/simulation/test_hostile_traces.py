@@ -449,6 +449,7 @@ class TestBothWays:
     )
     @example((OWN, ["1,2,3", "1,2,3.7"]))
     @example((OWN7, ["1,16,3,4,5,16,1", "1,16,3,4,5,8,1 2"]))
+    @pytest.mark.slow
     def test_own_rows(self, folder: Path, table: tuple[str, list[str]]) -> None:
         self.both(folder, table[0] + "\n".join(table[1]))
 
