@@ -50,11 +50,11 @@ def fuzzed(test: object) -> object:
 
 
 class TestSignedMessages:
+    @pytest.mark.parametrize("payload_type", MESSAGES)
     @fuzzed
-    def test_only_typed_errors_come_of_a_notice(self, seed: int) -> None:
+    def test_only_typed_errors_come_of_a_signed_message(self, payload_type: str, seed: int) -> None:
         random = Random(seed)
         for _ in range(INPUTS):
-            payload_type = random.choice(list(MESSAGES))
             message = MESSAGES[payload_type]
             payload = message.to_bytes()
             if random.random() < 0.6:  # the payload of a signed one: what a faulty publisher may write
