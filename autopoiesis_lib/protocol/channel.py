@@ -589,6 +589,15 @@ class Channel:
         self.freshness.update(lambda seen: _with_notice(seen, contract, notice.sequence))
         return notice
 
+    def refuse_frozen(self) -> None:
+        """Raise `ChannelError` while the channel is frozen."""
+        orders = self.known_orders()
+        if orders is not None and orders.frozen:
+            raise ChannelError(
+                f"{self.root} is frozen, and nothing new is published there; `autopoiesis deploy unfreeze` it first",
+                ChannelProblem.FROZEN,
+            )
+
     def _refuse_unwanted(self, digest: str, *, rollback: bool) -> None:
         orders = self.known_orders()
         if orders is None:
@@ -599,11 +608,8 @@ class Channel:
                 "`autopoiesis deploy release` it first if it is sound",
                 ChannelProblem.QUARANTINED,
             )
-        if orders.frozen and not rollback:
-            raise ChannelError(
-                f"{self.root} is frozen, and nothing new is published there; `autopoiesis deploy unfreeze` it first",
-                ChannelProblem.FROZEN,
-            )
+        if not rollback:
+            self.refuse_frozen()
 
     def sequences(self) -> dict[str, int]:
         """Return the sequence number that stands in each slot."""

@@ -12,7 +12,15 @@ import typer
 from typer.core import TyperGroup
 
 from autopoiesis_cli.answer import DONE, REFUSED, Answer, Json, answering, person
-from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption, KeyOption, UnsignedOption, channel_at, signing_key
+from autopoiesis_cli.keys import (
+    DEFAULT_KEYS,
+    FolderOption,
+    KeyOption,
+    UnsignedOption,
+    channel_at,
+    signing_channel,
+    signing_key,
+)
 from autopoiesis_cli.options import SettingsOption, StoreOption, contract_from
 from autopoiesis_lib.protocol.text import printable
 
@@ -92,7 +100,7 @@ def policy(
                     raise
                 raise PolicyRefusedError(f"{what} is not signed: {error}") from None
             there = channel_at(channel, keys, own, allow_unsigned)
-            _refuse_frozen(there)
+            there.refuse_frozen()
             envelope, proof, signer = _proved(source, given, where, there, contract, settings)
             if signer is None:
                 envelope = seal(proof.payload(), CERTIFICATE) if own is None else sign(proof, own)
@@ -312,7 +320,7 @@ def rollback(
 
     from autopoiesis_lib.protocol.channel import ChannelError
 
-    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    there = signing_channel(channel, key, keys, allow_unsigned)
     standing = there.read(contract)
     if standing is None:
         raise ChannelError(f"{channel}: nothing was published here for {contract}, so there is nothing to roll back")
@@ -414,18 +422,6 @@ def _refusals() -> "frozenset[Any]":
     from autopoiesis_lib.protocol.channel import ChannelProblem
 
     return frozenset({ChannelProblem.FROZEN, ChannelProblem.QUARANTINED, ChannelProblem.OVERTAKEN})
-
-
-def _refuse_frozen(channel: "Channel") -> None:
-    """Refuse at once what a frozen channel refuses after the gates as well; raises `ChannelError`."""
-    from autopoiesis_lib.protocol.channel import ChannelError, ChannelProblem
-
-    orders = channel.known_orders()
-    if orders is not None and orders.frozen:
-        raise ChannelError(
-            f"{channel.root} is frozen, and nothing new is published there; `autopoiesis deploy unfreeze` it first",
-            ChannelProblem.FROZEN,
-        )
 
 
 def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, Envelope | None, str]":

@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from autopoiesis_lib.protocol.channel import Channel
     from autopoiesis_lib.protocol.keys import SigningKey
 
-__all__ = ["DEFAULT_KEYS", "FolderOption", "KeyOption", "UnsignedOption", "app", "channel_at", "signing_key"]
+__all__ = [
+    "DEFAULT_KEYS",
+    "FolderOption",
+    "KeyOption",
+    "UnsignedOption",
+    "app",
+    "channel_at",
+    "signing_channel",
+    "signing_key",
+]
 
 DEFAULT_KEYS = Path(".autopoiesis") / "keys"
 
@@ -110,3 +119,8 @@ def channel_at(path: Path, keys: Path, key: "SigningKey | None" = None, allow_un
     from autopoiesis_lib.protocol.channel import Channel, Trust
 
     return Channel(path, key, Trust(keys if keys.is_dir() else None, allow_unsigned and key is None))
+
+
+def signing_channel(path: Path, key: str | None, keys: Path, allow_unsigned: bool) -> "Channel":
+    """Return a channel that a command may publish on; arguments and errors are those of `signing_key`."""
+    return channel_at(path, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)

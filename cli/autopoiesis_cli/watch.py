@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autopoiesis_cli.answer import Answer, Json, answering, note, person
-from autopoiesis_cli.keys import DEFAULT_KEYS, FolderOption, KeyOption, UnsignedOption, channel_at, signing_key
+from autopoiesis_cli.keys import (
+    DEFAULT_KEYS,
+    FolderOption,
+    KeyOption,
+    UnsignedOption,
+    channel_at,
+    signing_channel,
+    signing_key,
+)
 from autopoiesis_cli.options import ObjectiveOption, SettingsOption, StoreOption, contract_from, objectives_from
 from autopoiesis_cli.workloads import CalibrationOption, read_engine
 from autopoiesis_lib.protocol.text import printable
@@ -195,7 +203,7 @@ def freeze(
     json: Json = False,
 ) -> Answer:
     """Publish nothing new on a channel; what runs goes on running."""
-    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    there = signing_channel(channel, key, keys, allow_unsigned)
     return _say(there, store, lambda rollout: rollout.freeze(why), lambda there: there.freeze(why))
 
 
@@ -209,7 +217,7 @@ def unfreeze(
     json: Json = False,
 ) -> Answer:
     """Allow new policies again."""
-    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    there = signing_channel(channel, key, keys, allow_unsigned)
     return _say(there, store, lambda rollout: rollout.unfreeze(), lambda there: there.unfreeze())
 
 
@@ -224,7 +232,7 @@ def release(
     json: Json = False,
 ) -> Answer:
     """Take a policy out of quarantine, so that it may be proposed again."""
-    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    there = signing_channel(channel, key, keys, allow_unsigned)
     whole = _whole_digest(there, digest)
     return _say(there, store, lambda rollout: rollout.release(whole), lambda there: there.release(whole))
 
@@ -241,7 +249,7 @@ def quarantine(
     json: Json = False,
 ) -> Answer:
     """Keep a policy out of every engine of a channel; one that runs it drops it at once."""
-    there = channel_at(channel, keys, signing_key(key, keys, allow_unsigned), allow_unsigned)
+    there = signing_channel(channel, key, keys, allow_unsigned)
     whole, reason = _whole_digest(there, digest), why or "a person put it there"
     return _say(
         there,
