@@ -25,7 +25,7 @@ import re
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -311,13 +311,15 @@ def _column(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Int64s:
     return np.frombuffer(content, "<i8", offset=start).astype(np.int64, copy=False)
 
 
+# Typed in some supported versions of NumPy and not in others.
+_write_header: Final[Callable[[io.BytesIO, dict[str, object]], None]] = npy.write_array_header_1_0
+
+
 @lru_cache(maxsize=64)
 def _header(rows: int) -> bytes:
     """Return the npy header of an int64 column; it is equally long for every number of rows."""
     buffer = io.BytesIO()
-    npy.write_array_header_1_0(  # type: ignore[no-untyped-call]
-        buffer, {"descr": "<i8", "fortran_order": False, "shape": (rows,)}
-    )
+    _write_header(buffer, {"descr": "<i8", "fortran_order": False, "shape": (rows,)})
     return buffer.getvalue()
 
 
