@@ -6,10 +6,12 @@ The light nouns are imported here; what needs a solver, a simulator or an LLM cl
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .contract import Contract, Least, Theorem, assumption, decision, invariant, lemma
+from .contract import Contract
 from .errors import AutopoiesisError, ContractError, PolicyError
+from .formula import Least, assumption, decision, invariant, lemma
 from .policy import Policy
 from .registry import contract_named, contract_names
+from .theorem import Theorem
 from .view import Saturates, View
 
 if TYPE_CHECKING:

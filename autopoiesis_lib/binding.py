@@ -12,7 +12,7 @@ from .policy import Policy
 
 __all__ = ["GATES", "GREEN", "CertificateError", "bound_policy"]
 
-GATES = ("grammar", "types", "ranges", "quick-fuzz", "proof", "fuzz", "replay")
+GATES = ("contract", "grammar", "types", "ranges", "quick-fuzz", "proof", "fuzz", "replay")
 """Every gate by name, in the order they run; a certificate must show them all."""
 
 GREEN = ("PROVED", "PASSED")

@@ -28,8 +28,7 @@ from .gates.second_solver import DEFAULT_RESOURCES
 from .gates.smtlib import SmtLibError, read
 from .gates.solving import DEFAULT_RLIMIT
 from .gates.texts import TextAnswer, solve_isolated
-from .gates.theorems import prove_theorem
-from .gates.verdict import rests_on
+from .gates.verdict import TheoremResult, rests_on
 from .language.products import PRODUCT
 from .policy import Policy
 from .protocol.envelope import CERTIFICATE, Envelope, first_problem, seal
@@ -40,7 +39,7 @@ from .protocol.text import hidden_character
 from .registry import contract_named
 from .sandbox import SOLVING
 
-__all__ = ["Certificate", "CertificateError", "Rejected", "Theorem", "certify", "read_envelope", "sign", "verify"]
+__all__ = ["Certificate", "CertificateError", "Rejected", "certify", "read_envelope", "sign", "verify"]
 
 
 class Rejected(AutopoiesisError):
@@ -56,14 +55,6 @@ class Rejected(AutopoiesisError):
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Theorem(_Value):
-    """A system property of the contract, with the lemmas it follows from."""
-
-    name: str
-    statement: str
-    lemmas: tuple[ObligationResult, ...]
 
 
 def _visible(text: str) -> str:
@@ -89,7 +80,7 @@ class Certificate(_Value):
     bounds: Mapping[str, int]
     """The proved bound of each invariant that has one."""
     obligations: tuple[ObligationResult, ...]
-    theorems: tuple[Theorem, ...]
+    theorems: tuple[TheoremResult, ...]
     gates: tuple[GateResult, ...]
     """The other gates' answers (obligations are above)."""
     single_solver: tuple[str, ...] = ()
@@ -249,17 +240,15 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT)
         raise CertificateError("the report keeps no SMT-LIB texts; make it with `gates.check(..., certify=True)`")
     if report.policy_digest != policy.digest or report.contract_digest != policy.contract.digest:
         raise CertificateError("the report is about another policy or contract")
-    theorems = []
-    for theorem in policy.contract.theorems():
-        lemmas = prove_theorem(policy.contract, theorem, rlimit)
-        broken = next((item for item in lemmas if not item.verdict.green), None)
-        if broken is not None:
+    for theorem in report.theorems:
+        broken = next((item for item in theorem.lemmas if item.verdict is not Verdict.PROVED), None)
+        if broken is not None or not theorem.proved:
+            said = "it has no lemma" if broken is None else f"{broken.name}: {broken.verdict}: {broken.detail}"
             raise CertificateError(
-                f"the theorem {theorem.__name__} of {policy.contract.contract_name} does not hold: {broken.name}: {broken.detail}"
+                f"the theorem {theorem.name} of {policy.contract.contract_name} is not discharged: {said}"
             )
-        theorems.append(
-            Theorem(name=theorem.__name__, statement=" ".join((theorem.__doc__ or "").split()), lemmas=lemmas)
-        )
+    if {theorem.name for theorem in report.theorems} != {item.__name__ for item in policy.contract.theorems()}:
+        raise CertificateError("the report does not have every theorem of the contract; make it with `gates.check`")
     contract = policy.contract
     return Certificate(
         contract=contract.contract_name,
@@ -270,7 +259,7 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT)
         claims=report.claims,
         bounds=report.least(),
         obligations=report.obligations,
-        theorems=tuple(theorems),
+        theorems=report.theorems,
         gates=tuple(gate.model_copy(update={"obligations": ()}) for gate in report.gates),
         single_solver=tuple(item.name for item in report.obligations if len(item.solvers) < 2),
         versions=_versions(),

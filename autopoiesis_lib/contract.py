@@ -5,115 +5,35 @@ theorem about the kernel that those invariants buy. The bodies of assumptions, i
 language, so one text serves the proof gate (on symbols) and the fuzz gate and replays (on values, as plain Python).
 """
 
-import ast
 import hashlib
-import inspect
-import sys
-import textwrap
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cached_property
+from functools import lru_cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from .errors import ContractError
-from .language import Interface, LanguageError, Param, Signature
-from .language.functions import FunctionReader, Scope
-from .language.ir import Const, Function, Module
-from .view import Domain, View, domain_of
+from .formula import Formula, MethodReader, checked_method, hints_of, meaning_of_domain, roles_of, words
+from .language import Interface, Param, Signature
+from .theorem import Theorem, theorem_formulas
+from .view import View, domain_of
 
 if TYPE_CHECKING:
     from .simulation.result import SimulationResult
 
-__all__ = [
-    "Contract",
-    "Formula",
-    "FormulaParam",
-    "Least",
-    "Theorem",
-    "Unhashed",
-    "assumption",
-    "decision",
-    "invariant",
-    "lemma",
-]
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_MARK = "__autopoiesis_role__"
-
-
-def decision(function: F) -> F:
-    """Mark a method as a decision the policy must make; its body is never run (raise `NotImplementedError`)."""
-    setattr(function, _MARK, "decision")
-    return function
-
-
-def assumption(function: F) -> F:
-    """Mark a method as a fact about views that proofs may use, and that adapters check while serving."""
-    setattr(function, _MARK, "assumption")
-    return function
-
-
-def invariant(function: F) -> F:
-    """Mark a method as a property every policy must have; its docstring is the claim in the certificate."""
-    setattr(function, _MARK, "invariant")
-    return function
-
-
-def lemma(function: F) -> F:
-    """Mark a method of a `Theorem` as a statement that must follow from the contract's invariants alone."""
-    setattr(function, _MARK, "lemma")
-    return function
-
-
-@dataclass(frozen=True)
-class Least:
-    """Marks an integer parameter of an invariant: the proof gate finds the least value that makes the invariant true.
-
-    `limit` names the contract parameter that bounds it; a policy whose least value lies above is refused.
-    """
-
-    limit: str
-
-
-@dataclass(frozen=True)
-class FormulaParam:
-    """A parameter of a formula: a view, or an integer of a domain, perhaps with a least value to find."""
-
-    name: str
-    view: type[View] | None = None
-    domain: Domain | None = None
-    least_limit: int | None = None
-
-
-@dataclass(frozen=True)
-class Formula:
-    """An assumption, invariant or lemma: its parameters, its meaning as IR, and its claim in words."""
-
-    name: str
-    params: tuple[FormulaParam, ...]
-    function: Function
-    doc: str
-    source: str
-    method: Callable[..., bool]
-    """The author's own Python, for replays: called with a stand-in for `self`."""
-
-    @property
-    def least(self) -> FormulaParam | None:
-        """The parameter whose least value is to be found, if the formula has one."""
-        return next((param for param in self.params if param.least_limit is not None), None)
+__all__ = ["Contract", "Unhashed"]
 
 
 class Contract(BaseModel):
     """Base of every policy type. Class arguments: `name`, the name on the command line.
 
-    Fields are the contract's parameters, with defaults that an operator may tighten. Subclasses define `@decision`,
-    `@assumption` and `@invariant` methods, and may override `theorems` and `baselines`.
+    Fields are the contract's parameters: integers and booleans with defaults that an operator may tighten. Subclasses define
+    `@decision`, `@assumption` and `@invariant` methods, and may override `theorems` and `baselines`. A contract that is not well
+    formed cannot be made: its constructor raises `ContractError`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -129,8 +49,26 @@ class Contract(BaseModel):
         if name:
             cls.contract_name = name
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Read the contract.
+
+        Raises:
+            ContractError: it is not well formed.
+        """
+        super().model_post_init(context)
+        self._meaning()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a contract with some parameters changed, validated as a new one is.
+
+        Raises:
+            ValidationError: a parameter is unknown or out of its domain.
+        """
+        del deep  # parameters are integers
+        return type(self)(**{**self.model_dump(), **(update or {})})
+
     @classmethod
-    def theorems(cls) -> tuple[type["Theorem"], ...]:
+    def theorems(cls) -> tuple[type[Theorem], ...]:
         """The system properties that the invariants and the kernel imply together."""
         return ()
 
@@ -140,143 +78,75 @@ class Contract(BaseModel):
         return {}
 
     def check_replay(self, result: "SimulationResult", bounds: Mapping[str, int]) -> str | None:
-        """What a replay shows to be against the contract, in one line, or None; `bounds` are proved ones by invariant."""
+        """Return what a replay shows to be against the contract, in one line, or None.
+
+        Args:
+            result: the replay; `bounds`: the proved bounds by invariant.
+        """
         del result, bounds
         return None
 
-    @cached_property
+    @property
     def decisions(self) -> Mapping[str, Signature]:
         """The decisions a policy must define, by name, in declared order."""
-        return {name: _signature(name, method, type(self)) for name, method in _methods(type(self), "decision").items()}
+        return self._meaning().decisions
 
-    @cached_property
+    @property
     def assumptions(self) -> tuple[Formula, ...]:
         """Facts about views, in declared order."""
-        return tuple(
-            self._formula(method, self._scope(decisions={})) for method in _methods(type(self), "assumption").values()
-        )
+        return self._meaning().assumptions
 
-    @cached_property
+    @property
     def invariants(self) -> tuple[Formula, ...]:
         """Properties every policy must have, in declared order."""
-        return tuple(
-            self._formula(method, self._scope(self.decisions)) for method in _methods(type(self), "invariant").values()
-        )
+        return self._meaning().invariants
 
-    @cached_property
+    @property
     def views(self) -> Mapping[str, type[View]]:
         """The views its decisions read, by class name."""
-        found: dict[str, type[View]] = {}
-        for method in _methods(type(self), "decision").values():
-            for annotation in _hints(method).values():
-                if isinstance(annotation, type) and issubclass(annotation, View):
-                    found[annotation.__name__] = annotation
-        return found
+        return self._meaning().interface.views
 
-    @cached_property
+    @property
     def interface(self) -> Interface:
         """What a policy text may refer to."""
-        enums: dict[str, type[IntEnum]] = {
-            spec.domain.enum.__name__: spec.domain.enum
-            for view in self.views.values()
-            for spec in view.fields()
-            if spec.domain.enum is not None
-        }
-        module = type(self).__module__
-        modules = (module, module.rpartition(".")[0]) if "." in module else (module,)
-        return Interface(self.decisions, self.views, enums, modules, self.max_operations)
+        return self._meaning().interface
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 over all that a certificate depends on: name, parameters, views, enums, decisions, formulas and theorems."""
-        parts = [self.contract_name, self.model_dump_json(), str(self.max_operations)]
-        for name, view in self.views.items():
-            parts += [name, *(f"{spec.name}:{spec.domain!r}" for spec in view.fields())]
-        parts += [repr(signature) for signature in self.decisions.values()]
-        parts += [
-            f"{name}:{member}={value:d}"
-            for name, enum in self.interface.enums.items()
-            for member, value in getattr(enum, "__members__", {}).items()
-        ]
-        for formula in (*self.assumptions, *self.invariants):
-            parts += [formula.source, *(f"{param.name}:{param.domain!r}" for param in formula.params)]
-        parts += [inspect.getsource(theorem) for theorem in self.theorems()]
-        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+        """SHA-256 over the contract's meaning: all that a proof or a claim of a certificate depends on.
+
+        Covered are name, parameters, decisions, every view that anything reads with every domain in it, and the IR and the claim
+        of every assumption, invariant and theorem, inherited ones included. Comments and layout are not.
+        """
+        return self._meaning().digest
+
+    def theorem_formulas(self, theorem: type[Theorem]) -> Mapping[str, Formula]:
+        """Return every lemma and transition-system method of a theorem of this contract as IR, by name.
+
+        Raises:
+            ContractError: the theorem is not well formed (`theorem.theorem_formulas`), or not one that may be stated of this
+                contract.
+        """
+        meaning = self._meaning()
+        known = meaning.theorems.get(theorem)
+        return known if known is not None else _theorem(theorem, self.parameters, meaning)
 
     def stand_in(self, decisions: Mapping[str, Callable[..., int]]) -> Any:
-        """An object to pass as `self` to a formula's own Python method: parameters and the given decisions as attributes."""
-        return SimpleNamespace(**{name: getattr(self, name) for name in type(self).model_fields}, **decisions)
+        """Return an object to pass as `self` to a formula's own Python method: parameters and the given decisions."""
+        return SimpleNamespace(**self.parameters, **decisions)
 
-    def limit(self, least: Least, where: str) -> int:
-        """The value of the contract parameter that bounds a least value; raises `ContractError` if there is none."""
-        if least.limit not in type(self).model_fields:
-            raise ContractError(
-                f"{where}: Least(limit={least.limit!r}) names no parameter of the contract; declare one"
-            )
-        return int(getattr(self, least.limit))
+    @property
+    def parameters(self) -> Mapping[str, int]:
+        """The contract's parameters by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
-    def _scope(self, decisions: Mapping[str, Signature], self_path: tuple[str, ...] = ("self",)) -> Scope:
-        parameters = {
-            name: Const(int(getattr(self, name)), isinstance(getattr(self, name), bool))
-            for name in type(self).model_fields
-            if isinstance(getattr(self, name), int)
-        }
-        return Scope({}, self.interface.enums, {}, {}, frozenset(), self_path, decisions, parameters)
-
-    def _formula(
-        self, method: Callable[..., Any], scope: Scope, views: Mapping[str, type[View]] | None = None
-    ) -> Formula:
-        where = f"{type(self).__name__}.{method.__name__}"
-        hints = _hints(method)
-        if hints.pop("return", None) not in (bool, int):
-            raise ContractError(f"{where}: annotate what it returns: `-> bool`")
-        params: list[FormulaParam] = []
-        seen: dict[str, type[View]] = dict(views or {})
-        for name, annotation in hints.items():
-            if isinstance(annotation, type) and issubclass(annotation, View):
-                params.append(FormulaParam(name, view=annotation))
-                seen[annotation.__name__] = annotation
-                continue
-            least = next((item for item in _metadata(annotation) if isinstance(item, Least)), None)
-            limit = self.limit(least, where) if least is not None else None
-            params.append(FormulaParam(name, domain=domain_of(annotation, f"{where}({name})"), least_limit=limit))
-        source = textwrap.dedent(inspect.getsource(method))
-        scope = Scope(seen, scope.enums, {}, {}, frozenset(), scope.self_path, scope.decisions, scope.parameters)
-        function = _read_method(source, where, params, scope, returns_bool=_hints(method).get("return") is bool)
-        return Formula(
-            method.__name__, tuple(params), function, " ".join((method.__doc__ or "").split()), source, method
-        )
-
-
-class Theorem:
-    """A system property: a kernel model that may use the contract's invariants and nothing else about the policy.
-
-    Subclasses write their claim as the docstring and define `@lemma` methods (each must hold for every policy that satisfies
-    the invariants; the policy's decisions are reached as `self.policy.NAME(...)`). To prove a property of whole runs they also
-    define the kernel as a transition system over a view `State`:
-
-    - `init(self, s) -> bool`: the initial states;
-    - `step(self, s, t, ...) -> bool`: whether the kernel may go from `s` to `t` (further parameters are inputs);
-    - `inductive(self, s) -> bool`: holds initially and is kept by every step;
-    - `goal(self, s) -> bool`: follows from `inductive`: the property promised;
-    - `ranking(self, s) -> int` and `progress(self, s, t, ...) -> bool` (optional): on a progress step the ranking, which is
-      never negative, goes down.
-    """
-
-    policy: Any
-    """The policy under the theorem; only its decisions may be called, and they are known by the invariants alone."""
-    contract: Any
-    """The contract; only its parameters may be read."""
-
-    @classmethod
-    def formulas(cls, contract: Contract) -> Mapping[str, Formula]:
-        """Every lemma and transition-system method as IR, by name."""
-        scope = contract._scope(contract.decisions, ("self", "policy"))
-        methods = _methods(cls, "lemma")
-        for name, method in _own(cls).items():
-            if name in ("init", "step", "inductive", "goal", "ranking", "progress"):
-                methods[name] = method
-        return {name: contract._formula(method, scope) for name, method in methods.items()}
+    def _meaning(self) -> "_Meaning":
+        # Keyed by what the fields hold now, so that no copy and no change of a field can answer with an older meaning.
+        values = tuple((name, type(value), value) for name, value in self.parameters.items())
+        try:
+            return _meaning_of(type(self), values)
+        except TypeError:  # a value that cannot be hashed, and so is no integer
+            raise _no_parameter(type(self), self.parameters) from None
 
 
 @dataclass(frozen=True)
@@ -292,76 +162,210 @@ class Unhashed:
         return isinstance(other, Unhashed)
 
 
-def _own(cls: type) -> dict[str, Callable[..., Any]]:
-    found: dict[str, Callable[..., Any]] = {}
-    for base in reversed(cls.__mro__):
-        if base is not Theorem:
-            for name, value in vars(base).items():
-                if inspect.isfunction(value):
-                    found[name] = value
-    return found
+@dataclass(frozen=True)
+class _Meaning:
+    """A contract as everything else reads it."""
+
+    interface: Interface
+    assumptions: tuple[Formula, ...]
+    invariants: tuple[Formula, ...]
+    views: Mapping[str, type[View]]
+    """Every view that a decision, an assumption or an invariant reads."""
+    theorems: Mapping[type[Theorem], Mapping[str, Formula]]
+    digest: str
+
+    @property
+    def decisions(self) -> Mapping[str, Signature]:
+        """The decisions, by name."""
+        return self.interface.decisions
 
 
-def _methods(cls: type, role: str) -> dict[str, Callable[..., Any]]:
-    found: dict[str, Callable[..., Any]] = {}
-    for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
-            if getattr(value, _MARK, None) == role:
-                found[name] = value
-    return found
+@lru_cache(maxsize=256)
+def _meaning_of(cls: type[Contract], values: tuple[tuple[str, type, int], ...]) -> _Meaning:
+    """Return the meaning of a contract with certain values of its parameters.
+
+    Raises:
+        ContractError: it is not well formed.
+    """
+    parameters = {name: value for name, _, value in values}
+    if any(not isinstance(value, int) for value in parameters.values()):
+        raise _no_parameter(cls, parameters)
+    roles = roles_of(cls, Contract)
+    _check_names(cls, roles)
+    named = {role: [name for name, own in roles.items() if own == role] for role in set(roles.values())}
+    signatures: dict[str, Signature] = {}
+    views: dict[str, type[View]] = {}
+    for name in named.get("decision", ()):
+        signatures[name], read = _signature(cls, name)
+        _add(views, read, cls)
+    interface = _interface(cls, signatures, dict(views))
+    reader = MethodReader(cls, parameters, interface.enums, signatures)
+    assumptions = tuple(reader.read(name, calls=False) for name in named.get("assumption", ()))
+    invariants = tuple(reader.read(name, least=True) for name in named.get("invariant", ()))
+    for formula in (*assumptions, *invariants):
+        _add(views, formula.views, cls)
+    bounds = [formula.least.name for formula in invariants if formula.least is not None]
+    twice = next((name for name in bounds if bounds.count(name) > 1), None)
+    if twice is not None:
+        raise ContractError(
+            f"{cls.__name__}: two invariants have a least `{twice}`; a theorem could not tell them apart"
+        )
+    meaning = _Meaning(interface, assumptions, invariants, views, {}, "")
+    listed = tuple(cls.theorems())
+    if any(not (isinstance(theorem, type) and issubclass(theorem, Theorem)) for theorem in listed):
+        raise ContractError(f"{cls.__name__}.theorems: return classes derived from Theorem")
+    if len({theorem.__name__ for theorem in listed}) < len(listed):
+        raise ContractError(f"{cls.__name__}.theorems: two theorems have one name, or one is listed twice")
+    theorems = {theorem: _theorem(theorem, parameters, meaning) for theorem in listed}
+    return replace(meaning, theorems=theorems, digest=_digest(cls, values, meaning, theorems))
 
 
-def _hints(method: Callable[..., Any]) -> dict[str, Any]:
-    module = sys.modules[method.__module__]
-    return typing.get_type_hints(method, vars(module), include_extras=True)
+def _no_parameter(cls: type[Contract], parameters: Mapping[str, object]) -> ContractError:
+    name = next((name for name, value in parameters.items() if not isinstance(value, int)), "")
+    return ContractError(f"{cls.__name__}.{name}: a contract's parameter is an int or a bool")
 
 
-def _metadata(annotation: Any) -> tuple[Any, ...]:
-    found: tuple[Any, ...] = ()
-    while get_origin(annotation) is Annotated:
-        annotation, *inner = get_args(annotation)
-        found = (*inner, *found)
-    return found
+_OWN: Final = (
+    "assumptions",
+    "decisions",
+    "digest",
+    "interface",
+    "invariants",
+    "model_copy",
+    "model_post_init",
+    "parameters",
+    "stand_in",
+    "theorem_formulas",
+    "views",
+)
+"""Names of `Contract` that a contract may not define anew: gates and engines rely on what they say."""
 
 
-def _signature(name: str, method: Callable[..., Any], owner: type) -> Signature:
-    hints = _hints(method)
-    where = f"{owner.__name__}.{name}"
+def _check_names(cls: type[Contract], roles: Mapping[str, str]) -> None:
+    """Raise `ContractError` for marked methods that are out of place, and for names with two meanings."""
+    for name, role in roles.items():
+        if role not in ("decision", "assumption", "invariant"):
+            raise ContractError(f"{cls.__name__}.{name}: `@{role}` belongs into a Theorem")
+        if name in cls.model_fields or hasattr(Contract, name):
+            raise ContractError(f"{cls.__name__}.{name}: the name is taken by a parameter or by the library; rename it")
+    if "decision" not in roles.values():
+        raise ContractError(f"{cls.__name__}: it has no decision; mark what a policy must define with `@decision`")
+    for name in _OWN:
+        owner = next(base for base in cls.__mro__ if name in vars(base))
+        if owner is not Contract or name in cls.model_fields:
+            raise ContractError(f"{cls.__name__}.{name}: the library defines `{name}`; rename yours")
+
+
+def _interface(cls: type[Contract], signatures: Mapping[str, Signature], views: Mapping[str, type[View]]) -> Interface:
+    enums: dict[str, type[IntEnum]] = {}
+    for view in views.values():
+        for spec in view.fields():
+            enum = spec.domain.enum
+            if enum is not None and enums.setdefault(enum.__name__, enum) is not enum:
+                raise ContractError(f"{cls.__name__}: two different enums are called `{enum.__name__}`; rename one")
+    module = cls.__module__
+    modules = (module, module.rpartition(".")[0]) if "." in module else (module,)
+    return Interface(signatures, views, enums, modules, cls.max_operations)
+
+
+def _add(views: dict[str, type[View]], read: Iterable[type[View]], cls: type) -> None:
+    """Add views by class name.
+
+    Raises:
+        ContractError: another view has one of the names: what is proved of the one would be claimed of the other.
+    """
+    for view in read:
+        if views.setdefault(view.__name__, view) is not view:
+            raise ContractError(f"{cls.__name__}: two different views are called `{view.__name__}`; rename one")
+
+
+def _signature(cls: type[Contract], name: str) -> tuple[Signature, list[type[View]]]:
+    method = checked_method(cls, name)
+    hints = hints_of(method)
+    where = f"{cls.__name__}.{name}"
     if "return" not in hints:
         raise ContractError(f"{where}: annotate what the decision returns, such as `-> Score`")
     result = domain_of(hints.pop("return"), where)
     params: list[Param] = []
+    views: list[type[View]] = []
     for param, annotation in hints.items():
         if not (isinstance(annotation, type) and issubclass(annotation, View)):
             raise ContractError(f"{where}: the parameter `{param}` must be a View")
         params.append(Param(param, annotation.__name__))
-    return Signature(name, tuple(params), result, " ".join((method.__doc__ or "").split()))
+        views.append(annotation)
+    return Signature(name, tuple(params), result, words(method)), views
 
 
-def _read_method(source: str, where: str, params: list[FormulaParam], scope: Scope, *, returns_bool: bool) -> Function:
-    node = ast.parse(source).body[0]
-    if not isinstance(node, ast.FunctionDef):
-        raise ContractError(f"{where}: write it as a plain method")
-    kinds = tuple(
-        Param(
-            param.name,
-            param.view.__name__
-            if param.view is not None
-            else "bool"
-            if param.domain and param.domain.kind == "bool"
-            else "int",
+def _theorem(theorem: type[Theorem], parameters: Mapping[str, int], meaning: _Meaning) -> Mapping[str, Formula]:
+    """Return a theorem's formulas, once it is sure that its views and scalars are no others than the contract's.
+
+    Raises:
+        ContractError: the theorem is not well formed, or reads as the contract's what is not.
+    """
+    where = theorem.__name__
+    formulas = theorem_formulas(theorem, parameters, meaning.interface.enums, meaning.decisions)
+    views = dict(meaning.views)
+    for formula in formulas.values():
+        _add(views, formula.views, theorem)
+    state = formulas["step"].params[0].view if "step" in formulas else None
+    if state in meaning.views.values():
+        raise ContractError(
+            f"{where}: its state is the contract's `{state.__name__ if state else ''}`, whose domain and assumptions hold of "
+            "views only; give the theorem a `State` of its own"
         )
-        for param in params
-    )
-    try:
-        body = FunctionReader(node.name, kinds, returns_bool, scope).read(node)
-    except LanguageError as error:
-        raise ContractError(f"{where}: {error}") from None
-    return Function(node.name, kinds, body, returns_bool, ast.get_docstring(node) or "", line=node.lineno)
+    scalars = {
+        param.name: param.domain
+        for formula in meaning.invariants
+        for param in formula.params
+        if param.domain is not None
+    }
+    for formula in formulas.values():
+        for param in formula.params:
+            known = scalars.get(param.name)
+            if known is None or param.domain is None:
+                continue
+            if known.kind != param.domain.kind or not (param.domain.lo <= known.lo and known.hi <= param.domain.hi):
+                raise ContractError(
+                    f"{where}.{formula.name}: `{param.name}` is the invariants' parameter of that name and must take all its "
+                    f"values, {known.describe()}"
+                )
+    return formulas
 
 
-def formula_module(formulas: Mapping[str, Formula] | tuple[Formula, ...]) -> Module:
-    """The IR of formulas as one module, for the interpreter."""
-    items = formulas.values() if isinstance(formulas, Mapping) else formulas
-    views = {param.view.__name__: param.view for formula in items for param in formula.params if param.view is not None}
-    return Module({formula.name: formula.function for formula in items}, views)
+def _digest(
+    cls: type[Contract],
+    values: tuple[tuple[str, type, int], ...],
+    meaning: _Meaning,
+    theorems: Mapping[type[Theorem], Mapping[str, Formula]],
+) -> str:
+    views = dict(meaning.views)
+    stated: list[list[object]] = []
+    for theorem, formulas in theorems.items():
+        own = {view.__name__: view for formula in formulas.values() for view in formula.views}
+        stated.append(
+            [
+                theorem.__name__,
+                words(theorem),
+                [formula.meaning() for formula in formulas.values()],
+                [_fields_of(view) for name, view in sorted(own.items()) if name not in views],
+            ]
+        )
+    parts: list[object] = [
+        cls.contract_name,
+        cls.max_operations,
+        sorted(cls.slots.items()),
+        [(name, kind.__name__, int(value)) for name, kind, value in values],
+        [_fields_of(view) for _, view in sorted(views.items())],
+        [
+            (name, [(param.name, param.type) for param in signature.params], meaning_of_domain(signature.result))
+            for name, signature in meaning.decisions.items()
+        ],
+        [formula.meaning() for formula in meaning.assumptions],
+        [formula.meaning() for formula in meaning.invariants],
+        stated,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _fields_of(view: type[View]) -> list[object]:
+    return [view.__name__, [(spec.name, meaning_of_domain(spec.domain)) for spec in view.fields()]]

@@ -8,10 +8,11 @@ from ..binding import GATES
 from ..contract import Contract
 from ..language import LanguageError
 from ..policy import Policy
-from . import fuzz, proof, quick_fuzz, ranges, replay, types
+from . import contracts, fuzz, proof, quick_fuzz, ranges, replay, types
 from .claims import claims_of
 from .counterexample import Arguments, Evaluator
 from .solving import DEFAULT_RLIMIT
+from .theorems import prove_theorems
 from .trials import trials_of
 from .verdict import GateReport, GateResult, Verdict, worst
 
@@ -31,10 +32,11 @@ def check(
 ) -> GateReport:
     """Run a policy through the gates.
 
-    `gates` selects some of `GATES` (a report of fewer than all never counts as proved: its verdict is at most PASSED, and only
-    all of them make a certificate). With `explain`, a policy refuted by a test still goes to the proof gate, which says more;
-    with `certify`, the proof gate also keeps SMT-LIB texts, asks the second solver and says which assumptions were used.
-    `regressions` are kept counterexamples, tried first. `on_gate` hears each result as it comes.
+    `gates` selects some of `GATES`; the contract and the grammar are always checked. A report of fewer than all never counts as
+    proved: its verdict is at most PASSED, and only all of them make a certificate. With `explain`, a policy refuted by a test
+    still goes to the proof gate, which says more; with `certify`, the proof gate also keeps SMT-LIB texts, asks the second
+    solver and says which assumptions were used. `regressions` are kept counterexamples, tried first. `on_gate` hears each
+    result as it comes.
 
     Raises:
         EncoderBug: the solver and CPython disagree; report the policy.
@@ -49,7 +51,10 @@ def check(
             on_gate(result)
         return result
 
-    if isinstance(text_or_policy, Policy):
+    sound = add(contracts.check(contract, rlimit)).verdict.green
+    if not sound:
+        pass
+    elif isinstance(text_or_policy, Policy):
         policy = text_or_policy
         add(GateResult(name="grammar", verdict=Verdict.PASSED, seconds=0.0, detail="parsed"))
     else:
@@ -72,7 +77,10 @@ def check(
         seconds=time.perf_counter() - started,
         gates=tuple(results),
     )
-    return report.model_copy(update={"claims": claims_of(contract, report)}) if verdict is Verdict.PROVED else report
+    if verdict is not Verdict.PROVED:
+        return report
+    report = report.model_copy(update={"theorems": prove_theorems(contract, rlimit)})
+    return report.model_copy(update={"claims": claims_of(contract, report)})
 
 
 def _grammar(text: str, contract: Contract) -> tuple[GateResult, Policy | None]:

@@ -16,7 +16,7 @@ NOT_COVERED = (
 
 
 def claims_of(contract: Contract, report: GateReport) -> tuple[str, ...]:
-    """The claims of a report whose verdict is PROVED: safety, each invariant with its least bound, and the theorems."""
+    """Return the claims of a report whose verdict is PROVED: safety, each invariant with its bound, each theorem discharged."""
     claims = [
         f"`{name}` always returns a value within {signature.result.describe()}: it never divides by zero, never overflows "
         "int64 and always ends"
@@ -27,7 +27,7 @@ def claims_of(contract: Contract, report: GateReport) -> tuple[str, ...]:
         if item.verdict is not Verdict.PROVED or item.name not in said:
             continue
         claims.append(said[item.name].rstrip(".") + (f" ({_bound(item.least)})" if item.least is not None else ""))
-    claims += [" ".join((theorem.__doc__ or theorem.__name__).split()).rstrip(".") for theorem in contract.theorems()]
+    claims += [theorem.statement.rstrip(".") for theorem in report.theorems if theorem.proved]
     return tuple(claims)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from types import SimpleNamespace
 
-from ..contract import Contract, Formula, FormulaParam
+from ..contract import Contract
 from ..errors import AutopoiesisError
+from ..formula import Formula, FormulaParam
 from ..policy import Policy, fault_on
 from ..view import Domain, View
 from .verdict import Counterexample, Row

@@ -12,7 +12,7 @@ from random import Random
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ..contract import FormulaParam
+from ..formula import FormulaParam
 from ..language.interpreter import Fault, evaluate
 from ..language.native import NativeFunction
 from ..policy import Policy
@@ -56,7 +56,10 @@ def check(
             if bound is not None:
                 values = {**values, bound.name: bounds.get(formula.name, bound.least_limit or 0)}
             real = {name: _real(policy, value, formula.params, name) for name, value in values.items()}
-            return None if policy.holds(formula.name, **real) else f"`{formula.name}` is false"
+            try:
+                return None if policy.holds(formula.name, **real) else f"`{formula.name}` is false"
+            except ArithmeticError as error:
+                return f"`{formula.name}` raises {type(error).__name__}: {error}"
 
         failing = _search(policy, params, examples, broken)
         if failing is not None:

@@ -13,12 +13,13 @@ from itertools import chain
 
 import z3
 
-from ..contract import Formula
+from ..formula import Formula
 from ..language.ir import Signature
 from ..language.products import Products
 from ..language.ranges import Ranges
 from ..language.smt import Encoder, SymbolicView, Term, TooComplex, as_int, conjunction, negation, symbolic_scalar
 from ..policy import Policy
+from .contracts import examined
 from .counterexample import Evaluator, decision_params
 from .least import find_least
 from .samples import falsifiable
@@ -51,10 +52,10 @@ def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True, c
         Disagreement: Z3 proves what cvc5 refutes.
     """
     started = time.perf_counter()
-    results: list[ObligationResult] = []
+    results = [result for result in examined(policy.contract, rlimit) if not result.verdict.green]
     evaluator = Evaluator(policy)
     try:
-        for signature in policy.contract.decisions.values():
+        for signature in policy.contract.decisions.values() if not results else ():
             results += prove_safety(policy, signature, evaluator, rlimit, certify)
         if all(result.verdict.green for result in results):
             for formula in policy.contract.invariants:
@@ -273,7 +274,7 @@ def _falsifiable(policy: Policy, formula: Formula, bound: int, rlimit: int) -> b
         domain = policy.contract.decisions[name].result
         return free.setdefault(key, symbolic_scalar("!".join(key), domain, scope.context))
 
-    holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)
+    holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle).holds
     at = [] if formula.least is None else [scope.symbols[formula.least.name] == bound]
     return ask([*scope.constraints, *at, negation(holds)], rlimit)[0] == "sat"
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 
-from ..contract import Contract, Formula, FormulaParam, Unhashed
+from ..contract import Contract, Unhashed
+from ..formula import Formula, FormulaParam
 from ..language.ir import Field, walk
 from ..view import Domain
 from .counterexample import Arguments, admissible, decision_params, instances
@@ -75,7 +76,7 @@ def _evaluate(formula: Formula, stand_in: object, arguments: Arguments) -> bool:
     try:
         return bool(formula.method(stand_in, *values))
     except ArithmeticError:
-        return True
+        return False
 
 
 def falsifiable(contract: Contract, formula: Formula, bound: int | None) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
-from ..contract import Formula
+from ..formula import Formula
 from ..language.products import Products
 from ..language.smt import Encoder, SymbolicView, Term, conjunction, negation
 from ..policy import Policy
@@ -67,7 +67,7 @@ def violation_of(policy: Policy, formula: Formula, cut: bool) -> Violation:
             known[key] = Encoder(policy.module, ranges, cutter=cutter).call(name, arguments)
         return known[key]
 
-    holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle)
+    holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle).holds
     return Violation(formula, scope, negation(holds), products)
 
 

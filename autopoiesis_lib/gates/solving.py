@@ -1,20 +1,33 @@
 """Z3 under a resource limit, so that a verdict repeats on any machine: scopes of symbols, queries, models back to values."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, reduce
 from typing import Literal
 
 import z3
 
-from ..contract import Contract, Formula, FormulaParam, formula_module
-from ..language.smt import Encoder, Oracle, SymbolicView, Term, as_bool, domain_constraints, symbolic_scalar
+from ..contract import Contract
+from ..formula import Formula, FormulaParam, formula_module
+from ..language.ir import Module
+from ..language.smt import (
+    Encoder,
+    Oracle,
+    SymbolicView,
+    Term,
+    as_bool,
+    conjunction,
+    domain_constraints,
+    negation,
+    symbolic_scalar,
+)
 from .counterexample import Arguments, instances
 
 __all__ = [
     "BY_CLOCK",
     "DEFAULT_RLIMIT",
     "Answer",
+    "Encoded",
     "IncrementalSolver",
     "Scope",
     "any_of",
@@ -23,6 +36,7 @@ __all__ = [
     "encode_formula",
     "scope_of",
     "to_smtlib",
+    "unassuming_scope",
     "values_of",
 ]
 
@@ -67,42 +81,68 @@ class Scope:
         return [*self.domains, *(term for _, term in self.assumptions)]
 
 
-def scope_of(contract: Contract, params: Sequence[FormulaParam]) -> Scope:
-    """Symbols for parameters, with their domains and every instance of every assumption about them.
+def scope_of(contract: Contract, params: Sequence[FormulaParam], unbounded: Collection[str] = ()) -> Scope:
+    """Return symbols for parameters, with their domains and every instance of every assumption about them.
 
     Each scope has a Z3 context of its own: what a process asked before cannot change an answer, so verdicts repeat.
+
+    Args:
+        contract: its assumptions are instantiated; `params`: the parameters; `unbounded`: names of views of which nothing is
+            assumed, neither domain nor assumption: the states of a theorem.
     """
+    scope = unassuming_scope(params, unbounded)
+    context, symbols = scope.context, scope.symbols
+    views = {param.name: param.view for param in params if param.view is not None and param.name not in unbounded}
+    assumptions = [
+        (formula.name, z3.BoolVal(False, context) if term is False else term)
+        for formula in contract.assumptions
+        for names in instances(formula.params, views)
+        if (term := encode_formula(formula, [symbols[name] for name in names], None).holds) is not True
+    ]
+    return replace(scope, assumptions=tuple(assumptions))
+
+
+def unassuming_scope(params: Sequence[FormulaParam], unbounded: Collection[str] = ()) -> Scope:
+    """Return symbols for parameters with their domains, as `scope_of`, and without any assumption."""
     context = z3.Context()
     symbols: dict[str, SymbolicView | Term] = {}
     domains: list[z3.BoolRef] = []
     for param in params:
         if param.view is not None:
             symbol = SymbolicView.fresh(param.name, param.view, context)
-            domains += symbol.domain()
+            domains += symbol.domain() if param.name not in unbounded else []
             symbols[param.name] = symbol
         else:
             assert param.domain is not None
             symbols[param.name] = symbolic_scalar(param.name, param.domain, context)
             domains += domain_constraints(symbols[param.name], param.domain)
-    views = {param.name: param.view for param in params if param.view is not None}
-    assumptions = [
-        (formula.name, term)
-        for formula in contract.assumptions
-        for names in instances(formula.params, views)
-        if not isinstance(term := encode_formula(formula, [symbols[name] for name in names], None), bool)
-    ]
-    return Scope(symbols, tuple(domains), context, tuple(assumptions))
+    return Scope(symbols, tuple(domains), context, ())
 
 
-def encode_formula(formula: Formula, arguments: Sequence[SymbolicView | Term], oracle: Oracle | None) -> Term:
-    """A formula as a Z3 truth value; `oracle` answers its calls of decisions."""
-    encoder = Encoder(_module(formula), oracle=oracle)
+@dataclass(frozen=True)
+class Encoded:
+    """A formula on symbols: its value, and whether CPython computes one."""
+
+    value: Term
+    total: Term
+    """That nothing on the path that is taken divides by zero."""
+
+    @property
+    def holds(self) -> Term:
+        """That the formula is true: one that raises in CPython is not."""
+        return conjunction(as_bool(self.value), self.total)
+
+
+def encode_formula(formula: Formula, arguments: Sequence[SymbolicView | Term], oracle: Oracle | None) -> Encoded:
+    """Return a formula on symbols, over unbounded integers as CPython computes it; `oracle` answers its calls of decisions."""
+    encoder = Encoder(_module(formula), oracle=oracle, unbounded=True)
     value = encoder.call(formula.name, arguments)
-    return as_bool(value) if formula.function.returns_bool else value
+    faults = [obligation.negation() for obligation in encoder.obligations]
+    return Encoded(value, reduce(conjunction, map(negation, faults), True))
 
 
 @cache
-def _module(formula: Formula):  # type: ignore[no-untyped-def]
+def _module(formula: Formula) -> Module:
     return formula_module((formula,))
 
 

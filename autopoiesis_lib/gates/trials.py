@@ -6,7 +6,8 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..contract import Contract, Formula, Unhashed
+from ..contract import Contract, Unhashed
+from ..formula import Formula
 from ..language.columns import Column, Rows, evaluate_columns
 from ..language.ranges import Interval, analyse_formula, view_rows
 from ..policy import Policy

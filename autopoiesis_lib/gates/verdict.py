@@ -15,6 +15,7 @@ __all__ = [
     "LeastBound",
     "ObligationResult",
     "Row",
+    "TheoremResult",
     "Verdict",
     "rests_on",
     "worst",
@@ -113,6 +114,19 @@ class ObligationResult(_Value):
     """The refutation query: when it is unsatisfiable the obligation holds; None unless asked for."""
 
 
+class TheoremResult(_Value):
+    """A system property of a contract, with the lemmas it follows from."""
+
+    name: str
+    statement: str
+    lemmas: tuple[ObligationResult, ...]
+
+    @property
+    def proved(self) -> bool:
+        """Whether there are lemmas and every one of them is discharged."""
+        return bool(self.lemmas) and all(item.verdict is Verdict.PROVED for item in self.lemmas)
+
+
 class GateResult(_Value):
     """One gate's answer."""
 
@@ -145,6 +159,8 @@ class GateReport(_Value):
     verdict: Verdict
     seconds: float
     gates: tuple[GateResult, ...]
+    theorems: tuple[TheoremResult, ...] = ()
+    """The contract's theorems, as far as they were put to the solvers: with a verdict of PROVED, all of them."""
     claims: tuple[str, ...] = ()
     """What can never happen, in plain words; empty unless the verdict is PROVED."""
 

@@ -201,6 +201,8 @@ class Encoder:
     """How calls of functions outside the module (a contract's decisions) are encoded."""
     cutter: Cutter | None = None
     """What may stand for a product instead of itself."""
+    unbounded: bool = False
+    """Whether integers are CPython's, of any size, as in a contract's formulas: then no obligation says that they fit."""
     obligations: list[Obligation] = field(default_factory=list)
     degrees: dict[int, tuple[Term, int]] = field(default_factory=dict)
     """`get_id` of a polynomial -> the term (kept, so that ids stay unique) and its degree; other terms have degree 1."""
@@ -377,6 +379,8 @@ class Encoder:
     def _product(self, left: Term, right: Term) -> Term:
         left_degree, right_degree = self._degree(left), self._degree(right)
         if left_degree + right_degree > MAX_DEGREE:
+            if self.unbounded:
+                raise TooComplex(f"a formula multiplies up to degree {left_degree + right_degree}; state it with less")
             left, left_degree = self._opaque(left, left_degree)
             right, right_degree = self._opaque(right, right_degree)
         return self._polynomial(left * right, left_degree + right_degree)
@@ -416,6 +420,8 @@ class Encoder:
         return known is not None and known.lo > 0
 
     def _fits(self, node: Node, value: Term, state: _State) -> Term:
+        if self.unbounded:
+            return value
         if isinstance(value, int):
             if INT64_MIN <= value <= INT64_MAX:
                 return value

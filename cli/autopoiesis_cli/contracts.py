@@ -10,7 +10,7 @@ from autopoiesis_cli.options import SettingsOption, contract_from
 
 if TYPE_CHECKING:
     from autopoiesis_lib import Contract
-    from autopoiesis_lib.contract import Formula
+    from autopoiesis_lib.formula import Formula
     from autopoiesis_lib.gates import ObligationResult
 
 __all__ = ["app"]
@@ -136,7 +136,7 @@ def _document(contract: "Contract", lemmas: "dict[str, tuple[ObligationResult, .
             {
                 "name": theorem.__name__,
                 "statement": " ".join((theorem.__doc__ or "").split()),
-                "lemmas": list(theorem.formulas(contract)),
+                "lemmas": list(contract.theorem_formulas(theorem)),
                 "proofs": None
                 if lemmas is None
                 else [

@@ -171,11 +171,14 @@ class Progress(Theorem):
 
 class BoundedDisplacement(Theorem):
     """No thrashing: a request r that has been preempted `gap` times or more is never the victim while a request that was admitted
-    after it and has never been preempted could be taken instead; so newcomers displace r at most `gap` times in its life."""
+    after it and has never been preempted could be taken instead; so newcomers displace r at most `gap` times in its life. Here
+    `gap` is the largest preemption gap of the policies that are active during that life."""
 
     class State(View):
         """The life of one request r."""
 
+        gap: AnyCount
+        """The largest preemption gap of any policy active during it; never changes."""
         preemptions: AnyCount
         """How often r has been preempted."""
         displaced: AnyCount
@@ -213,7 +216,7 @@ class BoundedDisplacement(Theorem):
 
     def init(self, s: State) -> bool:
         """At its enqueue r has never been preempted."""
-        return s.preemptions == 0 and s.displaced == 0
+        return s.preemptions == 0 and s.displaced == 0 and s.gap >= 1
 
     def step(
         self,
@@ -225,28 +228,25 @@ class BoundedDisplacement(Theorem):
         gap: Annotated[Count, Field(ge=1)],
         r_admission: Count,
         kept_admission: Count,
+        by_admission: bool,
     ) -> bool:
-        """KER-VIC: r is preempted beside `kept`, or nothing happens to it. The kernel's argmax took r, ties to the latest
-        admitted."""
+        """KER-VIC: r is preempted beside `kept`. The kernel's argmax took r under a policy whose bound is `gap`, ties to the
+        latest admitted; or, `by_admission`, a fall-back step took the latest admitted."""
         r_score = self.policy.victim_score(r, engine)
         kept_score = self.policy.victim_score(kept, engine)
-        taken = r_score > kept_score or (r_score == kept_score and r_admission > kept_admission)
+        argmax = r_score > kept_score or (r_score == kept_score and r_admission > kept_admission)
+        by_policy = r.num_preemptions == s.preemptions and argmax and gap <= s.gap
         newcomer = kept_admission > r_admission and kept.num_preemptions == 0
-        preempted = (
-            r.num_preemptions == s.preemptions
-            and taken
-            and t.preemptions == s.preemptions + 1
-            and t.displaced == s.displaced + (1 if newcomer else 0)
-        )
-        return preempted or (t.preemptions == s.preemptions and t.displaced == s.displaced)
+        preempted = t.preemptions == s.preemptions + 1 and t.displaced == s.displaced + (1 if newcomer else 0)
+        return t.gap == s.gap and preempted and (by_policy or (by_admission and r_admission > kept_admission))
 
-    def inductive(self, s: State, gap: Annotated[Count, Field(ge=1)]) -> bool:
+    def inductive(self, s: State) -> bool:
         """Newcomers displaced r at most `gap` times, and no more often than it was preempted."""
-        return 0 <= s.displaced <= s.preemptions and s.displaced <= gap
+        return 0 <= s.displaced <= s.preemptions and s.displaced <= s.gap
 
-    def goal(self, s: State, gap: Annotated[Count, Field(ge=1)]) -> bool:
+    def goal(self, s: State) -> bool:
         """At most `gap` displacements by newcomers."""
-        return s.displaced <= gap
+        return s.displaced <= s.gap
 
 
 BASELINES: Mapping[str, str] = {

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from autopoiesis_lib import Contract, Least, Theorem, View, assumption, decision, invariant, lemma
-from autopoiesis_lib.units import Blocks, Count, Micros, Priority, Score, Tokens
+from autopoiesis_lib import Contract, Least, Theorem, View, assumption, decision, invariant
+from autopoiesis_lib.units import Blocks, Count, Micros, Priority, Score, Tokens, Unit
 
 if TYPE_CHECKING:
     from autopoiesis_lib.simulation.result import SimulationResult
 
 __all__ = ["BoundedBypass", "Engine", "RequestOrdering", "Waiting"]
+
+
+Clock = Annotated[int, Field(ge=0, le=2**62), Unit("us")]
+"""Time on a kernel's clock: 146,000 years, so that no step of a theorem is ruled out by its domain."""
 
 
 class Waiting(View):
@@ -123,67 +127,92 @@ class RequestOrdering(Contract, name="request-ordering"):
 
 class BoundedBypass(Theorem):
     """Before an eligible request r is picked, the kernel picks at most the distinct requests that were present when r was
-    enqueued or were enqueued no later than T after it; re-admissions after preemption do not count again."""
+    enqueued or were enqueued no later than T after it; re-admissions after preemption do not count again. T is the largest
+    aging bound of the policies that are active while r waits."""
 
     class State(View):
-        """What is counted from the moment r is enqueued until it is picked."""
+        """One wait of a request r, from its first enqueue until it is first picked."""
 
+        r_stamp: Micros
+        """Time at which r was enqueued; never changes."""
+        aging: Micros
+        """T: the largest aging bound of any policy active during the wait; never changes."""
         present: Count
-        """Distinct requests waiting or running when r was enqueued."""
+        """Distinct requests waiting or running when r was enqueued; never changes."""
         late_arrivals: Count
-        """Requests enqueued since, no later than T after r."""
+        """Requests enqueued after r and no later than T after it."""
         unpicked: Count
-        """Those of both kinds not yet picked."""
+        """Those of both kinds that have not been picked since r was enqueued."""
         picked: Count
-        """Distinct requests picked before r."""
+        """Those of both kinds that have been."""
+        outside: Count
+        """Picks of any other request: one enqueued more than T after r."""
 
-    @lemma
-    def picks_within_aging(
+    def init(self, s: State) -> bool:
+        """At the enqueue of r nothing has been picked and nothing has come since."""
+        empty = s.picked == 0 and s.late_arrivals == 0 and s.outside == 0
+        return empty and s.present >= 0 and s.unpicked == s.present and s.aging >= 0
+
+    def step(
         self,
+        s: State,
+        t: State,
         picked: Waiting,
         r: Waiting,
         engine: Engine,
         aging: Micros,
-        picked_sequence: Count,
-        r_sequence: Count,
+        now: Clock,
+        stamp: Clock,
+        picked_is_earlier: bool,
+        first: bool,
+        by_arrival: bool,
     ) -> bool:
-        """KER-STEP: if the kernel's argmax prefers `picked` to the waiting r, then `picked` was enqueued at most T after r.
+        """KER-STEP: a request is enqueued, or one is picked while r waits and is eligible.
 
-        Sequence numbers follow enqueue time: the later enqueued has the larger one."""
-        in_order = picked.waited_us >= r.waited_us or picked_sequence > r_sequence
+        `stamp` is when the enqueued or picked request was enqueued, `aging` the bound of the policy that is active in this step.
+        A pick by the policy (KER-ARGMAX) is of the highest score under one snapshot; a tie goes to the earlier enqueued
+        (`picked_is_earlier`: by sequence number, which follows the stamps). A pick `by_arrival`, as the overdue lane and a
+        fall-back step make it, is of a request enqueued no later than r. A `first` pick since r was enqueued takes the request
+        out of the unpicked ones, if it is one of those that count; another pick is of one that was picked before.
+        """
+        same = t.r_stamp == s.r_stamp and t.aging == s.aging and t.present == s.present
+        counts = stamp <= s.r_stamp + s.aging
+        late = 1 if counts else 0
+        arrival = (
+            stamp >= s.r_stamp
+            and t.late_arrivals == s.late_arrivals + late
+            and t.unpicked == s.unpicked + late
+            and t.picked == s.picked
+            and t.outside == s.outside
+        )
+        waits = r.waited_us == now - s.r_stamp and picked.waited_us == now - stamp
+        in_order = stamp <= s.r_stamp if picked_is_earlier else stamp >= s.r_stamp
         picked_score = self.policy.score(picked, engine)
         r_score = self.policy.score(r, engine)
-        prefers = picked_score > r_score or (picked_score == r_score and picked_sequence < r_sequence)
-        return not (in_order and prefers) or r.waited_us <= picked.waited_us + aging
-
-    def init(self, s: State) -> bool:
-        """At r's enqueue nothing has been picked and nothing has come since."""
-        return s.picked == 0 and s.late_arrivals == 0 and s.unpicked == s.present
-
-    def step(self, s: State, t: State) -> bool:
-        """KER-IND: an arrival within T, an arrival later than T, a first pick, or a re-admission. By `picks_within_aging`
-        every pick is of a request counted in `unpicked` or of one picked before."""
-        same_present = t.present == s.present
-        arrival = t.late_arrivals == s.late_arrivals + 1 and t.unpicked == s.unpicked + 1 and t.picked == s.picked
-        first_pick = (
-            s.unpicked > 0
-            and t.unpicked == s.unpicked - 1
-            and t.picked == s.picked + 1
+        argmax = picked_score > r_score or (picked_score == r_score and picked_is_earlier)
+        by_policy = waits and in_order and argmax and 0 <= aging <= s.aging
+        taken = 1 if first and counts else 0
+        pick = (
+            (by_policy or (by_arrival and stamp <= s.r_stamp))
+            and s.unpicked >= taken
+            and t.unpicked == s.unpicked - taken
+            and t.picked == s.picked + taken
             and t.late_arrivals == s.late_arrivals
+            and t.outside == s.outside + (0 if counts else 1)
         )
-        nothing = t.late_arrivals == s.late_arrivals and t.unpicked == s.unpicked and t.picked == s.picked
-        return same_present and (arrival or first_pick or nothing)
+        return same and (arrival or pick)
 
     def inductive(self, s: State) -> bool:
-        """Every counted request is either picked or not yet."""
-        return s.picked + s.unpicked == s.present + s.late_arrivals
+        """Every request that counts is either picked or not yet, and no other is ever picked."""
+        counted = s.picked + s.unpicked == s.present + s.late_arrivals and s.picked >= 0 and s.unpicked >= 0
+        return counted and s.outside == 0 and s.aging >= 0
 
     def goal(self, s: State) -> bool:
-        """Never more picks before r than requests present or enqueued within T."""
-        return s.picked <= s.present + s.late_arrivals
+        """No request enqueued more than T after r is picked before r, and of the others each is counted once."""
+        return s.outside == 0 and s.picked <= s.present + s.late_arrivals
 
     def progress(self, s: State, t: State) -> bool:
-        """A first pick of another request."""
+        """A first pick of a request that counts."""
         return t.picked == s.picked + 1
 
     def ranking(self, s: State) -> int:

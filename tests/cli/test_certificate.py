@@ -77,7 +77,7 @@ class TestHonestCertificates:
         document = ran.document
         assert (document["verdict"], document["rests_on"], document["differences"]) == ("PROVED", "proof", [])
         assert document["bound"] and not document["certificate"]["signed"]
-        assert {"ages", "score is safe", "BoundedBypass.picks_within_aging"} <= {
+        assert {"ages", "score is safe", "BoundedBypass: consecution"} <= {
             item["name"] for item in document["obligations"]
         }
         assert all(item["solvers"] == ["z3", "cvc5"] for item in document["obligations"])

@@ -43,6 +43,7 @@ def test_fcfs_is_proved_and_the_least_t_is_reported(command: Command, policies: 
     assert ages["least"] == {"parameter": "aging", "value": 0, "unit": "us", "tight": True}
     assert document["least"] == {"ages": 0}
     assert [gate["name"] for gate in document["gates"]] == [
+        "contract",
         "grammar",
         "types",
         "ranges",

@@ -144,7 +144,9 @@ class NoHysteresis(Preemption, name="no-hysteresis"):
     """A contract that asks for no hysteresis."""
 
     @invariant
-    def spares_the_preempted(self, more: Running, fewer: Running, engine: Engine, gap: Count) -> bool:
+    def spares_the_preempted(
+        self, more: Running, fewer: Running, engine: Engine, gap: Annotated[Count, Field(ge=1)]
+    ) -> bool:
         """Never false."""
         return self.victim_score(more, engine) <= self.victim_score(fewer, engine) or gap >= 0
 

@@ -75,7 +75,7 @@ def test_a_bound_beyond_the_domain_of_waits_is_vacuous_and_not_proved() -> None:
 def test_every_lemma_is_discharged(theorem: type[Theorem]) -> None:
     results = prove_theorem(RequestOrdering(), theorem)
     assert {item.name: item.verdict for item in results} == {item.name: Verdict.PROVED for item in results}
-    assert len(results) == 5
+    assert len(results) == 4
 
 
 class TiesByRequestId(BoundedBypass):

@@ -240,7 +240,7 @@ class TestDifferences:
         lemma = theorem.lemmas[0].model_copy(update={"smtlib": "(assert false)(check-sat)"})
         forged = theorem.model_copy(update={"lemmas": (lemma, *theorem.lemmas[1:])})
         [said] = differences(certificate.model_copy(update={"theorems": (forged,)}), certificate)
-        assert said.startswith("theorems.BoundedBypass.lemmas.BoundedBypass.picks_within_aging.smtlib: ")
+        assert said.startswith("theorems.BoundedBypass.lemmas.BoundedBypass: initiation.smtlib: ")
 
     def test_another_printing_of_the_same_terms_is_no_difference(self, certificate: Certificate) -> None:
         same = tuple(

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from autopoiesis_cli.rendering.gates import verdict_text
 from autopoiesis_lib import Contract
-from autopoiesis_lib.contract import Formula
+from autopoiesis_lib.formula import Formula
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,7 +62,9 @@ def render_contract(
     for theorem in contract.theorems():
         shown += [_section(f"theorem {theorem.__name__}"), _indented(_one_line(theorem.__doc__))]
         if lemmas is None:
-            shown.append(_indented(f"lemmas: {', '.join(theorem.formulas(contract))} (--prove proves them now)"))
+            shown.append(
+                _indented(f"lemmas: {', '.join(contract.theorem_formulas(theorem))} (--prove proves them now)")
+            )
         else:
             shown += [
                 _indented(Text.assemble(verdict_text(item.verdict), f"  {item.name}"))

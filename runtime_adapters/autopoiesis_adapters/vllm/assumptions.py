@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from autopoiesis_lib.contract import Contract, Formula, formula_module
+from autopoiesis_lib.contract import Contract
 from autopoiesis_lib.errors import AutopoiesisError
+from autopoiesis_lib.formula import Formula, formula_module
 from autopoiesis_lib.language.builtin import builtin, entry
 from autopoiesis_lib.language.ir import (
     Call,

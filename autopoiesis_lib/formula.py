@@ -1,0 +1,356 @@
+"""Formulas: the methods of contracts and theorems, read to IR once everything that could make them mean two things is refused.
+
+A formula has two meanings. Gates encode its IR for solvers, and replays call the method itself in CPython. Both must agree, so
+a method may not be wrapped, may not see rebound builtins, and must annotate every parameter.
+"""
+
+import ast
+import builtins
+import inspect
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+
+from .errors import ContractError
+from .language import LanguageError, Param, Signature
+from .language.functions import FunctionReader, Scope
+from .language.ir import Const, Function, Module
+from .language.python import to_source
+from .view import Domain, View, domain_of
+
+__all__ = [
+    "Formula",
+    "FormulaParam",
+    "Least",
+    "MethodReader",
+    "assumption",
+    "checked_method",
+    "decision",
+    "formula_module",
+    "hints_of",
+    "invariant",
+    "lemma",
+    "marked",
+    "meaning_of_domain",
+    "roles_of",
+    "words",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK: Final = "__autopoiesis_role__"
+_BUILTINS: Final = ("abs", "bool", "int", "max", "min", "range")
+"""Builtins that the policy language gives a meaning."""
+
+
+def decision(function: F) -> F:
+    """Mark a method as a decision the policy must make; its body is never run (raise `NotImplementedError`)."""
+    setattr(function, _MARK, "decision")
+    return function
+
+
+def assumption(function: F) -> F:
+    """Mark a method as a fact about views that proofs may use, and that adapters check while serving."""
+    setattr(function, _MARK, "assumption")
+    return function
+
+
+def invariant(function: F) -> F:
+    """Mark a method as a property every policy must have; its docstring is the claim in the certificate."""
+    setattr(function, _MARK, "invariant")
+    return function
+
+
+def lemma(function: F) -> F:
+    """Mark a method of a `Theorem` as a statement that must follow from the contract's invariants alone."""
+    setattr(function, _MARK, "lemma")
+    return function
+
+
+@dataclass(frozen=True)
+class Least:
+    """Marks an integer parameter of an invariant: the proof gate finds the least value that makes the invariant true.
+
+    `limit` names the contract parameter that bounds it; a policy whose least value lies above is refused.
+    """
+
+    limit: str
+
+
+@dataclass(frozen=True)
+class FormulaParam:
+    """A parameter of a formula: a view, or an integer of a domain, perhaps with a least value to find."""
+
+    name: str
+    view: type[View] | None = None
+    domain: Domain | None = None
+    least_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An assumption, invariant, lemma or part of a transition system: its parameters, its IR, and its claim in words."""
+
+    name: str
+    params: tuple[FormulaParam, ...]
+    function: Function
+    doc: str
+    source: str
+    method: Callable[..., bool]
+    """The author's own Python, for replays: called with a stand-in for `self`."""
+
+    @property
+    def least(self) -> FormulaParam | None:
+        """The parameter whose least value is to be found, if the formula has one."""
+        return next((param for param in self.params if param.least_limit is not None), None)
+
+    @property
+    def views(self) -> tuple[type[View], ...]:
+        """The views among its parameters, in order."""
+        return tuple(param.view for param in self.params if param.view is not None)
+
+    def meaning(self) -> tuple[str, ...]:
+        """Return all that the formula's truth and claim depend on: claim, parameters, domains and IR, but no layout."""
+        params = (
+            f"{param.name}: {param.view.__name__ if param.view else meaning_of_domain(param.domain)} <= {param.least_limit}"
+            for param in self.params
+        )
+        return self.name, self.doc, *params, to_source(formula_module((self,)))
+
+
+def meaning_of_domain(domain: Domain | None) -> str:
+    """Return a text that is equal for domains only if they hold the same values under the same names."""
+    if domain is None:
+        return "none"
+    members = {} if domain.enum is None else {name: int(member) for name, member in domain.enum.__members__.items()}
+    named = "" if domain.enum is None else domain.enum.__name__
+    return f"{domain.kind} {domain.lo} {domain.hi} {domain.values} {named} {members} {domain.unit} {domain.saturates}"
+
+
+def formula_module(formulas: Mapping[str, Formula] | tuple[Formula, ...]) -> Module:
+    """Return the IR of formulas as one module, for the interpreter."""
+    items = formulas.values() if isinstance(formulas, Mapping) else formulas
+    views = {view.__name__: view for formula in items for view in formula.views}
+    return Module({formula.name: formula.function for formula in items}, views)
+
+
+def words(method: object) -> str:
+    """Return a docstring on one line; empty when there is none."""
+    return " ".join((getattr(method, "__doc__", None) or "").split())
+
+
+def roles_of(cls: type, stop: type) -> dict[str, str]:
+    """Return the role of each marked method that a class has, by name, in the order in which they are first defined.
+
+    Args:
+        cls: a contract or a theorem.
+        stop: the library's base class, whose own names count as no definitions.
+
+    Raises:
+        ContractError: a name that is marked in one class is something else in another one.
+    """
+    found: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if base not in stop.__mro__]):
+        for name, value in vars(base).items():
+            role = marked(value)
+            if name in found and role != found[name]:
+                raise ContractError(
+                    f"{base.__name__}.{name} shadows the {found[name]} `{name}` that it inherits; "
+                    f"mark it `@{found[name]}`, or rename it"
+                )
+            if role is not None:
+                found[name] = role
+    return found
+
+
+def marked(value: object) -> str | None:
+    """Return the role that a method is marked with; also of one inside `staticmethod`, `classmethod` or `property`."""
+    inner = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
+    role = getattr(inner, _MARK, None)
+    return role if isinstance(role, str) else None
+
+
+def checked_method(cls: type, name: str) -> types.FunctionType:
+    """Return the method that a class has under a name, once it is sure that its source says what CPython runs.
+
+    Raises:
+        ContractError: it is no plain method, is wrapped or renamed, has defaults, or its module rebinds a builtin.
+    """
+    where = f"{cls.__name__}.{name}"
+    method = inspect.getattr_static(cls, name)
+    if not isinstance(method, types.FunctionType) or method.__name__ == "<lambda>":
+        raise ContractError(f"{where}: write it as a plain method")
+    if hasattr(method, "__wrapped__") or method.__name__ != name:
+        raise ContractError(f"{where}: it is wrapped, or defined under another name; define it here by a plain `def`")
+    if method.__defaults__ or method.__kwdefaults__:
+        raise ContractError(f"{where}: its parameters may have no defaults")
+    taken = [
+        item
+        for item in _BUILTINS
+        if method.__globals__.get(item, getattr(builtins, item)) is not getattr(builtins, item)
+    ]
+    if taken:
+        raise ContractError(f"{where}: its module gives `{taken[0]}` another meaning; rename that")
+    parameters = list(inspect.signature(method).parameters.values())
+    if not parameters or any(item.kind is not item.POSITIONAL_OR_KEYWORD for item in parameters):
+        raise ContractError(f"{where}: take `self` and plain parameters")
+    for parameter in parameters[1:]:
+        if parameter.annotation is parameter.empty:
+            raise ContractError(f"{where}: annotate the parameter `{parameter.name}` with a view or a bounded int")
+    return method
+
+
+def hints_of(method: types.FunctionType) -> dict[str, Any]:
+    """Return a method's annotations, `return` included.
+
+    Raises:
+        ContractError: one names what cannot be found.
+    """
+    try:
+        return typing.get_type_hints(method, vars(sys.modules[method.__module__]), include_extras=True)
+    except NameError as error:
+        raise ContractError(f"{method.__qualname__}: {error}; views must be importable from its module") from None
+
+
+class MethodReader:
+    """Reads the methods of one contract, or of one theorem of it, to formulas."""
+
+    def __init__(
+        self,
+        owner: type,
+        parameters: Mapping[str, int],
+        enums: Mapping[str, type[IntEnum]],
+        decisions: Mapping[str, Signature],
+        self_path: tuple[str, ...] = ("self",),
+    ) -> None:
+        """Take the owner, the contract's parameters, and its decisions, which `self_path` reaches."""
+        self._owner, self._parameters, self._decisions = owner, parameters, decisions
+        constants = {name: Const(int(value), isinstance(value, bool)) for name, value in parameters.items()}
+        self._scope = Scope({}, enums, {}, {}, frozenset(), self_path, decisions, constants)
+
+    def read(self, name: str, *, least: bool = False, calls: bool = True, returns: type = bool) -> Formula:
+        """Return the formula that a method states.
+
+        Args:
+            name: the method; `least`: it may have one parameter marked `Least`; `calls`: it may call decisions; `returns`: the
+                annotation it must have.
+
+        Raises:
+            ContractError: the method is not a formula of the policy language, or marks what it may not.
+        """
+        where = f"{self._owner.__name__}.{name}"
+        method = checked_method(self._owner, name)
+        hints = hints_of(method)
+        if hints.pop("return", None) is not returns:
+            raise ContractError(f"{where}: annotate what it returns: `-> {returns.__name__}`")
+        params = tuple(self._param(item, annotation, where) for item, annotation in hints.items())
+        bounds = [param.name for param in params if param.least_limit is not None]
+        if len(bounds) > (1 if least else 0):
+            problem = (
+                f"`{bounds[0]}` and `{bounds[1]}` are both marked Least; split it into two invariants"
+                if least
+                else f"`{bounds[0]}` is marked Least, which only a parameter of an invariant may be"
+            )
+            raise ContractError(f"{where}: {problem}")
+        views = _by_name((param.view for param in params if param.view is not None), where)
+        decisions = self._decisions if calls else {}
+        scope = Scope(
+            views, self._scope.enums, {}, {}, frozenset(), self._scope.self_path, decisions, self._scope.parameters
+        )
+        try:
+            source = textwrap.dedent(inspect.getsource(method))
+        except (OSError, TypeError):
+            raise ContractError(f"{where}: its source cannot be found; define it in a file") from None
+        node = _parsed(source, where)
+        self._check_names(method, node, where)
+        function = _read(node, where, params, scope, returns_bool=returns is bool)
+        return Formula(name, params, function, words(method), source, method)
+
+    def _check_names(self, method: types.FunctionType, node: ast.FunctionDef, where: str) -> None:
+        """Raise `ContractError` where CPython finds another enum under a name than the IR, or a variable that the IR has not."""
+        cells = zip(method.__code__.co_freevars, method.__closure__ or (), strict=True)
+        enclosing = {name: cell.cell_contents for name, cell in cells}
+        for name in sorted({item.id for item in ast.walk(node) if isinstance(item, ast.Name)}):
+            if name in self._scope.enums:
+                if enclosing.get(name, method.__globals__.get(name)) is not self._scope.enums[name]:
+                    raise ContractError(f"{where}: `{name}` is not the enum of that name that a view holds; rename one")
+            elif name in enclosing:
+                raise ContractError(f"{where}: it uses `{name}` of an enclosing function; make that a parameter")
+
+    def _param(self, name: str, annotation: Any, where: str) -> FormulaParam:
+        least = [item for item in _metadata(annotation) if isinstance(item, Least)]
+        if _is_view(annotation):
+            return FormulaParam(name, view=annotation)
+        domain = domain_of(annotation, f"{where}({name})")
+        if not least:
+            return FormulaParam(name, domain=domain)
+        limit = self._parameters.get(least[0].limit)
+        if limit is None or isinstance(limit, bool):
+            raise ContractError(
+                f"{where}: Least(limit={least[0].limit!r}) names no integer parameter of the contract; declare one"
+            )
+        if len(least) > 1 or domain.kind != "int":
+            raise ContractError(f"{where}: mark `{name}` Least once, and make it an int")
+        if limit not in domain:
+            raise ContractError(
+                f"{where}: `{name}` takes {domain.describe()}, but `{least[0].limit}`, its limit, is {limit:,}"
+            )
+        return FormulaParam(name, domain=domain, least_limit=limit)
+
+
+def _by_name(views: Iterable[type[View]], where: str) -> dict[str, type[View]]:
+    """Return views by class name.
+
+    Raises:
+        ContractError: two different views have one name.
+    """
+    found: dict[str, type[View]] = {}
+    for view in views:
+        if found.setdefault(view.__name__, view) is not view:
+            raise ContractError(f"{where}: two different views are called `{view.__name__}`; rename one")
+    return found
+
+
+def _is_view(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, View)
+
+
+def _metadata(annotation: Any) -> tuple[Any, ...]:
+    found: tuple[Any, ...] = ()
+    while get_origin(annotation) is Annotated:
+        annotation, *inner = get_args(annotation)
+        found = (*inner, *found)
+    return found
+
+
+def _parsed(source: str, where: str) -> ast.FunctionDef:
+    node = ast.parse(source).body[0]
+    if not isinstance(node, ast.FunctionDef):
+        raise ContractError(f"{where}: write it as a plain method")
+    return node
+
+
+def _read(
+    node: ast.FunctionDef, where: str, params: tuple[FormulaParam, ...], scope: Scope, *, returns_bool: bool
+) -> Function:
+    kinds = tuple(
+        Param(
+            param.name,
+            param.view.__name__
+            if param.view is not None
+            else "bool"
+            if param.domain and param.domain.kind == "bool"
+            else "int",
+        )
+        for param in params
+    )
+    try:
+        body = FunctionReader(node.name, kinds, returns_bool, scope).read(node)
+    except LanguageError as error:
+        raise ContractError(f"{where}: {error}") from None
+    return Function(node.name, kinds, body, returns_bool, ast.get_docstring(node) or "", line=node.lineno)
