@@ -9,7 +9,7 @@ from enum import IntEnum
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf, Predicate
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
@@ -81,23 +81,37 @@ def domain_of(annotation: Any, where: str, metadata: tuple[Any, ...] = ()) -> Do
         collected = [*inner, *collected]
     collected.extend(metadata)
     flat = [item for entry in collected for item in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
+    for item in flat:
+        if isinstance(item, (MultipleOf, Predicate)) or type(item).__module__.startswith("pydantic.functional_"):
+            raise ContractError(
+                f"{where}: a domain is an interval, and `{type(item).__name__}` is no bound of one; state it as an assumption"
+            )
     saturates = any(isinstance(item, Saturates) for item in flat)
     if annotation is bool:
         return Domain(0, 1, "bool", saturates=saturates)
     if isinstance(annotation, type) and issubclass(annotation, IntEnum):
         values = tuple(sorted(int(member) for member in annotation))
+        if not values or not INT64_MIN <= values[0] <= values[-1] <= INT64_MAX:
+            raise ContractError(f"{where}: the enum {annotation.__name__} is empty or leaves int64")
         return Domain(values[0], values[-1], "enum", values=values, enum=annotation, saturates=saturates)
     if annotation is not int:
         raise ContractError(
             f"{where}: a view holds bounded int, bool or IntEnum, not {annotation!r}; use autopoiesis_lib.units"
         )
-    lows = [item.ge for item in flat if isinstance(item, Ge)] + [item.gt + 1 for item in flat if isinstance(item, Gt)]  # type: ignore[operator]
-    highs = [item.le for item in flat if isinstance(item, Le)] + [item.lt - 1 for item in flat if isinstance(item, Lt)]  # type: ignore[operator]
+    lows: list[int] = []
+    highs: list[int] = []
+    for kind, bounds, shift in ((Ge, lows, 0), (Gt, lows, 1), (Le, highs, 0), (Lt, highs, -1)):
+        for item in flat:
+            if isinstance(item, kind):
+                value = getattr(item, kind.__name__.lower())
+                if type(value) is not int:
+                    raise ContractError(f"{where}: the bound {value!r} is no integer")
+                bounds.append(value + shift)
     if not lows or not highs:
         raise ContractError(
             f"{where}: an int needs both bounds; use a unit of autopoiesis_lib.units or Field(ge=..., le=...)"
         )
-    lo, hi = int(max(lows)), int(min(highs))  # type: ignore[type-var, call-overload]
+    lo, hi = max(lows), min(highs)
     if not INT64_MIN <= lo <= hi <= INT64_MAX:
         raise ContractError(f"{where}: the bounds {lo}..{hi} are empty or leave int64")
     unit = next((item.symbol for item in flat if isinstance(item, Unit)), "")
@@ -108,6 +122,12 @@ class View(BaseModel):
     """Base of every view. Fields are bounded ints (see `autopoiesis_lib.units`), bools or IntEnums."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        taken = next((name for name in ("fields", "field", "row") if name in vars(cls)), None)
+        if taken is not None:
+            raise ContractError(f"{cls.__name__}.{taken}: the library defines `{taken}` from the fields; rename yours")
 
     @classmethod
     def fields(cls) -> tuple[FieldSpec, ...]:

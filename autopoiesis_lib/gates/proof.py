@@ -17,7 +17,17 @@ from ..formula import Formula
 from ..language.ir import Signature
 from ..language.products import Products
 from ..language.ranges import Ranges
-from ..language.smt import Encoder, SymbolicView, Term, TooComplex, as_int, conjunction, negation, symbolic_scalar
+from ..language.smt import (
+    Encoder,
+    SymbolicView,
+    Term,
+    TooComplex,
+    as_int,
+    conjunction,
+    domain_constraints,
+    negation,
+    symbolic_scalar,
+)
 from ..policy import Policy
 from .contracts import examined
 from .counterexample import Evaluator, decision_params
@@ -272,11 +282,14 @@ def _falsifiable(policy: Policy, formula: Formula, bound: int, rlimit: int) -> b
     def oracle(name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
         key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
         domain = policy.contract.decisions[name].result
-        return free.setdefault(key, symbolic_scalar("!".join(key), domain, scope.context))
+        return free.setdefault(key, symbolic_scalar("!".join((*key, "")), domain, scope.context))
 
     holds = encode_formula(formula, [scope.symbols[param.name] for param in formula.params], oracle).holds
     at = [] if formula.least is None else [scope.symbols[formula.least.name] == bound]
-    return ask([*scope.constraints, *at, negation(holds)], rlimit)[0] == "sat"
+    answers = chain.from_iterable(
+        domain_constraints(term, policy.contract.decisions[key[0]].result) for key, term in free.items()
+    )
+    return ask([*scope.constraints, *answers, *at, negation(holds)], rlimit)[0] == "sat"
 
 
 def _starved(search: Search, limit: int) -> str | None:

@@ -114,7 +114,7 @@ def unassuming_scope(params: Sequence[FormulaParam], unbounded: Collection[str] 
             symbols[param.name] = symbol
         else:
             assert param.domain is not None
-            symbols[param.name] = symbolic_scalar(param.name, param.domain, context)
+            symbols[param.name] = symbolic_scalar(f"{param.name}.value", param.domain, context)
             domains += domain_constraints(symbols[param.name], param.domain)
     return Scope(symbols, tuple(domains), context, ())
 

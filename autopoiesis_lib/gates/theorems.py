@@ -83,7 +83,7 @@ class _FreePolicy:
     def __call__(self, name: str, arguments: Sequence[SymbolicView | Term]) -> Term:
         key = (name, *(item.name for item in arguments if isinstance(item, SymbolicView)))
         domain = self.contract.decisions[name].result
-        return self.symbols.setdefault(key, symbolic_scalar("!".join(key), domain, self.context))
+        return self.symbols.setdefault(key, symbolic_scalar("!".join((*key, "")), domain, self.context))
 
     def premises(self, params: Sequence[FormulaParam], scope: Scope) -> list[Term]:
         """Return what is proved of every policy: the contract's invariants over every combination of views in scope (scalars are
