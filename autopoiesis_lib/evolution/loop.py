@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..contract import Contract
-from ..gates.solving import BY_CLOCK
 from ..policy import Policy
 from ..protocol.text import printable
 from ..redaction import HIDDEN
@@ -309,7 +308,7 @@ class _Run:
         """Never in silence: a solver and CPython that disagree are a defect of ours; what the clock decides does not repeat."""
         if row.detail.startswith("raised: EncoderBug"):
             self.notes.append(f"candidate {row.id}: {row.detail}; please report it")
-        if BY_CLOCK in row.detail or row.detail.startswith("time:"):
+        if row.detail.startswith("time:"):
             self.by_clock.append(row.id)
 
     def _regressions(self) -> dict[str, list[Any]]:
@@ -350,7 +349,7 @@ class _Run:
         if self.by_clock:
             shown = ", ".join(str(number) for number in self.by_clock[:6]) + (", ..." if len(self.by_clock) > 6 else "")
             self.notes.append(
-                f"{len(self.by_clock)} candidates ({shown}) were {BY_CLOCK}: the same seed may give another run"
+                f"{len(self.by_clock)} candidates ({shown}) were stopped by the clock: the same seed may give another run"
             )
         return EvolutionResult(
             run=self.id,

@@ -97,7 +97,7 @@ def encoder_digest() -> str:
         [
             *(package / "language").glob("*.py"),
             *(package / "gates").glob("*.py"),
-            *(package / name for name in ("contract.py", "policy.py", "view.py")),
+            *(package / name for name in ("contract.py", "formula.py", "policy.py", "theorem.py", "view.py")),
         ]
     ):
         digest.update(path.read_bytes())

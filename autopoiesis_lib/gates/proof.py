@@ -38,6 +38,7 @@ from .second_solver import certified, second_opinion
 from .solving import (
     DEFAULT_RLIMIT,
     IncrementalSolver,
+    Nlsat,
     Scope,
     any_of,
     ask,
@@ -96,7 +97,12 @@ def prove_safety(
     violations = [obligation.negation() for obligation in encoder.obligations]
     discharged = len(ranges.checked) - len(ranges.open)
     prove = partial(
-        _prove_all, scope=scope, signature=signature, evaluator=evaluator, rlimit=rlimit, nlsat=not encoder.opaque
+        _prove_all,
+        scope=scope,
+        signature=signature,
+        evaluator=evaluator,
+        rlimit=rlimit,
+        nlsat="never" if encoder.opaque else "last",
     )
     safe = prove(f"{signature.name} is safe", violations, started=started)
     detail = f"{discharged} of {len(ranges.checked)} operations by intervals, {len(violations)} obligations by Z3"
@@ -182,7 +188,7 @@ def _prove_all(
     evaluator: Evaluator,
     rlimit: int,
     started: float,
-    nlsat: bool,
+    nlsat: Nlsat,
 ) -> ObligationResult:
     """That none of the violations can happen."""
     answer, detail = "unsat", ""

@@ -24,11 +24,11 @@ from ..language.smt import (
 from .counterexample import Arguments, instances
 
 __all__ = [
-    "BY_CLOCK",
     "DEFAULT_RLIMIT",
     "Answer",
     "Encoded",
     "IncrementalSolver",
+    "Nlsat",
     "Scope",
     "any_of",
     "ask",
@@ -49,12 +49,9 @@ BUDGET_FACTOR = 4
 FIRST_TRY = 4
 """A query's first try, by the incremental core, may use this part of the limit; what it can do at all it mostly does soon."""
 
-TIMEOUT_MS = 60_000
-"""A query that the resource limit fails to stop ends here: far from where the limit stops one, even on a busy machine, for an
-answer must not depend on the clock."""
-
-BY_CLOCK = "stopped by the clock"
-"""In the detail of a verdict: UNKNOWN here, and perhaps not on another machine."""
+NLSAT_PART = 40
+"""Fraction of the limit for the last try, in which Z3 may use nlsat, its solver for products. In there 30 s have counted for as
+few resource units as 0.25 s elsewhere; a proof that nlsat finds takes it few units. No query is stopped by a clock."""
 
 z3.set_param("memory_max_size", 3_072)  # MiB; a query beyond it counts as unknown
 
@@ -63,6 +60,8 @@ z3.set_param("memory_max_size", 3_072)  # MiB; a query beyond it counts as unkno
 bytes(31 << 20)
 
 Answer = Literal["sat", "unsat", "unknown"]
+Nlsat = Literal["never", "last", "always"]
+"""When a solver may use nlsat."""
 
 
 @dataclass(frozen=True)
@@ -163,14 +162,16 @@ def _context(constraints: Sequence[Term]) -> z3.Context | None:
 class IncrementalSolver:
     """One solver for many queries that share constraints; gives up on a query after `rlimit` resource units.
 
-    Its incremental core answers most queries several times sooner than a fresh solver, which has the last word. Neither is
-    Z3's default strategy: that goes from one tactic to the next after seconds on the clock, so that a busy machine gets
-    other answers.
+    Its incremental core answers most queries several times sooner than a fresh solver, which comes next. Neither is Z3's
+    default strategy: that goes from one tactic to the next after seconds on the clock, so that a busy machine gets other
+    answers. Unless told otherwise both do without nlsat; what they leave open goes to it under a small limit of its own.
     """
 
-    def __init__(self, constraints: Sequence[Term], rlimit: int, nlsat: bool = True) -> None:
-        """With `nlsat=False` Z3 does without its solver of that name for products: weaker, but where queries hang that the limit
-        does not stop, it is in there."""
+    def __init__(self, constraints: Sequence[Term], rlimit: int, nlsat: Nlsat = "last") -> None:
+        """Take what all queries share, a query's limit in resource units, and when nlsat is used.
+
+        `always` is for small limits only: they stop nlsat late.
+        """
         self._context = _context(constraints)
         self._nlsat = nlsat
         self._solver = self._limited(z3.SimpleSolver(ctx=self._context), max(1, rlimit // FIRST_TRY))
@@ -179,14 +180,10 @@ class IncrementalSolver:
         self._budget = BUDGET_FACTOR * rlimit
         self._impossible = any(constraint is False for constraint in self._constraints)
         self._filled = False
-        self.by_clock = False
-        """Whether the clock has stopped a query."""
 
     @property
     def gave_up(self) -> str:
         """Why the last answer was unknown, in words."""
-        if self.by_clock:
-            return f"Z3 was {BY_CLOCK} after {TIMEOUT_MS // 1000} s, short of its limit; try again when the machine is less busy"
         return f"Z3 gave up within {self._rlimit:,} resource units; simplify the arithmetic or raise the limit"
 
     def spare(self, rlimit: int) -> None:
@@ -204,6 +201,8 @@ class IncrementalSolver:
             answer, model = self._ask_incremental(extra)
             if answer == "unknown" and self._budget > 0:
                 answer, model = self._ask_fresh(extra)
+            if answer == "unknown" and self._budget > 0 and self._nlsat == "last":
+                answer, model = self._ask_nlsat(extra)
         except z3.Z3Exception:  # out of memory, or a term too large for Z3's own structures
             self._budget = 0
             return "unknown", None
@@ -216,37 +215,46 @@ class IncrementalSolver:
         self._solver.push()
         try:
             self._solver.add(*extra)
-            return self._check(self._solver, self._rlimit // FIRST_TRY)
+            return self._check(self._solver)
         finally:
             self._solver.pop()
 
     def _ask_fresh(self, extra: Sequence[Term]) -> tuple[Answer, z3.ModelRef | None]:
         """By the whole problem at once: slower to start, stronger on non-linear arithmetic."""
-        tactic = z3.Then(z3.Tactic("simplify", self._context), z3.Tactic("smt", self._context))
-        solver = self._limited(tactic.solver(), self._rlimit)
+        solver = self._limited(self._whole(), self._rlimit)
         solver.add(*self._constraints, *extra)
-        return self._check(solver, self._rlimit)
+        return self._check(solver)
+
+    def _ask_nlsat(self, extra: Sequence[Term]) -> tuple[Answer, z3.ModelRef | None]:
+        """As both others, with nlsat."""
+        answer: Answer = "unknown"
+        model: z3.ModelRef | None = None
+        for solver in (z3.SimpleSolver(ctx=self._context), self._whole()):
+            if answer == "unknown" and self._budget > 0:
+                limited = _limited(solver, max(1, self._rlimit // NLSAT_PART), nlsat=True)
+                limited.add(*self._constraints, *extra)
+                answer, model = self._check(limited)
+        return answer, model
 
     def _limited(self, solver: z3.Solver, rlimit: int) -> z3.Solver:
-        if not self._nlsat:
-            solver.set("arith.nl.nra", False)
-        return _limited(solver, rlimit)
+        return _limited(solver, rlimit, nlsat=self._nlsat == "always")
 
-    def _check(self, solver: z3.Solver, limit: int) -> tuple[Answer, z3.ModelRef | None]:
+    def _whole(self) -> z3.Solver:
+        return z3.Then(z3.Tactic("simplify", self._context), z3.Tactic("smt", self._context)).solver()
+
+    def _check(self, solver: z3.Solver) -> tuple[Answer, z3.ModelRef | None]:
         before = _resources(solver)
         answer = solver.check()
         used = _resources(solver) - before
         self._budget -= used
         if answer == z3.sat:
             return "sat", solver.model()
-        if answer == z3.unknown and used < limit and solver.reason_unknown() in ("timeout", "canceled"):
-            self.by_clock, self._budget = True, 0
         return ("unsat" if answer == z3.unsat else "unknown"), None
 
 
-def _limited(solver: z3.Solver, rlimit: int) -> z3.Solver:
+def _limited(solver: z3.Solver, rlimit: int, *, nlsat: bool = False) -> z3.Solver:
     solver.set("rlimit", rlimit)
-    solver.set("timeout", TIMEOUT_MS)
+    solver.set("arith.nl.nra", nlsat)
     return solver
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import z3
 from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib import Policy
@@ -74,13 +75,46 @@ def test_a_process_that_stands_still_for_seconds_comes_to_the_same_verdict_the_s
     assert course(5.0) == undisturbed
 
 
-def test_a_verdict_that_the_clock_did_decide_says_so(
-    contract: RequestOrdering, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(solving, "TIMEOUT_MS", 30)
-    result = proof.check(Policy.from_source(HARD, contract), least=False)
-    assert result.verdict is Verdict.UNKNOWN
-    assert solving.BY_CLOCK in result.detail
+NEWTON = f"""\
+{HEADER}{SIGNATURE}\
+    n = min(request.num_prompt_tokens, 65_536)
+    r = n
+    for _ in range(20):
+        if r * r > n:
+            r = (r + n // max(r, 1)) // 2
+    return request.waited_us - r * 50_000
+"""
+"""An integer square root by Newton's method: what a clock ended after a minute on one run, and the resource limit on the next."""
+
+
+class TestNoClock:
+    """No query has a time limit, so that no verdict can depend on one."""
+
+    def test_no_solver_is_given_a_time_limit(self) -> None:
+        for path in Path(solving.__file__).parent.glob("*.py"):
+            assert '"timeout"' not in path.read_text(), path
+
+    def test_newtons_square_root_gets_the_same_verdict_by_resources(self, contract: RequestOrdering) -> None:
+        first, second = (proof.check(Policy.from_source(NEWTON, contract)) for _ in range(2))
+        assert first.verdict is second.verdict is Verdict.UNKNOWN
+        assert first.detail == second.detail and "resource units" in first.detail
+
+    def test_nlsat_gets_a_small_limit_after_all_else(
+        self, contract: RequestOrdering, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At the limits of a certificate: a finer bound is asked for with nlsat, and under a smaller limit yet."""
+        limits: list[tuple[int, bool]] = []
+        limited = solving._limited
+
+        def recorded(solver: z3.Solver, rlimit: int, *, nlsat: bool = False) -> z3.Solver:
+            limits.append((rlimit, nlsat))
+            return limited(solver, rlimit, nlsat=nlsat)
+
+        monkeypatch.setattr(solving, "_limited", recorded)
+        square = f"{HEADER}{SIGNATURE}    return (request.waited_us // 1_000) ** 2 - request.num_prompt_tokens\n"
+        assert proof.check(Policy.from_source(square, contract), least=False).verdict is Verdict.PROVED
+        assert any(nlsat for _, nlsat in limits)
+        assert all(limit <= solving.DEFAULT_RLIMIT // solving.NLSAT_PART for limit, nlsat in limits if nlsat)
 
 
 def test_a_verdict_that_the_resource_limit_decided_repeats_and_says_so(contract: RequestOrdering) -> None:
