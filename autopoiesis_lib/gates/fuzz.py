@@ -6,19 +6,24 @@ either way the policy does not run.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
+import z3
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 
+from ..contract import Contract
 from ..formula import FormulaParam
 from ..language.interpreter import Fault, evaluate
 from ..language.native import NativeFunction
+from ..language.smt import SymbolicView, Term
 from ..policy import Policy
 from ..view import Domain, View
 from .counterexample import Arguments, Evaluator, decision_params, view_instance
-from .samples import repair
+from .samples import SEED, repair
+from .solving import DEFAULT_RLIMIT, IncrementalSolver, scope_of, values_of
 from .verdict import Counterexample, GateResult, Row, Verdict
 
 __all__ = ["DEFAULT_EXAMPLES", "check", "view_rows"]
@@ -131,7 +136,46 @@ def _search(policy: Policy, params, examples: int, failure) -> tuple[Arguments, 
         search()
     except _Found:
         return found[-1]
+    except Unsatisfiable:  # the assumptions hold too seldom to be met by chance
+        failing = ((values, failure(values)) for values in solved(policy.contract, params, examples))
+        return next(((values, said) for values, said in failing if said is not None), None)
     return None
+
+
+def solved(contract: Contract, params: Sequence[FormulaParam], count: int) -> Iterator[Arguments]:
+    """Yield up to `count` different admissible arguments that Z3 finds, the same ones every time.
+
+    Each is asked for above or below a random value of a random field, so that they do not lie side by side.
+    """
+    scope = scope_of(contract, tuple(params))
+    solver = IncrementalSolver(scope.constraints, DEFAULT_RLIMIT)
+    terms = [
+        (term, domain)
+        for param in params
+        for term, domain in _terms(scope.symbols[param.name], param)
+        if domain.kind != "bool"
+    ]
+    draw = Random(SEED)
+    other: list[Term] = []
+    for _ in range(count):
+        beyond: list[Term] = []
+        if terms:
+            term, domain = draw.choice(terms)
+            value = draw.randint(domain.lo, domain.hi)
+            beyond = [term >= value if draw.random() < 0.5 else term <= value]
+        model = solver.ask([*other, *beyond])[1] or solver.ask(other)[1]
+        if model is None:
+            return
+        found = values_of(model, scope.symbols)
+        yield found
+        if terms:
+            other.append(z3.Or([item != model.eval(item, model_completion=True) for item, _ in terms]))
+
+
+def _terms(symbol: SymbolicView | Term, param: FormulaParam) -> list[tuple[Term, Domain]]:
+    if isinstance(symbol, SymbolicView):
+        return [(symbol.terms[spec.name], spec.domain) for spec in symbol.view.fields()]
+    return [] if param.domain is None else [(symbol, param.domain)]
 
 
 def arguments(policy: Policy, params: Sequence[FormulaParam]) -> st.SearchStrategy[Arguments]:

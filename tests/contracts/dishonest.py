@@ -938,3 +938,31 @@ THEOREMS: Final[Mapping[type[Theorem], tuple[str, str]]] = {
     LemmaDivides: ("LemmaDivides.quotient", "REFUTED"),
 }
 """Theorems, each with the lemma that fails and its verdict."""
+
+
+class Pair(View):
+    """Two numbers."""
+
+    first: Annotated[int, Field(ge=0, le=10**9)]
+    """One."""
+    second: Annotated[int, Field(ge=0, le=10**9)]
+    """The other."""
+
+
+class SeldomMet(Contract, name="seldom-met"):
+    """Assumptions that no random input meets, and some do."""
+
+    @decision
+    def level(self, pair: Pair, mod: Pair) -> Small:
+        """Any small integer."""
+        raise NotImplementedError
+
+    @assumption
+    def follows(self, pair: Pair) -> bool:
+        """One of a million pairs."""
+        return pair.first * 7_919 % 1_047_290 == 12_345 and pair.second == pair.first + 17
+
+    @invariant
+    def bounded(self, pair: Pair, mod: Pair, div: Small) -> bool:
+        """It has names that SMT-LIB gives a meaning."""
+        return self.level(pair, mod) <= 5 or div >= 5

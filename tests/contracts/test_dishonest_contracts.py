@@ -25,6 +25,7 @@ from autopoiesis_lib import (
 )
 from autopoiesis_lib.certificate import CertificateError
 from autopoiesis_lib.gates import check, proof
+from autopoiesis_lib.gates.fuzz import solved
 from autopoiesis_lib.gates.theorems import prove_theorem
 from autopoiesis_lib.units import Micros
 from tests.contracts import dishonest
@@ -86,6 +87,14 @@ class TestVerdicts:
 
     def test_a_guarded_division_is_as_good_as_any(self) -> None:
         assert check(HONEST, dishonest.AssumptionGuards()).verdict is Verdict.PROVED
+
+    def test_assumptions_that_chance_does_not_meet_are_met_by_z3(self) -> None:
+        text = f"from {dishonest.__name__} import Pair\n\n\ndef level(pair: Pair, mod: Pair) -> int:\n    return "
+        certificate = verify(Policy.from_source(f"{text}min(5, pair.first)\n", dishonest.SeldomMet()))
+        assert certificate.single_solver == ()
+        [found, *rest] = solved(dishonest.SeldomMet(), dishonest.SeldomMet().invariants[0].params, 5)
+        assert len(rest) == 4 and found not in rest
+        assert check(f"{text}min(6, pair.first)\n", dishonest.SeldomMet()).verdict is Verdict.REFUTED
 
 
 class TestTheorems:
