@@ -10,7 +10,7 @@ from .contract import Contract
 from .errors import AutopoiesisError
 from .policy import Policy
 
-__all__ = ["GATES", "GREEN", "CertificateError", "bound_policy"]
+__all__ = ["GATES", "GREEN", "CertificateError", "bound_policy", "range_name", "safe_name"]
 
 GATES = ("contract", "grammar", "types", "ranges", "quick-fuzz", "proof", "fuzz", "replay")
 """Every gate by name, in the order they run; a certificate must show them all."""
@@ -21,6 +21,16 @@ GREEN = ("PROVED", "PASSED")
 
 class CertificateError(AutopoiesisError):
     """A certificate cannot be read, or does not belong to the policy or contract it is used with."""
+
+
+def safe_name(decision: str) -> str:
+    """Return the name of the obligation that a decision never faults."""
+    return f"{decision} is safe"
+
+
+def range_name(decision: str) -> str:
+    """Return the name of the obligation that a decision's result is in its range."""
+    return f"{decision} is in range"
 
 
 class Judged(Protocol):
@@ -85,7 +95,7 @@ def bound_policy(certificate: Certified, contract: Contract, source: str) -> Pol
         raise CertificateError("the certificate does not show every gate green; verify the policy again")
     proved = {item.name for item in certificate.obligations if item.verdict == "PROVED"}
     expected = {formula.name for formula in contract.invariants}
-    expected |= {f"{name} {claim}" for name in contract.decisions for claim in ("is safe", "is in range")}
+    expected |= {claim(name) for name in contract.decisions for claim in (safe_name, range_name)}
     if expected - proved:
         raise CertificateError(f"the certificate does not prove `{min(expected - proved)}`; verify the policy again")
     return policy

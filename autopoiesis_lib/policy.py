@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .contract import Contract
 from .errors import PolicyError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .language.native import NativeFunction
     from .language.scorer import Scorer
 
-__all__ = ["Policy", "fault_on", "read_policy_text"]
+__all__ = ["DecisionFault", "Policy", "fault_on", "read_policy_text"]
 
 
 def read_policy_text(path: str | Path) -> str:
@@ -43,14 +43,23 @@ def read_policy_text(path: str | Path) -> str:
         raise invalid(0, f"{path} is not UTF-8 text") from None
 
 
-def fault_on(policy: "Policy", signature: Signature, rows: Sequence[Rows]) -> str | None:
-    """`Policy.fault` on rows in the order of the signature's parameters."""
+@dataclass(frozen=True)
+class DecisionFault:
+    """What goes wrong when a decision runs on certain values."""
+
+    kind: Literal["division by zero", "int64 overflow", "out of range"]
+    text: str
+
+
+def fault_on(policy: "Policy", signature: Signature, rows: Sequence[Rows]) -> DecisionFault | None:
+    """Return what goes wrong when a decision runs on rows in the order of the signature's parameters; None when nothing does."""
     try:
         result = evaluate(policy.module, signature.name, rows)
     except Fault as fault:
-        return str(fault)
+        return DecisionFault(fault.kind, str(fault))
     if result not in signature.result:
-        return f"`{signature.name}` returns {result:,}, outside {signature.result.describe()}"
+        text = f"`{signature.name}` returns {result:,}, outside {signature.result.describe()}"
+        return DecisionFault("out of range", text)
     return None
 
 
@@ -157,7 +166,8 @@ class Policy:
         rows = [
             dict(zip((spec.name for spec in type(view).fields()), view.row(), strict=True)) for view in views.values()
         ]
-        return fault_on(self, signature, rows)
+        found = fault_on(self, signature, rows)
+        return None if found is None else found.text
 
     def native(self, decision: str | None = None, layout: Sequence[str] | None = None) -> "NativeFunction":
         """A decision as machine code over int64 scalars; see `language.native.compile_function` for `layout`.

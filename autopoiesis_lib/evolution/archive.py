@@ -153,6 +153,7 @@ class Archive:
             self.rejected.append(
                 Parent(
                     id=proposal.id, source=proposal.source, move=proposal.move, gate=candidate.gate,
-                    detail=candidate.detail, counterexample=candidate.counterexample, details=proposal.details,
+                    reason=candidate.reason, obligation=candidate.obligation, detail=candidate.detail,
+                    counterexample=candidate.counterexample, details=proposal.details,
                 )
             )  # fmt: skip

@@ -1,8 +1,13 @@
 """Where jobs run. An executor takes jobs in any number and gives back answers or failures as they come."""
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from ..gates.counterexample import EncoderBug
+from ..gates.second_solver import Disagreement
+from ..gates.verdict import Reason
 
 __all__ = ["Done", "Executor", "Failure", "Key"]
 
@@ -14,8 +19,18 @@ Key = tuple[str, int]
 class Failure:
     """A job that gave no answer; its candidate is lost, nothing else is."""
 
-    kind: Literal["time", "cpu", "memory", "died", "raised"]
+    reason: Literal[Reason.TIME, Reason.CPU, Reason.MEMORY, Reason.DIED, Reason.RAISED, Reason.OWN_DEFECT]
     detail: str
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        """Return that a job raised an exception."""
+        if isinstance(error, MemoryError):
+            return cls(Reason.MEMORY, "out of its memory limit")
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        ours = isinstance(error, (Disagreement, EncoderBug))
+        text = f"{type(error).__name__}: {error} ({frame.name})"[:500]
+        return cls(Reason.OWN_DEFECT if ours else Reason.RAISED, text)
 
 
 @dataclass(frozen=True)

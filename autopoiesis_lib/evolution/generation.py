@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from ..gates.verdict import Reason
 from ..store import CandidateRow, ProposalRow
 from .evaluator import Window
 from .executor import Done, Executor, Failure
@@ -119,15 +120,18 @@ def _screened_row(number: int, screened: Screened | Failure, seen: Mapping[str, 
     """The row of a candidate that goes no further; None when it is to be judged."""
     if isinstance(screened, Failure):
         return _failed(number, screened, None)
-    gate, detail = screened.gate, screened.detail
+    gate, reason, detail = screened.gate, screened.reason, screened.detail
     if gate is None and screened.fingerprint in seen:
-        gate, detail = "duplicate", f"behaves like candidate {seen[screened.fingerprint or '']} on every probe"
+        gate, reason = "duplicate", Reason.DUPLICATE
+        detail = f"behaves like candidate {seen[screened.fingerprint or '']} on every probe"
     if gate is None:
         return None
     return CandidateRow(
         id=number,
         verdict=screened.verdict,
         gate=gate,
+        reason=reason,
+        obligation=screened.obligation,
         detail=detail,
         digest=screened.digest,
         fingerprint=screened.fingerprint,
@@ -146,6 +150,8 @@ def _judged_row(number: int, screened: Screened, done: Done) -> CandidateRow:
         id=number,
         verdict=answer.verdict,
         gate=answer.gate,
+        reason=answer.reason,
+        obligation=answer.obligation,
         detail=answer.detail,
         digest=screened.digest,
         fingerprint=screened.fingerprint,
@@ -163,7 +169,8 @@ def _failed(number: int, failure: Failure, screened: Screened | None) -> Candida
         id=number,
         verdict="UNKNOWN",
         gate="replay" if screened is not None else "types",
-        detail=f"{failure.kind}: {failure.detail}",
+        reason=failure.reason,
+        detail=failure.detail,
         digest=None if screened is None else screened.digest,
         fingerprint=None if screened is None else screened.fingerprint,
         descriptor=None if screened is None else screened.descriptor,

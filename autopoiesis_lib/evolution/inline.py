@@ -31,7 +31,7 @@ class Inline:
         try:
             answer = self._worker(job)
         except Exception as error:
-            answer = Failure("raised", f"{type(error).__name__}: {error}")
+            answer = Failure.of(error)
         return [Done(key, answer, time.monotonic() - started)]
 
     def clear(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..contract import Contract
+from ..gates.verdict import Reason
 from ..policy import Policy
 from ..protocol.text import printable
 from ..redaction import HIDDEN
@@ -306,9 +307,9 @@ class _Run:
 
     def _warn(self, row: CandidateRow) -> None:
         """Never in silence: a solver and CPython that disagree are a defect of ours; what the clock decides does not repeat."""
-        if row.detail.startswith("raised: EncoderBug"):
+        if row.reason == Reason.OWN_DEFECT:
             self.notes.append(f"candidate {row.id}: {row.detail}; please report it")
-        if row.detail.startswith("time:"):
+        if row.reason == Reason.TIME:
             self.by_clock.append(row.id)
 
     def _regressions(self) -> dict[str, list[Any]]:

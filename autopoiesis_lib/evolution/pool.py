@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ..environment import only_clean_environment_inherited
+from ..gates.verdict import Reason
 from .budget import Limits
 from .errors import EvolutionError
 from .executor import Done, Failure, Key
@@ -96,7 +96,9 @@ class LocalPool:
             except (EOFError, OSError):
                 return self._replace(member, _cause(member.process))
             except Exception as error:  # an answer that cannot be read back costs its candidate only
-                return self._replace(member, Failure("raised", f"unreadable answer: {type(error).__name__}: {error}"))
+                return self._replace(
+                    member, Failure(Reason.RAISED, f"unreadable answer: {type(error).__name__}: {error}")
+                )
             if kind == "ready":
                 member.ready, member.deadline = True, None
                 self._failed_starts = 0
@@ -108,7 +110,7 @@ class LocalPool:
         if member.process.sentinel in ready:
             return self._replace(member, _cause(member.process))
         if member.deadline is not None and time.monotonic() >= member.deadline:
-            return self._replace(member, Failure("time", f"killed after {member.limits.wall_s:g} s"))
+            return self._replace(member, Failure(Reason.TIME, f"killed after {member.limits.wall_s:g} s"))
         return None
 
     def _replace(self, member: "_Member", failure: Failure) -> Done | None:
@@ -187,9 +189,9 @@ def _cause(process: BaseProcess) -> Failure:
     process.join(2)
     code = process.exitcode
     if code == -signal.SIGXCPU:
-        return Failure("cpu", "killed at its CPU limit")
+        return Failure(Reason.CPU, "killed at its CPU limit")
     name = signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
-    return Failure("died", f"the worker died ({name})")
+    return Failure(Reason.DIED, f"the worker died ({name})")
 
 
 def _serve(connection: Connection, setup: bytes, limits: Limits, parent: int) -> None:
@@ -224,18 +226,15 @@ def _serve(connection: Connection, setup: bytes, limits: Limits, parent: int) ->
 def answer_of(worker: Worker, job: object) -> object:
     try:
         return worker(job)
-    except MemoryError:
-        return Failure("memory", "out of its memory limit")
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        return Failure("raised", f"{type(error).__name__}: {error} ({frame.name})"[:500])
+        return Failure.of(error)
 
 
 def _send(connection: Connection, answer: Any) -> None:
     try:
         connection.send(("done", answer))
     except (TypeError, pickle.PicklingError, AttributeError) as error:
-        connection.send(("done", Failure("raised", f"the answer cannot be pickled: {error}")))
+        connection.send(("done", Failure(Reason.RAISED, f"the answer cannot be pickled: {error}")))
 
 
 def limit_cpu(seconds: float | None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..environment import clean_environment
+from ..gates.verdict import Reason
 from .budget import Limits
 from .errors import EvolutionError
 from .executor import Done, Failure, Key
@@ -82,7 +83,7 @@ class RayPool:
                     and time.monotonic() >= member.deadline
                     and member.reference not in ready
                 ):
-                    late = self._dismiss(member, Failure("time", f"killed after {member.limits.wall_s:g} s"))
+                    late = self._dismiss(member, Failure(Reason.TIME, f"killed after {member.limits.wall_s:g} s"))
                     done += [late] if late is not None else []
             if done:
                 self._assign()
@@ -117,9 +118,9 @@ class RayPool:
         try:
             answer = self._ray.get(member.reference)
         except (errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError):
-            return self._dismiss(member, Failure("died", "the actor died"))
+            return self._dismiss(member, Failure(Reason.DIED, "the actor died"))
         except errors.RayError as error:
-            return self._dismiss(member, Failure("raised", str(error).splitlines()[0][:300]))
+            return self._dismiss(member, Failure(Reason.RAISED, str(error).splitlines()[0][:300]))
         if member.key is None:
             self._failed_starts = 0
         return member.end(pickle.loads(answer))
@@ -180,4 +181,4 @@ class _Actor:
         try:
             return pickle.dumps(answer)
         except Exception as error:
-            return pickle.dumps(Failure("raised", f"the answer cannot be pickled: {error}"))
+            return pickle.dumps(Failure(Reason.RAISED, f"the answer cannot be pickled: {error}"))

@@ -84,7 +84,7 @@ def answer(executor: Executor, job: Measure, what: str) -> Sequence[Measurement]
     executor.submit(("measure", 0), job, PATIENT_S)
     ((_, found),) = _gather(executor, {("measure", 0)})
     if isinstance(found, Failure):
-        raise EvolutionError(f"{what}: {found.kind}: {found.detail}")
+        raise EvolutionError(f"{what}: {found.reason}: {found.detail}")
     assert isinstance(found, Sequence)
     return found
 

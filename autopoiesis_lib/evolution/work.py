@@ -18,7 +18,7 @@ from ..gates.cache import ProofCache
 from ..gates.counterexample import Arguments
 from ..gates.counterexample import Evaluator as Values
 from ..gates.trials import Trials, trials_of
-from ..gates.verdict import GateResult, Verdict
+from ..gates.verdict import GateResult, Reason, Verdict
 from ..language import LanguageError
 from ..policy import Policy
 from .compare import pooled
@@ -72,6 +72,8 @@ class Screened:
 
     verdict: str
     gate: str | None = None
+    reason: Reason | None = None
+    obligation: str | None = None
     detail: str = ""
     digest: str | None = None
     fingerprint: str | None = None
@@ -111,6 +113,9 @@ class Judged:
 
     verdict: str
     gate: str | None = None
+    reason: Reason | None = None
+    """Set when a gate said no, or when the replays were stopped early."""
+    obligation: str | None = None
     detail: str = ""
     counterexample: Mapping[str, Any] | None = None
     scores: Mapping[str, float] | None = None
@@ -209,7 +214,13 @@ class Worker:
             digest = policy.digest
         except LanguageError as error:
             clock.lap("grammar")
-            return Screened(verdict=str(error.verdict), gate="grammar", detail=str(error), seconds=clock.seconds)
+            return Screened(
+                verdict=str(error.verdict),
+                gate="grammar",
+                reason=Reason.LANGUAGE,
+                detail=str(error),
+                seconds=clock.seconds,
+            )
         clock.lap("grammar")
         values = Values(policy)
         checks: tuple[Callable[[], GateResult], ...] = (
@@ -256,8 +267,8 @@ class Worker:
             scores = pooled(measured[window])
             if fitness_of(scores, job.reference.looks[window], objectives) > job.cutoffs[window]:
                 return Judged(
-                    verdict=str(result.verdict), detail=f"stopped after the {window} window", scores=scores,
-                    seconds=clock.seconds,
+                    verdict=str(result.verdict), reason=Reason.HOPELESS, detail=f"stopped after the {window} window",
+                    scores=scores, seconds=clock.seconds,
                 )  # fmt: skip
         scores = pooled([part for window in SCORED for part in measured[window]])
         return Judged(
@@ -303,17 +314,17 @@ def _gate(result: GateResult) -> str:
 
 
 def _rejection(result: GateResult) -> dict[str, Any]:
-    failed = next((item for item in result.obligations if not item.verdict.green), None)
-    example = result.counterexample or (failed.counterexample if failed is not None else None)
-    name = failed.name if failed is not None else None
+    example = result.counterexample
     return {
         "verdict": str(result.verdict),
         "gate": _gate(result),
-        "detail": result.detail or (failed.detail if failed is not None else ""),
+        "reason": result.reason,
+        "obligation": result.obligation,
+        "detail": result.detail,
         "counterexample": None
         if example is None
         else {
-            "obligation": name or _obligation(example.explanation),
+            "obligation": example.obligation,
             "arguments": {
                 key: dict(value) if not isinstance(value, int) else value for key, value in example.arguments.items()
             },
@@ -321,8 +332,3 @@ def _rejection(result: GateResult) -> dict[str, Any]:
             "pytest": example.pytest,
         },
     }
-
-
-def _obligation(explanation: str) -> str:
-    """The invariant a counterexample is about: gates that test name it first in the explanation, in backquotes."""
-    return explanation.split("`")[1] if explanation.startswith("`") else ""

@@ -14,7 +14,7 @@ from .counterexample import Arguments, Evaluator
 from .solving import DEFAULT_RLIMIT
 from .theorems import prove_theorems
 from .trials import trials_of
-from .verdict import GateReport, GateResult, Verdict, worst
+from .verdict import GateReport, GateResult, Reason, Verdict, worst
 
 __all__ = ["GATES", "check"]
 
@@ -89,7 +89,11 @@ def _grammar(text: str, contract: Contract) -> tuple[GateResult, Policy | None]:
         policy = Policy.from_source(text, contract)
     except LanguageError as error:
         return GateResult(
-            name="grammar", verdict=Verdict(error.verdict), seconds=time.perf_counter() - started, detail=str(error)
+            name="grammar",
+            verdict=Verdict(error.verdict),
+            seconds=time.perf_counter() - started,
+            reason=Reason.LANGUAGE,
+            detail=str(error),
         ), None
     return GateResult(
         name="grammar", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail="in the policy language"

@@ -9,7 +9,7 @@ from ..language.smt import Encoder, TooComplex, conjunction, negation
 from .counterexample import admissible, decision_params
 from .samples import pool_of
 from .solving import DEFAULT_RLIMIT, ask, scope_of, unassuming_scope, values_of
-from .verdict import GateResult, ObligationResult, Verdict, worst
+from .verdict import GateResult, ObligationResult, Reason, Verdict
 
 __all__ = ["check", "examined"]
 
@@ -18,15 +18,12 @@ def check(contract: Contract, rlimit: int = DEFAULT_RLIMIT) -> GateResult:
     """Return whether every assumption has a value everywhere, and every decision some inputs that meet them all."""
     started = time.perf_counter()
     results = examined(contract, rlimit)
-    verdict = worst(*(result.verdict for result in results))
     failed = next((result for result in results if not result.verdict.green), None)
-    return GateResult(
-        name="contract",
-        verdict=Verdict.PASSED if failed is None else verdict,
-        seconds=time.perf_counter() - started,
-        detail=f"{len(results)} checks of the contract" if failed is None else f"{failed.name}: {failed.detail}",
-        obligations=() if failed is None else (failed,),
-    )
+    seconds = time.perf_counter() - started
+    if failed is not None:
+        return GateResult.failed("contract", failed, seconds, (failed,))
+    detail = f"{len(results)} checks of the contract"
+    return GateResult(name="contract", verdict=Verdict.PASSED, seconds=seconds, detail=detail)
 
 
 def examined(contract: Contract, rlimit: int = DEFAULT_RLIMIT) -> tuple[ObligationResult, ...]:
@@ -42,7 +39,11 @@ def _examined(digest: str, rlimit: int, handle: Unhashed) -> tuple[ObligationRes
         if all(result.verdict.green for result in results):
             results += [_can_be_met(contract, name, rlimit) for name in contract.decisions]
     except TooComplex as error:
-        return (ObligationResult(name="contract", verdict=Verdict.UNKNOWN, seconds=0.0, detail=str(error)),)
+        return (
+            ObligationResult(
+                name="contract", verdict=Verdict.UNKNOWN, seconds=0.0, reason=Reason.COMPLEXITY, detail=str(error)
+            ),
+        )
     return tuple(results)
 
 
@@ -54,15 +55,17 @@ def _total(formula: Formula, rlimit: int) -> ObligationResult:
     encoder.call(formula.name, [scope.symbols[param.name] for param in formula.params])
     violations = [obligation.negation() for obligation in encoder.obligations]
     answer, model = ask([*scope.domains, negation(reduce(conjunction, map(negation, violations), True))], rlimit)
-    verdict, detail = Verdict.PROVED, "it has a value on every input"
+    verdict, reason, detail = Verdict.PROVED, None, "it has a value on every input"
     if model is not None:
         values = values_of(model, scope.symbols)
-        verdict = Verdict.INVALID
+        verdict, reason = Verdict.INVALID, Reason.CONTRACT
         detail = f"the assumption divides by zero, or leaves int64, on {values}; guard it, or narrow the views"
     elif answer != "unsat":
-        verdict, detail = Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units; simplify the assumption"
+        verdict, reason = Verdict.UNKNOWN, Reason.RESOURCES
+        detail = f"Z3 gave up within {rlimit:,} resource units; simplify the assumption"
+    seconds = time.perf_counter() - started
     return ObligationResult(
-        name=f"{formula.name} is total", verdict=verdict, seconds=time.perf_counter() - started, detail=detail
+        name=f"{formula.name} is total", verdict=verdict, seconds=seconds, reason=reason, detail=detail
     )
 
 
@@ -75,15 +78,14 @@ def _can_be_met(contract: Contract, decision: str, rlimit: int) -> ObligationRes
         stand_in = contract.stand_in({})
         samples = pool_of(contract).decisions[decision]
         answer = "sat" if any(admissible(contract, stand_in, params, item) for item in samples) else "unknown"
-    verdict, detail = Verdict.PROVED, "its assumptions can be met"
+    verdict, reason, detail = Verdict.PROVED, None, "its assumptions can be met"
     if answer == "unsat":
-        verdict = Verdict.VACUOUS
+        verdict, reason = Verdict.VACUOUS, Reason.VACUOUS
         detail = f"no input of `{decision}` satisfies the contract's assumptions, so nothing is proved of any policy; mend them"
     elif answer == "unknown":
-        verdict, detail = (
-            Verdict.UNKNOWN,
-            f"nobody knows an input of `{decision}` that satisfies the assumptions; simplify them",
-        )
+        verdict, reason = Verdict.UNKNOWN, Reason.RESOURCES
+        detail = f"no solver finds an input of `{decision}` that satisfies the assumptions; simplify them"
+    seconds = time.perf_counter() - started
     return ObligationResult(
-        name=f"{decision} has inputs", verdict=verdict, seconds=time.perf_counter() - started, detail=detail
+        name=f"{decision} has inputs", verdict=verdict, seconds=seconds, reason=reason, detail=detail
     )

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from types import SimpleNamespace
 
+from ..binding import range_name, safe_name
 from ..contract import Contract
 from ..errors import AutopoiesisError
 from ..formula import Formula, FormulaParam
-from ..policy import Policy, fault_on
+from ..policy import DecisionFault, Policy, fault_on
 from ..view import Domain, View
-from .verdict import Counterexample, Row
+from .verdict import Counterexample, Reason, Row
 
 __all__ = ["Arguments", "EncoderBug", "Evaluator", "Scene", "admissible", "decision_params", "instances", "minimise"]
 
@@ -58,8 +59,8 @@ class Evaluator:
         """As the function `admissible`, for this policy's contract."""
         return admissible(self.contract, self._self, params, arguments)
 
-    def fault(self, decision: str, arguments: Mapping[str, Row | int]) -> str | None:
-        """What goes wrong when a decision runs on values: an overflow, a zero divisor, a result out of range; else None."""
+    def fault(self, decision: str, arguments: Mapping[str, Row | int]) -> DecisionFault | None:
+        """Return what goes wrong when a decision runs on values; None when nothing does."""
         signature = self.contract.decisions[decision]
         rows = [arguments[param.name] for param in signature.params]
         return fault_on(self.policy, signature, [row for row in rows if isinstance(row, dict)])
@@ -77,11 +78,13 @@ class Evaluator:
         small = minimise(arguments, formula.params, self._breaks(formula))
         return Counterexample(
             arguments=small,
+            obligation=formula.name,
+            reason=Reason.INVARIANT,
             explanation=self._explain(formula, small),
             pytest=_pytest(self.contract, formula.name, formula.params, small, f'policy.holds("{formula.name}", {{}})'),
         )
 
-    def fault_within(self, formula: Formula, arguments: Arguments) -> tuple[str, Counterexample] | None:
+    def fault_within(self, formula: Formula, arguments: Arguments) -> Counterexample | None:
         """As `fault_counterexample`, of some decision on views among the arguments of an invariant; None when none faults."""
         views = {param.name: param.view for param in formula.params if param.view is not None}
         for decision in self.contract.decisions:
@@ -92,8 +95,8 @@ class Evaluator:
                     return self.fault_counterexample(decision, rows)
         return None
 
-    def fault_counterexample(self, decision: str, arguments: Arguments) -> tuple[str, Counterexample]:
-        """What of a decision's safety breaks, and a replayed counterexample: values on which it faults.
+    def fault_counterexample(self, decision: str, arguments: Arguments) -> Counterexample:
+        """Return a replayed counterexample of a decision's safety or range, its values made small.
 
         Raises:
             EncoderBug: the decision runs well on these values.
@@ -109,14 +112,16 @@ class Evaluator:
             params,
             lambda candidate: self.admissible(params, candidate) and self.fault(decision, candidate) is not None,
         )
-        example = Counterexample(
+        fault = self.fault(decision, small) or fault
+        return Counterexample(
             arguments=small,
-            explanation=self.fault(decision, small) or fault,
+            obligation=(range_name if fault.kind == "out of range" else safe_name)(decision),
+            reason=Reason(fault.kind),
+            explanation=fault.text,
             pytest=_pytest(
                 self.contract, f"{decision}_is_safe", params, small, f'policy.fault("{decision}", {{}}) is None'
             ),
         )
-        return f"{decision} is {'in range' if 'outside' in example.explanation else 'safe'}", example
 
     def _breaks(self, formula: Formula) -> Callable[[Arguments], bool]:
         """Whether values are a counterexample; asked a hundred times to make one small, so what can be is done once."""

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
+from ..binding import safe_name
 from ..contract import Contract
 from ..formula import FormulaParam
 from ..language.interpreter import Fault, evaluate
@@ -24,7 +25,7 @@ from ..view import Domain, View
 from .counterexample import Arguments, Evaluator, decision_params, view_instance
 from .samples import SEED, repair
 from .solving import DEFAULT_RLIMIT, IncrementalSolver, scope_of, values_of
-from .verdict import Counterexample, GateResult, Row, Verdict
+from .verdict import Counterexample, GateResult, Reason, Row, Verdict
 
 __all__ = ["DEFAULT_EXAMPLES", "check", "view_rows"]
 
@@ -39,7 +40,6 @@ def check(
     started = time.perf_counter()
     natives = {name: policy.native(name) for name in policy.contract.decisions}
     found: Counterexample | None = None
-    detail = ""
     for name in policy.contract.decisions:
         failing = _search(
             policy,
@@ -49,9 +49,16 @@ def check(
         )
         if failing is not None:
             arguments, detail = failing
-            found = Counterexample(arguments=arguments, explanation=detail, pytest="")
             if evaluator.fault(name, arguments) is not None:
-                _, found = evaluator.fault_counterexample(name, arguments)
+                found = evaluator.fault_counterexample(name, arguments)
+            else:
+                found = Counterexample(
+                    arguments=arguments,
+                    obligation=safe_name(name),
+                    reason=Reason.MEANINGS,
+                    explanation=detail,
+                    pytest="",
+                )
             break
     for formula in policy.contract.invariants if found is None else ():
         bound = formula.least
@@ -72,16 +79,12 @@ def check(
             if bound is not None:
                 arguments[bound.name] = bounds.get(formula.name, bound.least_limit or 0)
             found = evaluator.counterexample(formula, arguments)
-            detail = found.explanation
             break
-    return GateResult(
-        name="fuzz",
-        verdict=Verdict.REFUTED if found is not None else Verdict.PASSED,
-        seconds=time.perf_counter() - started,
-        detail=detail
-        or f"{examples} examples an obligation: invariants in CPython, and CPython = interpreter = machine code",
-        counterexample=found,
-    )
+    seconds = time.perf_counter() - started
+    if found is not None:
+        return GateResult.refuted("fuzz", found, seconds)
+    detail = f"{examples} examples an obligation: invariants in CPython, and CPython = interpreter = machine code"
+    return GateResult(name="fuzz", verdict=Verdict.PASSED, seconds=seconds, detail=detail)
 
 
 def _real(policy: Policy, value: Row | int, params: Sequence[FormulaParam], name: str) -> View | int:

@@ -13,6 +13,7 @@ from itertools import chain
 
 import z3
 
+from ..binding import range_name, safe_name
 from ..formula import Formula
 from ..language.ir import Signature
 from ..language.products import Products
@@ -47,7 +48,7 @@ from .solving import (
     to_smtlib,
     values_of,
 )
-from .verdict import GateResult, ObligationResult, Verdict, rests_on, worst
+from .verdict import GateResult, ObligationResult, Reason, Verdict, rests_on, worst
 
 __all__ = ["check", "prove_invariant", "prove_safety"]
 
@@ -72,17 +73,18 @@ def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True, c
             for formula in policy.contract.invariants:
                 results += prove_invariant(policy, formula, evaluator, rlimit, least, certify)
     except TooComplex as error:
-        results.append(ObligationResult(name="encoding", verdict=Verdict.UNKNOWN, seconds=0.0, detail=str(error)))
+        results.append(
+            ObligationResult(
+                name="encoding", verdict=Verdict.UNKNOWN, seconds=0.0, reason=Reason.COMPLEXITY, detail=str(error)
+            )
+        )
     verdict = worst(*(result.verdict for result in results))
-    failed = next((result for result in results if result.verdict == verdict and not verdict.green), None)
-    return GateResult(
-        name="proof",
-        verdict=verdict,
-        seconds=time.perf_counter() - started,
-        detail=f"{failed.name}: {failed.detail}" if failed is not None else f"{len(results)} obligations proved",
-        obligations=tuple(results),
-        counterexample=failed.counterexample if failed is not None else None,
-    )
+    seconds = time.perf_counter() - started
+    if not verdict.green:
+        failed = next(result for result in results if result.verdict == verdict)
+        return GateResult.failed("proof", failed, seconds, results)
+    detail = f"{len(results)} obligations proved"
+    return GateResult(name="proof", verdict=verdict, seconds=seconds, detail=detail, obligations=tuple(results))
 
 
 def prove_safety(
@@ -104,13 +106,13 @@ def prove_safety(
         rlimit=rlimit,
         nlsat="never" if encoder.opaque else "last",
     )
-    safe = prove(f"{signature.name} is safe", violations, started=started)
+    safe = prove(safe_name(signature.name), violations, started=started)
     detail = f"{discharged} of {len(ranges.checked)} operations by intervals, {len(violations)} obligations by Z3"
     results = [safe.model_copy(update={"detail": safe.detail or detail})]
     started = time.perf_counter()
     outside = _outside(value, signature, ranges)
     results.append(
-        prove(f"{signature.name} is in range", outside, started=started).model_copy(
+        prove(range_name(signature.name), outside, started=started).model_copy(
             update={} if outside else {"detail": f"by intervals: {signature.result.describe()}"}
         )
     )
@@ -191,23 +193,25 @@ def _prove_all(
     nlsat: Nlsat,
 ) -> ObligationResult:
     """That none of the violations can happen."""
-    answer, detail = "unsat", ""
+    answer, detail, reason = "unsat", "", None
     if violations:
         solver = IncrementalSolver([*scope.constraints, any_of(violations, scope.context)], rlimit, nlsat)
         answer, model = solver.ask()
         if answer == "sat" and model is not None:
-            _, example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
+            example = evaluator.fault_counterexample(signature.name, values_of(model, scope.symbols))
             return ObligationResult(
                 name=name,
                 verdict=Verdict.REFUTED,
                 seconds=time.perf_counter() - started,
+                reason=example.reason,
                 detail=example.explanation,
                 counterexample=example,
             )
     verdict = Verdict.PROVED if answer == "unsat" else Verdict.UNKNOWN
     if verdict is Verdict.UNKNOWN:
-        detail = solver.gave_up
-    return ObligationResult(name=name, verdict=verdict, seconds=time.perf_counter() - started, detail=detail)
+        detail, reason = solver.gave_up, Reason.RESOURCES
+    seconds = time.perf_counter() - started
+    return ObligationResult(name=name, verdict=verdict, seconds=seconds, reason=reason, detail=detail)
 
 
 def prove_invariant(
@@ -245,15 +249,15 @@ def _prove_invariant(search: Search, least: bool, certify: bool) -> list[Obligat
 
     answer, values = search.ask(limit, limit)
     if answer == "unknown":
-        return result(Verdict.UNKNOWN, search.gave_up)
+        return result(Verdict.UNKNOWN, search.gave_up, reason=Reason.RESOURCES)
     if values is not None:
         example = search.evaluator.counterexample(formula, values)
         detail = example.explanation if bound is None else _starved(search, limit) or example.explanation
-        return result(Verdict.REFUTED, detail, counterexample=example)
+        return result(Verdict.REFUTED, detail, counterexample=example, reason=Reason.INVARIANT)
     found = find_least(search, limit) if bound is not None and least else None
     value = found.value if found is not None else limit
     if not _falsifiable(search.policy, formula, value, search.rlimit):
-        return result(Verdict.VACUOUS, _vacuous(formula), least=found)
+        return result(Verdict.VACUOUS, _vacuous(formula), least=found, reason=Reason.VACUOUS)
     by_intervals = search.proved_by_intervals(value, limit)
     detail = formula.doc + (f" (by intervals of {len(search.cut.products.constants)} products)" if by_intervals else "")
     proved = result(Verdict.PROVED, detail, least=found)

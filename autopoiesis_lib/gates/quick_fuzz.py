@@ -23,11 +23,8 @@ def check(policy: Policy, evaluator: Evaluator, trials: Sequence[Trials] | None 
         arguments = item.first_broken(policy, evaluator)
         if arguments is None:
             continue
-        broken, example = evaluator.fault_within(item.formula, arguments) or (
-            item.formula.name,
-            evaluator.counterexample(item.formula, arguments),
-        )
-        return GateResult.refuted("quick-fuzz", broken, example, time.perf_counter() - started)
+        example = evaluator.fault_within(item.formula, arguments) or evaluator.counterexample(item.formula, arguments)
+        return GateResult.refuted("quick-fuzz", example, time.perf_counter() - started)
     tried = sum(len(item.arguments) for item in trials)
     return GateResult(
         name="quick-fuzz", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail=f"{tried} inputs"

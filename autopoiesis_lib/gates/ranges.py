@@ -25,7 +25,7 @@ def check(policy: Policy, evaluator: Evaluator) -> GateResult:
         for arguments in pool_of(policy.contract).decisions[name]:
             # the pool's repair may give up on a sample: only admissible ones count
             if evaluator.fault(name, arguments) is not None and evaluator.admissible(params, arguments):
-                broken, example = evaluator.fault_counterexample(name, arguments)
-                return GateResult.refuted("ranges", broken, example, time.perf_counter() - started)
+                example = evaluator.fault_counterexample(name, arguments)
+                return GateResult.refuted("ranges", example, time.perf_counter() - started)
     detail = f"{settled} of {total} operations cannot overflow or divide by zero; {total - settled} left to the proof"
     return GateResult(name="ranges", verdict=Verdict.PASSED, seconds=time.perf_counter() - started, detail=detail)

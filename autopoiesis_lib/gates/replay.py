@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import AutopoiesisError
 from ..policy import Policy
-from .verdict import GateResult, Verdict
+from .verdict import GateResult, Reason, Verdict
 
 if TYPE_CHECKING:
     from ..simulation.calibration import Calibration
@@ -53,6 +53,7 @@ def check(policy: Policy, bounds: Mapping[str, int]) -> GateResult:
     return GateResult(
         name="replay",
         verdict=Verdict.PASSED if problem is None else Verdict.REFUTED,
+        reason=None if problem is None else Reason.REPLAY,
         seconds=time.perf_counter() - started,
         detail=problem or f"{len(trace)} requests of {trace.name} served, blocks conserved at every step",
     )

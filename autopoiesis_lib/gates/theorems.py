@@ -28,7 +28,7 @@ from ..language.smt import (
 from ..theorem import SYSTEM, Theorem
 from .second_solver import agreed
 from .solving import DEFAULT_RLIMIT, Encoded, Scope, ask, encode_formula, scope_of, to_smtlib
-from .verdict import ObligationResult, TheoremResult, Verdict
+from .verdict import ObligationResult, Reason, TheoremResult, Verdict
 
 __all__ = ["prove_theorem", "prove_theorems"]
 
@@ -68,7 +68,11 @@ def prove_theorem(
         if "step" in formulas:
             results += _System(contract, name, formulas, rlimit).lemmas()
     except TooComplex as error:
-        return (ObligationResult(name=name, verdict=Verdict.UNKNOWN, seconds=0.0, detail=str(error)),)
+        return (
+            ObligationResult(
+                name=name, verdict=Verdict.UNKNOWN, seconds=0.0, reason=Reason.COMPLEXITY, detail=str(error)
+            ),
+        )
     return tuple(results)
 
 
@@ -135,24 +139,27 @@ def _conclude(
     """
     started = time.perf_counter()
 
-    def result(verdict: Verdict, detail: str, solvers: tuple[str, ...] = ("z3",)) -> ObligationResult:
+    def result(
+        verdict: Verdict, detail: str, reason: Reason | None = None, solvers: tuple[str, ...] = ("z3",)
+    ) -> ObligationResult:
         seconds = time.perf_counter() - started
         return ObligationResult(
-            name=name, verdict=verdict, seconds=seconds, detail=detail, solvers=solvers, smtlib=text
+            name=name, verdict=verdict, seconds=seconds, reason=reason, detail=detail, solvers=solvers, smtlib=text
         )
 
     query = [*premises, negation(conclusion)]
     text = to_smtlib(query)
     answer, model = ask(query, rlimit)
     if answer == "sat":
-        return result(Verdict.REFUTED, f"does not follow: {_shown(model)}")
+        return result(Verdict.REFUTED, f"does not follow: {_shown(model)}", Reason.INVARIANT)
     if answer == "unknown":
-        return result(Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units")
+        return result(Verdict.UNKNOWN, f"Z3 gave up within {rlimit:,} resource units", Reason.RESOURCES)
     if ask(list(premises), rlimit)[0] != "sat":
-        return result(Verdict.VACUOUS, "the premises cannot be met")
+        return result(Verdict.VACUOUS, "the premises cannot be met", Reason.VACUOUS)
     if anything is not None and ask([*anything, negation(conclusion)], rlimit)[0] != "sat":
-        return result(Verdict.VACUOUS, "it holds of any kernel and any policy, so it says nothing of these")
-    return result(Verdict.PROVED, doc, agreed(name, text))
+        detail = "it holds of any kernel and any policy, so it says nothing of these"
+        return result(Verdict.VACUOUS, detail, Reason.VACUOUS)
+    return result(Verdict.PROVED, doc, solvers=agreed(name, text))
 
 
 def _shown(model: z3.ModelRef | None) -> str:

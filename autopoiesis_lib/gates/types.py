@@ -24,7 +24,7 @@ from ..errors import AutopoiesisError
 from ..language.grammar import universal_newlines
 from ..policy import Policy
 from ..units import __all__ as unit_names
-from .verdict import GateResult, Verdict
+from .verdict import GateResult, Reason, Verdict
 
 __all__ = ["TypeCheckerError", "check", "check_alike", "type_errors", "warm"]
 
@@ -40,13 +40,15 @@ def check(policy: Policy) -> GateResult:
     try:
         errors = type_errors(policy.source, policy.contract)
     except TypeCheckerError as error:
+        seconds = time.perf_counter() - started
         return GateResult(
-            name="types", verdict=Verdict.UNKNOWN, seconds=time.perf_counter() - started, detail=str(error)
+            name="types", verdict=Verdict.UNKNOWN, seconds=seconds, reason=Reason.TYPES, detail=str(error)
         )
     return GateResult(
         name="types",
         verdict=Verdict.INVALID if errors else Verdict.PASSED,
         seconds=time.perf_counter() - started,
+        reason=Reason.TYPES if errors else None,
         detail=errors[0] if errors else "mypy --strict",
     )
 

@@ -1,6 +1,6 @@
 """What a gate says. Only PROVED and PASSED are green; anything else keeps a policy from running."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ __all__ = [
     "GateResult",
     "LeastBound",
     "ObligationResult",
+    "Reason",
     "Row",
     "TheoremResult",
     "Verdict",
@@ -49,6 +50,51 @@ class Verdict(StrEnum):
         return self in GREEN
 
 
+class Reason(StrEnum):
+    """Reason for which a policy did not go on: what programs decide on, where `detail` is for people."""
+
+    LANGUAGE = "language"
+    """The text is not in the policy language."""
+    CONTRACT = "contract"
+    """The contract itself is not sound."""
+    TYPES = "types"
+    """mypy refuses the text."""
+    DIVISION = "division by zero"
+    """A decision divides by zero."""
+    OVERFLOW = "int64 overflow"
+    """An intermediate value of a decision leaves int64."""
+    RANGE = "out of range"
+    """A decision's result leaves its declared range."""
+    INVARIANT = "invariant"
+    """An invariant is false, or raises."""
+    VACUOUS = "vacuous"
+    """Nothing meets the premises."""
+    RESOURCES = "resources"
+    """A solver gave up."""
+    COMPLEXITY = "complexity"
+    """The terms are too large to be put to a solver."""
+    MEANINGS = "meanings differ"
+    """CPython, the interpreter and the machine code disagree."""
+    REPLAY = "replay"
+    """A replay breaks the contract."""
+    TIME = "time"
+    """A limit on the clock ended the job."""
+    CPU = "cpu"
+    """A limit on processor time ended the job."""
+    MEMORY = "memory"
+    """A limit on memory ended the job."""
+    DIED = "died"
+    """The worker process died."""
+    RAISED = "raised"
+    """The job raised an exception."""
+    OWN_DEFECT = "defect"
+    """A solver and CPython, or two solvers, disagree: a defect of this library."""
+    DUPLICATE = "duplicate"
+    """Another candidate behaves alike."""
+    HOPELESS = "hopeless"
+    """The fitness on some windows was too bad to go on."""
+
+
 _SEVERITY = [
     Verdict.PASSED,
     Verdict.PROVED,
@@ -79,6 +125,9 @@ class Counterexample(_Value):
 
     arguments: Mapping[str, Row | int]
     """By argument name of the obligation: a view as its fields, a scalar as its value."""
+    obligation: str
+    """Name of the obligation that breaks."""
+    reason: Reason
     explanation: str
     """What happens on these values, in one line."""
     pytest: str
@@ -103,6 +152,8 @@ class ObligationResult(_Value):
     name: str
     verdict: Verdict
     seconds: float
+    reason: Reason | None = None
+    """Set when the verdict is not green."""
     detail: str = ""
     counterexample: Counterexample | None = None
     least: LeastBound | None = None
@@ -133,20 +184,42 @@ class GateResult(_Value):
     name: str
     verdict: Verdict
     seconds: float
+    reason: Reason | None = None
+    """Set when the verdict is not green."""
+    obligation: str | None = None
+    """Name of the obligation that decided, when the verdict is not green and it was one."""
     detail: str = ""
     obligations: tuple[ObligationResult, ...] = ()
     counterexample: Counterexample | None = None
 
     @classmethod
-    def refuted(cls, name: str, obligation: str, example: Counterexample, seconds: float) -> Self:
-        """That a gate saw one obligation broken."""
+    def refuted(cls, name: str, example: Counterexample, seconds: float) -> Self:
+        """Return that a gate saw an obligation broken."""
         said: dict[str, Any] = {
             "verdict": Verdict.REFUTED,
             "seconds": seconds,
+            "reason": example.reason,
             "detail": example.explanation,
             "counterexample": example,
         }
-        return cls(name=name, obligations=(ObligationResult(name=obligation, **said),), **said)
+        broken = ObligationResult(name=example.obligation, **said)
+        return cls(name=name, obligation=example.obligation, obligations=(broken,), **said)
+
+    @classmethod
+    def failed(
+        cls, name: str, failed: ObligationResult, seconds: float, obligations: Sequence[ObligationResult]
+    ) -> Self:
+        """Return that a gate is not green because of one of its obligations."""
+        return cls(
+            name=name,
+            verdict=failed.verdict,
+            seconds=seconds,
+            reason=failed.reason,
+            obligation=failed.name,
+            detail=f"{failed.name}: {failed.detail}",
+            obligations=tuple(obligations),
+            counterexample=failed.counterexample,
+        )
 
 
 class GateReport(_Value):

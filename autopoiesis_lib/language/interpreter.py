@@ -5,6 +5,7 @@ went wrong, which is what counterexamples are explained with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from ..view import INT64_MAX, INT64_MIN
 from .ir import (
@@ -45,11 +46,11 @@ Rows = Mapping[str, int]
 
 
 class Fault(ArithmeticError):
-    """An operation that a policy must never reach: `kind` is "division by zero" or "int64 overflow", at `node`."""
+    """An operation that a policy must never reach, at `node`."""
 
-    def __init__(self, kind: str, node: Node, detail: str) -> None:
+    def __init__(self, kind: Literal["division by zero", "int64 overflow"], node: Node, detail: str) -> None:
         super().__init__(f"{kind} on line {node.line}: {detail}")
-        self.kind = kind
+        self.kind: Literal["division by zero", "int64 overflow"] = kind
         self.node = node
 
 

@@ -204,6 +204,8 @@ class Store:
             "id": row.id,
             "verdict": row.verdict,
             "gate": row.gate,
+            "reason": None if row.reason is None else str(row.reason),
+            "obligation": row.obligation,
             "detail": row.detail,
             "digest": row.digest,
             "fingerprint": row.fingerprint,
@@ -248,8 +250,11 @@ class Store:
     def candidates(self, run: str) -> list[CandidateRow]:
         """Return all committed candidates of a run, sorted by id."""
         with self._read("candidates") as connection:
+            # A store of schema version 2 that cannot be written lacks the newest columns.
+            present = {column["name"] for column in sa.inspect(connection).get_columns("candidates")}
+            columns = [column for column in tables.candidates.c if column.name in present]
             rows = connection.execute(
-                sa.select(tables.candidates).where(tables.candidates.c.run == run).order_by(tables.candidates.c.id)
+                sa.select(*columns).where(tables.candidates.c.run == run).order_by(tables.candidates.c.id)
             ).mappings()
             return [checked(CandidateRow(**{key: row[key] for key in row if key != "run"})) for row in rows]
 

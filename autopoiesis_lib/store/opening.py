@@ -215,12 +215,13 @@ def prepare(engine: sa.Engine, where: str) -> tuple[str, str]:
         with writing(engine, exclusive=True) as connection:
             if _version(connection, where) is None:
                 _create(connection)
-    elif found == "1":
+    elif found in ("1", "2"):
         try:
             with writing(engine, exclusive=True) as connection:
-                if _version(connection, where) == "1":
-                    _migrate(connection)
+                _migrate(connection, _version(connection, where))
         except FAULTS as error:
+            if found == "2":  # all of it can be read
+                return _identity(engine, where), ""
             return "", (
                 f"store {where} has schema version 1 and cannot be migrated to version {tables.SCHEMA_VERSION}: "
                 f"{first_line(error)}; it can only be read, and its log not at all: migrate a copy that can be written"
@@ -230,13 +231,17 @@ def prepare(engine: sa.Engine, where: str) -> tuple[str, str]:
             f"store {where} has schema version {printable(found)}, and this library reads version "
             f"{tables.SCHEMA_VERSION}; open it with the library that wrote it, or give another --store"
         )
+    return _identity(engine, where), ""
+
+
+def _identity(engine: sa.Engine, where: str) -> str:
     with engine.connect() as connection:
         identity = connection.execute(
             sa.select(tables.meta.c.value).where(tables.meta.c.key == "identity")
         ).scalar_one_or_none()
     if not isinstance(identity, str):
         raise StoreError(f"store {where} is damaged: it has no identity; restore it from a backup")
-    return identity, ""
+    return identity
 
 
 def _version(connection: sa.Connection, where: str) -> str | None:
@@ -271,8 +276,21 @@ def _create(connection: sa.Connection) -> None:
     _freeze(connection)
 
 
-def _migrate(connection: sa.Connection) -> None:
-    """Bring version 1 to version 2: the log gets its entry numbers and chain values in the order of its ids."""
+def _migrate(connection: sa.Connection, version: str | None) -> None:
+    """Bring version 1 or 2 to the present one; another process may have done so."""
+    if version == "1":
+        _chain_log(connection)
+    if version in ("1", "2"):
+        for column in (tables.candidates.c.reason, tables.candidates.c.obligation):
+            kind = column.type.compile(connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE candidates ADD COLUMN {column.name} {kind}")
+        connection.execute(
+            tables.meta.update().where(tables.meta.c.key == "schema_version").values(value=str(tables.SCHEMA_VERSION))
+        )
+
+
+def _chain_log(connection: sa.Connection) -> None:
+    """Bring the log of version 1 to version 2: it gets its entry numbers and chain values in the order of its ids."""
     old = sa.table("deployments", *(sa.column(name) for name in V1_COLUMNS))
     text = sa.cast(old.c.detail, sa.Text).label("detail")
     query = sa.select(*(old.c[name] for name in V1_COLUMNS if name != "detail"), text).order_by(old.c.id)
@@ -291,9 +309,6 @@ def _migrate(connection: sa.Connection) -> None:
     if rows:
         connection.execute(tables.deployments.insert(), rows)
     connection.execute(tables.meta.insert().values(key="identity", value=identity))
-    connection.execute(
-        tables.meta.update().where(tables.meta.c.key == "schema_version").values(value=str(tables.SCHEMA_VERSION))
-    )
     _freeze(connection)
 
 

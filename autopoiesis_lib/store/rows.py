@@ -81,7 +81,12 @@ class CandidateRow:
     id: int
     verdict: str
     gate: str | None = None
+    reason: str | None = None
+    """Value of a `gates.verdict.Reason`; None when nothing spoke against it, and in stores of schema version 2 and earlier."""
+    obligation: str | None = None
+    """Name of the obligation that it failed."""
     detail: str = ""
+    """The reason in words, for people."""
     digest: str | None = None
     fingerprint: str | None = None
     descriptor: str | None = None

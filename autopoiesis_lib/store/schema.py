@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a table changes. A store of an earlier version is migrated at open, one of a later version is refused."""
 
 metadata = sa.MetaData()
@@ -78,6 +78,8 @@ candidates = sa.Table(
     sa.Column("scores", sa.JSON, nullable=True),
     sa.Column("fitness", sa.Float, nullable=True),
     sa.Column("seconds", sa.JSON, nullable=False),
+    sa.Column("reason", sa.String(32), nullable=True),
+    sa.Column("obligation", sa.Text, nullable=True),
     sa.ForeignKeyConstraint(["run", "id"], ["proposals.run", "proposals.id"]),
 )
 counterexamples = sa.Table(

@@ -27,7 +27,12 @@ class Parent:
     """Its metrics over the train windows, at their own rate and a higher one together."""
     gate: str | None = None
     """The gate that rejected it, if any."""
+    reason: str | None = None
+    """Value of a `gates.verdict.Reason`; None when it was not rejected, or long ago."""
+    obligation: str | None = None
+    """Name of the obligation that it failed."""
     detail: str = ""
+    """The reason in words, for a language model."""
     counterexample: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     """What its own proposer noted down."""

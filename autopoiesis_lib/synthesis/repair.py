@@ -8,26 +8,33 @@ from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
+from ..binding import range_name
 from ..contract import Contract
+from ..gates.verdict import Reason
 from ..language.ir import Binary, Const, Expr, Field, Function, MinMax, Module, Return, walk
 from ..language.ranges import analyse
 from .moves import decision_palette
 from .palette import Aging, Palette
+from .proposer import Parent
 from .tree import replace_in, returns, with_function
 
 __all__ = ["repair", "repaired_aging"]
 
 
-def repair(contract: Contract, module: Module, rng: Random, gate: str | None, detail: str) -> tuple[Module, str] | None:
-    """A module that should pass where `module` was rejected, and the move's name; None when nothing applies."""
+def repair(contract: Contract, module: Module, rng: Random, rejected: Parent) -> tuple[Module, str] | None:
+    """Return a module that should pass where `rejected` did not, and the move's name; None when nothing applies.
+
+    `module` is what `rejected` says, read.
+    """
     decision = next(iter(contract.decisions))
     palette = decision_palette(contract, module, decision)
-    if "zero" in detail:
+    if rejected.reason == Reason.DIVISION:
         fixed = _nonzero_divisors(module)
         if fixed is not None:
             return fixed, "repair-division"
     aging = palette.aging
-    if "overflow" in detail or "int64" in detail or "range" in detail or gate == "ranges":
+    too_large = rejected.reason in (Reason.OVERFLOW, Reason.RANGE) or rejected.obligation == range_name(decision)
+    if too_large or rejected.gate == "ranges":
         return _clamped(contract, module, palette), "repair-range"
     if aging is not None:
         return repaired_aging(module, decision, palette, aging, rng), "repair-aging"

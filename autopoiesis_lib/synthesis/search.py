@@ -64,7 +64,7 @@ class SearchProposer:
         parent, module = readable[0]
         mate = readable[1] if len(readable) > 1 else None
         if parent.gate is not None:
-            repaired = repair(contract, module, rng, parent.gate, parent.detail)
+            repaired = repair(contract, module, rng, parent)
             if repaired is not None:
                 return _printed(repaired[0], contract, repaired[1], (parent.id,))
         sigma = _sigma(parent, rng)

@@ -53,6 +53,7 @@ def check_file(
 ) -> "GateReport":
     """The gates' report on a file; one that cannot be read as text is INVALID, one that takes too long UNKNOWN."""
     from autopoiesis_lib.gates import GateResult, Verdict, check
+    from autopoiesis_lib.gates.verdict import Reason
     from autopoiesis_lib.language import LanguageError
     from autopoiesis_lib.policy import read_policy_text
 
@@ -64,10 +65,13 @@ def check_file(
             return check_within(time_limit, text, contract, certify, done.append)
         return check(text, contract, explain=True, certify=certify)
     except LanguageError as error:
-        done.append(GateResult(name="grammar", verdict=Verdict(error.verdict), seconds=0.0, detail=error.message))
+        verdict, reason = Verdict(error.verdict), Reason.LANGUAGE
+        done.append(GateResult(name="grammar", verdict=verdict, seconds=0.0, reason=reason, detail=error.message))
     except OutOfTime:
-        detail = f"stopped by --time-limit {time_limit:g}; give it longer or simplify the policy"
-        done.append(GateResult(name="time-limit", verdict=Verdict.UNKNOWN, seconds=time_limit or 0.0, detail=detail))
+        spent = time_limit or 0.0
+        detail = f"stopped by --time-limit {spent:g}; give it longer or simplify the policy"
+        unknown, reason = Verdict.UNKNOWN, Reason.TIME
+        done.append(GateResult(name="time-limit", verdict=unknown, seconds=spent, reason=reason, detail=detail))
     return _report(contract, done, time.perf_counter() - started)
 
 
@@ -97,7 +101,14 @@ def document(report: "GateReport", path: Path) -> Mapping[str, Any]:
         "verdict": report.verdict,
         "seconds": report.seconds,
         "gates": [
-            {"name": gate.name, "verdict": gate.verdict, "seconds": gate.seconds, "detail": gate.detail}
+            {
+                "name": gate.name,
+                "verdict": gate.verdict,
+                "seconds": gate.seconds,
+                "reason": gate.reason,
+                "obligation": gate.obligation,
+                "detail": gate.detail,
+            }
             for gate in report.gates
         ],
         "obligations": [
@@ -105,6 +116,7 @@ def document(report: "GateReport", path: Path) -> Mapping[str, Any]:
                 "name": item.name,
                 "verdict": item.verdict,
                 "seconds": item.seconds,
+                "reason": item.reason,
                 "detail": item.detail,
                 "counterexample": None if item.counterexample is None else item.counterexample.arguments,
                 "least": None if item.least is None else item.least.model_dump(mode="json", exclude={"refuted_below"}),

@@ -82,7 +82,7 @@ def test_a_hopeless_candidate_is_not_measured_beyond_the_window_that_shows_it() 
     evaluator = Seen()
     stopped = judged(evaluator, busier=0.1)
     assert evaluator.windows == ["busier"]
-    assert stopped.fitness is None and stopped.gate is None and stopped.detail == "stopped after the busier window"
+    assert stopped.fitness is None and stopped.gate is None and stopped.reason == "hopeless"
     passed = judged(evaluator, busier=0.99)
     assert evaluator.windows == ["busier", "train"]
     assert passed.fitness is not None and passed.fitness < 1
@@ -122,7 +122,7 @@ def test_a_run_stops_many_candidates_early_and_none_of_them_is_an_elite(tmp_path
     result = evolve(CONTRACT, Seen(), budget=budget, seed=1, executor=Inline, store=tmp_path / "s.db", certify=False)
     opened = Store.open(tmp_path / "s.db")
     rows = opened.candidates(result.run)
-    stopped = [row for row in rows if row.detail == "stopped after the busier window"]
+    stopped = [row for row in rows if row.reason == "hopeless"]
     assert len(stopped) > 20 and all(row.fitness is None and row.gate is None for row in stopped)
     setup = Setup(contract=CONTRACT, evaluator=Cheap(), objectives=TTFT)
     texts = {row.id: row.source for row in opened.proposals(result.run)}

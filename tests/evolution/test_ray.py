@@ -62,7 +62,7 @@ def test_a_ray_worker_killed_in_the_middle_costs_at_most_its_own_candidate(tmp_p
     assert len(rows) == 120
     lost = [row for row in rows if row.verdict == "UNKNOWN"]
     assert len(lost) <= 1
-    assert all(row.detail.startswith("died") for row in lost)
+    assert all(row.reason == "died" for row in lost)
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_a_misbehaving_evaluation_costs_only_its_own_candidate_on_ray(tmp_path: 
     lost = [row for row in rows if row.verdict == "UNKNOWN"]
     assert len(rows) == 20
     assert lost
-    assert {row.detail.partition(":")[0] for row in lost} == {kind}
+    assert {row.reason for row in lost} == {kind}

@@ -742,7 +742,7 @@ class TestVersion1:
             lambda: store.start_run(RUN),
             lambda: store.identity,
         ):
-            with pytest.raises(StoreError, match="version 1 and cannot be migrated to version 2") as caught:
+            with pytest.raises(StoreError, match="version 1 and cannot be migrated to version 3") as caught:
                 refused()
             assert "\n" not in str(caught.value)
         store.close()
@@ -763,6 +763,44 @@ class TestVersion1:
             assert connection.execute("SELECT count(*) FROM deployments").fetchone() == (3,)
 
 
+def build_version_2(path: Path) -> None:
+    """Make a store of schema version 2 with one candidate: the present one without the columns that came since."""
+    store = Store.open(path)
+    store.start_run(RUN)
+    store.propose(RUN.id, [ProposalRow(id=0, generation=1, source="text", move="tune")])
+    store.commit(RUN.id, CandidateRow(id=0, verdict="REFUTED", gate="proof", detail="starves"))
+    store.log_deployment(CHANNEL, "note", actor="me")
+    store.close()
+    with sqlite3.connect(path) as connection:
+        for column in ("reason", "obligation"):
+            connection.execute(f"ALTER TABLE candidates DROP COLUMN {column}")
+        connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema_version'")
+
+
+class TestVersion2:
+    def test_is_migrated_at_open_with_reasons_unknown(self, tmp_path: Path) -> None:
+        build_version_2(tmp_path / "store.db")
+        store, new = Store.open(tmp_path / "store.db"), Store.open(tmp_path / "new.db")
+        [row] = store.candidates(RUN.id)
+        assert (row.gate, row.reason, row.obligation, row.detail) == ("proof", None, None, "starves")
+        assert schema_of(store) == schema_of(new)
+        store.propose(RUN.id, [ProposalRow(id=1, generation=1, source="text", move="tune")])
+        store.commit(RUN.id, CandidateRow(id=1, verdict="REFUTED", gate="proof", reason="invariant", obligation="ages"))
+        assert store.candidates(RUN.id)[1].reason == "invariant"
+        assert store.check_log(CHANNEL).whole
+        store.close()
+        new.close()
+
+    def test_can_be_read_where_it_cannot_be_written(self, tmp_path: Path) -> None:
+        build_version_2(tmp_path / "store.db")
+        store = Store.open(f"sqlite:///file:{tmp_path}/store.db?mode=ro&uri=true")
+        assert store.candidates(RUN.id)[0].detail == "starves"
+        assert store.check_log(CHANNEL).whole
+        with pytest.raises(StoreError, match="cannot be written"):
+            store.log_deployment(CHANNEL, "note", actor="me")
+        store.close()
+
+
 def schema_of(store: Store) -> set[tuple[str, str, str]]:
     with store._engine.connect() as connection:
         found = connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
@@ -778,7 +816,7 @@ class TestOpening:
         Store.open(tmp_path / "s.db").close()
         with sqlite3.connect(tmp_path / "s.db") as connection:
             connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
-        with pytest.raises(StoreError, match="schema version 99, and this library reads version 2"):
+        with pytest.raises(StoreError, match="schema version 99, and this library reads version 3"):
             Store.open(tmp_path / "s.db")
 
     def test_refuses_what_is_no_store_in_one_line(self, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
 from autopoiesis_lib import Policy
-from autopoiesis_lib.gates import Verdict, check, proof
+from autopoiesis_lib.gates import GateResult, Verdict, check, proof
 from autopoiesis_lib.language import LanguageError, Module, parse
 from autopoiesis_lib.language.python import to_source
 from autopoiesis_lib.synthesis import Context, Parent, SearchProposer, Slot
@@ -83,18 +83,22 @@ def test_a_policy_refuted_for_starvation_is_proved_after_one_repair(body: str) -
     result = proof.check(policy, least=False)
     assert result.verdict is Verdict.REFUTED
     for seed in range(8):
-        fixed = repair(CONTRACT, policy.module, Random(seed), "proof", result.detail)
+        fixed = repair(CONTRACT, policy.module, Random(seed), rejected(result))
         assert fixed is not None
         assert fixed[1] == "repair-aging"
         repaired = Policy.from_source(to_source(simplified(fixed[0]), CONTRACT.interface), CONTRACT)
         assert proof.check(repaired, least=False).verdict is Verdict.PROVED
 
 
+def rejected(result: GateResult) -> Parent:
+    return Parent(id=0, source="", gate=result.name, reason=result.reason, obligation=result.obligation)
+
+
 def test_a_division_by_zero_is_repaired() -> None:
     text = f"{HEADER}def score(request: Waiting, engine: Engine) -> int:\n    return request.waited_us // engine.num_running\n"
     report = check(text, CONTRACT, gates=("grammar", "types", "ranges"))
     assert report.failed is not None
-    fixed = repair(CONTRACT, parse(text, CONTRACT.interface), Random(0), report.failed.name, report.failed.detail)
+    fixed = repair(CONTRACT, parse(text, CONTRACT.interface), Random(0), rejected(report.failed))
     assert fixed is not None
     assert fixed[1] == "repair-division"
     again = check(to_source(fixed[0], CONTRACT.interface), CONTRACT, gates=("grammar", "types", "ranges"))
@@ -106,7 +110,7 @@ def test_an_overflow_is_repaired() -> None:
     text = f"{HEADER}def score(request: Waiting, engine: Engine) -> int:\n    return {body}\n"
     report = check(text, CONTRACT, gates=("grammar", "types", "ranges"))
     assert report.failed is not None
-    fixed = repair(CONTRACT, parse(text, CONTRACT.interface), Random(0), report.failed.name, report.failed.detail)
+    fixed = repair(CONTRACT, parse(text, CONTRACT.interface), Random(0), rejected(report.failed))
     assert fixed is not None
     again = check(to_source(fixed[0], CONTRACT.interface), CONTRACT, gates=("grammar", "types", "ranges"))
     assert again.verdict is Verdict.PASSED, again.failed
