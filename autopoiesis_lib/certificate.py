@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,16 +21,17 @@ from .binding import CertificateError, bound_policy
 from .contract import Contract
 from .errors import AutopoiesisError
 from .gates import GateReport, GateResult, ObligationResult, Verdict, check
+from .gates.alethe import with_proof, without_proofs_that_do_not_fit
 from .gates.claims import NOT_COVERED
 from .gates.fuzz import DEFAULT_EXAMPLES
 from .gates.samples import SEED
 from .gates.second_solver import DEFAULT_RESOURCES
-from .gates.smtlib import SmtLibError, read
 from .gates.solving import DEFAULT_RLIMIT
 from .gates.texts import TextAnswer, solve_isolated
 from .gates.verdict import TheoremResult, rests_on
 from .language.products import PRODUCT
 from .policy import Policy
+from .proofs.smtlib import SmtLibError, read
 from .protocol.envelope import CERTIFICATE, Envelope, first_problem, seal
 from .protocol.files import MAX_CERTIFICATE_BYTES, FileRefusedError, read_bounded, write_atomically
 from .protocol.keys import SigningKey
@@ -148,15 +149,20 @@ class Certificate(_Value):
         """
         return bound_policy(self, contract, self.policy_source if source is None else source)
 
+    @property
+    def items(self) -> tuple[ObligationResult, ...]:
+        """Every obligation, and every lemma of every theorem."""
+        return (*self.obligations, *(lemma for theorem in self.theorems for lemma in theorem.lemmas))
+
     def recheck(self, *, seconds: float = SOLVING.seconds) -> tuple[ObligationResult, ...]:
         """Prove the SMT-LIB text of every obligation and lemma again, with Z3 and cvc5; our encoder takes no part.
 
         A text is PROVED when at least one solver refutes it and none finds a model. That says nothing about the policy: a text
         may state anything, and only the encoder knows what it should state. Texts outside the grammar that our encoder writes
-        (`gates.smtlib`) are UNKNOWN; the others are solved in a child process within `seconds`.
+        (`proofs.smtlib`) are UNKNOWN; the others are solved in a child process within `seconds`.
         """
         names = {item.name for item in self.obligations}
-        items = (*self.obligations, *(lemma for theorem in self.theorems for lemma in theorem.lemmas))
+        items = self.items
         queries: dict[int, str] = {}
         details: dict[int, str] = {}
         for index, item in enumerate(items):
@@ -198,8 +204,8 @@ def sign(certificate: Certificate, key: SigningKey) -> Envelope:
     return seal(certificate.payload(), CERTIFICATE, key)
 
 
-def verify(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT) -> Certificate:
-    """Run every gate on a policy and certify it.
+def verify(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, proofs: bool = False) -> Certificate:
+    """Run every gate on a policy and certify it; with `proofs`, each obligation and lemma keeps a proof of its text by cvc5.
 
     Raises:
         Rejected: a gate was not green; its report holds verdicts and counterexamples.
@@ -207,7 +213,7 @@ def verify(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT) -> Certificate:
     report = check(policy.source, policy.contract, rlimit=rlimit, explain=True, certify=True)
     if report.verdict is not Verdict.PROVED:
         raise Rejected(report)
-    return certify(policy, report, rlimit=rlimit)
+    return certify(policy, report, rlimit=rlimit, proofs=proofs)
 
 
 def verify_here(asked: bytes) -> bytes:
@@ -227,8 +233,8 @@ def verify_here(asked: bytes) -> bytes:
     return b"R" + json.dumps(said).encode()
 
 
-def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT) -> Certificate:
-    """A certificate from a report of `gates.check(..., certify=True)` whose verdict is PROVED.
+def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT, proofs: bool = False) -> Certificate:
+    """A certificate from a report of `gates.check(..., certify=True)` whose verdict is PROVED; as `verify`, with `proofs`.
 
     Raises:
         Rejected: the report is not green.
@@ -250,7 +256,7 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT)
     if {theorem.name for theorem in report.theorems} != {item.__name__ for item in policy.contract.theorems()}:
         raise CertificateError("the report does not have every theorem of the contract; make it with `gates.check`")
     contract = policy.contract
-    return Certificate(
+    certificate = Certificate(
         contract=contract.contract_name,
         contract_digest=contract.digest,
         contract_parameters=contract.model_dump(),
@@ -270,6 +276,29 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT)
             "sample_seed": SEED,
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return _with_proofs(certificate) if proofs else certificate
+
+
+ENVELOPE_BYTES: Final = 65_536
+"""What signatures and the words around a payload may take in a certificate file."""
+
+
+def _with_proofs(certificate: Certificate) -> Certificate:
+    """Return a certificate whose obligations and lemmas keep proofs of their texts, as far as its file has room for them."""
+    bare = [with_proof(item) for item in certificate.items]
+    # A signed file holds the payload in base64, a readable one is indented; proofs are one line each in both.
+    readable = len(json.dumps(json.loads(certificate.payload()), indent=2)) + sum(len(item.proof_gap) for item in bare)
+    room = (MAX_CERTIFICATE_BYTES - ENVELOPE_BYTES) * 3 // 4 - readable - 200 * len(bare)
+    kept = iter(without_proofs_that_do_not_fit(bare, room))
+    return certificate.model_copy(
+        update={
+            "obligations": tuple(next(kept) for _ in certificate.obligations),
+            "theorems": tuple(
+                theorem.model_copy(update={"lemmas": tuple(next(kept) for _ in theorem.lemmas)})
+                for theorem in certificate.theorems
+            ),
+        }
     )
 
 

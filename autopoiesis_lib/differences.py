@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, Final
 
 from .certificate import Certificate
-from .gates.smtlib import SmtLibError, read
+from .proofs.smtlib import SmtLibError, read
 from .protocol.text import printable
 
 __all__ = ["differences", "shown"]
@@ -19,8 +19,8 @@ LONGEST: Final = 100
 SOLVERS: Final = ("autopoiesis-lib", "z3-solver", "cvc5")
 """Packages whose version decides how an obligation is printed and proved."""
 
-HOW_IT_WAS_MADE: Final = frozenset({"seconds", "created", "versions"})
-"""Fields about the making of a certificate. They differ between two makings, and nothing rests on them."""
+HOW_IT_WAS_MADE: Final = frozenset({"seconds", "created", "versions", "proof", "proof_gap"})
+"""Fields about the making of a certificate. They differ between two makings, and nothing rests on them; proofs are checked."""
 
 
 def differences(claimed: Certificate, proved: Certificate) -> tuple[str, ...]:

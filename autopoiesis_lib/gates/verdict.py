@@ -163,6 +163,10 @@ class ObligationResult(_Value):
     """The solvers that agree; one name only means the other gave up."""
     smtlib: str | None = Field(default=None, repr=False)
     """The refutation query: when it is unsatisfiable the obligation holds; None unless asked for."""
+    proof: str | None = Field(default=None, repr=False)
+    """An Alethe proof that `smtlib` is unsatisfiable, as `proofs.stored` keeps it; None unless asked for."""
+    proof_gap: str = ""
+    """Why there is no proof, or none that `proofs` can check, where one was asked for."""
 
 
 class TheoremResult(_Value):

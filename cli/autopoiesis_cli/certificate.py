@@ -63,14 +63,17 @@ def check(
     keys: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of trusted keys (*.pub) for the certificate's signature.")
     ] = None,
+    proofs: Annotated[
+        bool, typer.Option("--proofs", help="Also check the proof of every obligation, without trusting a solver.")
+    ] = False,
     json: Json = False,
 ) -> Answer:
     """Run all gates on the certified policy here and compare what they find with what the file says.
 
-    Exit 0 when it is proved here and the file agrees, or when a trusted key vouches for what cannot be proved here; 1 when not; 2
-    when FILE is no certificate, or not about POLICY.py.
+    Exit 0 when it is proved here and the file agrees, or when a trusted key vouches for what cannot be proved here; 1 when not,
+    or when --proofs finds one that is missing or wrong; 2 when FILE is no certificate, or not about POLICY.py.
     """
-    from autopoiesis_cli.rendering.gates import render_certificate, render_report
+    from autopoiesis_cli.rendering.gates import render_certificate, render_proofs, render_report
     from autopoiesis_lib.certificate import Certificate, read_envelope
     from autopoiesis_lib.protocol.text import printable
 
@@ -81,6 +84,8 @@ def check(
     binding = "" if policy is None else _other_text(claimed, policy)
     found = _found(claimed)
     proved = found.certificate is not None and not found.differences
+    checked = _check_proofs(claimed, found) if proofs else None
+    unproved = () if checked is None else tuple(item for item in checked.items if item.state != "checked")
     rests_on = "proof" if proved else "signature" if key is not None and found.open else "nothing"
     seconds = time.perf_counter() - started
     if found.report is not None and not found.open:
@@ -89,6 +94,12 @@ def check(
     else:
         shown = render_certificate(found.certificate, found.differences, rests_on, signature, seconds)
         error = "" if rests_on != "nothing" else f"{file}: not what is proved here: {_first(found.differences)}"
+    if checked is not None:
+        gaps = {item.name: f"{item.state}: {item.detail}" if item in unproved else "" for item in checked.items}
+        shown = [*shown, *render_proofs(gaps, checked.seconds)]
+    without = _without_proof(checked, unproved)
+    if without and not error:
+        error = f"{file}: {without}"
     return Answer(
         document={
             "certificate": {
@@ -108,12 +119,104 @@ def check(
             "binding": binding,
             "differences": found.differences,
             "seconds": seconds,
-            **_recomputed(found),
+            **_recomputed(found, checked),
         },
         shown=shown,
-        code=MISTAKE if binding else REFUSED if rests_on == "nothing" else DONE,
+        code=MISTAKE if binding else REFUSED if rests_on == "nothing" or without else DONE,
         error=f"{file}: {binding}" if binding else error,
     )
+
+
+@app.command("export")
+@answering
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A certificate.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder for the files; it is made if need be.")],
+    json: Json = False,
+) -> Answer:
+    """Write each obligation as SMT-LIB and its proof as Alethe, for checkers of others. Nothing in them is checked here.
+
+    Exit 0 when every obligation has a proof, 1 when one has none or is refused, 2 when FILE is no certificate.
+    """
+    from rich.text import Text
+
+    from autopoiesis_lib.certificate import Certificate
+    from autopoiesis_lib.proofs.stored import exported
+    from autopoiesis_lib.protocol.files import write_atomically
+    from autopoiesis_lib.protocol.text import printable
+
+    written: list[dict[str, Any]] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder}: {error.strerror}", param_hint="DIR") from None
+    for number, item in enumerate(Certificate.read(file).items, 1):
+        slug = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in item.name)[:60]
+        contents, problem = exported(item.smtlib, item.proof)
+        paths = [str(folder / f"{number:03}-{slug}{suffix}") for suffix in contents]
+        for path, content in zip(paths, contents.values(), strict=True):
+            write_atomically(path, content)
+        written.append({"name": printable(item.name), "files": paths, "problem": printable(problem)})
+    gaps = [f"{item['name']}: {item['problem']}" for item in written if item["problem"]]
+    count = sum(len(item["files"]) for item in written)
+    return Answer(
+        document={"certificate": {"path": str(file)}, "obligations": written},
+        shown=[Text(f"{count} files written to {folder}"), *(Text(f"- {gap}") for gap in gaps)],
+        code=REFUSED if gaps else DONE,
+        error=f"{file}: without a proof: {_first(tuple(gaps))}" if gaps else "",
+    )
+
+
+@dataclass(frozen=True)
+class _Proved:
+    """One obligation or lemma that was encoded here, and what became of the file's proof of it."""
+
+    name: str
+    state: str
+    """`checked`, `missing` or `refused`."""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class _Proofs:
+    items: tuple[_Proved, ...] = ()
+    seconds: float = 0.0
+
+
+def _check_proofs(claimed: "Certificate", found: _Found) -> _Proofs:
+    """Check the file's proofs against the texts that were encoded here; a proof of another text does not count."""
+    from autopoiesis_lib.proofs.stored import check_isolated
+    from autopoiesis_lib.protocol.text import printable
+
+    if found.certificate is None:
+        return _Proofs()
+    started = time.perf_counter()
+    stored = {item.name: item for item in claimed.items}
+    given = [(item, stored.get(item.name)) for item in found.certificate.items]
+    outcomes = iter(
+        check_isolated([(item.smtlib or "", other.proof) for item, other in given if other is not None and other.proof])
+    )
+    items: list[_Proved] = []
+    for item, other in given:
+        if other is None or not other.proof:
+            items.append(_Proved(item.name, "missing", printable(other.proof_gap)[:300] if other is not None else ""))
+        else:
+            said = next(outcomes)
+            state, detail = ("refused", printable(said.detail)[:300]) if said.problem else ("checked", "")
+            items.append(_Proved(item.name, state, detail))
+    return _Proofs(tuple(items), time.perf_counter() - started)
+
+
+def _without_proof(checked: _Proofs | None, unproved: tuple[_Proved, ...]) -> str:
+    """Return in one line why not everything is proved by a checked proof; empty when it is, or when nobody asked."""
+    if checked is None:
+        return ""
+    if not checked.items:
+        return "no proof was checked, for no obligation was encoded here"
+    lines = tuple(
+        f"the proof of `{item.name}` is {item.state}: {item.detail or 'the file has none'}" for item in unproved
+    )
+    return _first(lines) if lines else ""
 
 
 def _signature(envelope: "Envelope", keys: Path | None) -> tuple[str | None, str]:
@@ -204,20 +307,21 @@ def _other_text(claimed: "Certificate", policy: Path) -> str:
     return f"{policy} is not the certified one: it differs from line {line} on (comments count: they are what a reader trusts)"
 
 
-def _recomputed(found: _Found) -> Mapping[str, Any]:
-    """Return the parts of the document that the gates found here."""
+def _recomputed(found: _Found, checked: _Proofs | None) -> Mapping[str, Any]:
+    """Return the parts of the document that the gates, and the checker of proofs, found here."""
     made, report = found.certificate, found.report
-    obligations = (
-        (*made.obligations, *(lemma for theorem in made.theorems for lemma in theorem.lemmas))
-        if made is not None
-        else ()
-        if report is None
-        else report.obligations
-    )
+    obligations = made.items if made is not None else () if report is None else report.obligations
+    proofs = {item.name: {"proof": item.state, "proof_detail": item.detail} for item in (checked or _Proofs()).items}
     example = None if report is None else report.counterexample
     return {
         "obligations": [
-            {"name": item.name, "verdict": item.verdict, "detail": item.detail, "solvers": item.solvers}
+            {
+                "name": item.name,
+                "verdict": item.verdict,
+                "detail": item.detail,
+                "solvers": item.solvers,
+                **proofs.get(item.name, {}),
+            }
             for item in obligations
         ],
         "claims": () if made is None else made.claims,

@@ -13,6 +13,7 @@ from autopoiesis_cli.options import ContractOption, PolicyPath, SettingsOption, 
 
 if TYPE_CHECKING:
     from autopoiesis_lib import Contract
+    from autopoiesis_lib.certificate import Certificate
     from autopoiesis_lib.gates import GateReport, GateResult
 
 __all__ = ["check_file", "document", "verify"]
@@ -29,20 +30,40 @@ def verify(
     time_limit: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0.001, help="Give up (UNKNOWN) after this long.")
     ] = None,
+    proofs: Annotated[
+        bool, typer.Option("--proofs", help="Keep a proof of each obligation by cvc5 in the certificate.")
+    ] = False,
     json: Json = False,
 ) -> Answer:
     """Run a policy through all the gates: exit 0 when PROVED, 1 when refused, 2 when the file is not a policy."""
-    from autopoiesis_cli.rendering.gates import render_report
+    from autopoiesis_cli.rendering.gates import render_proofs, render_report
 
+    if proofs and certificate is None:
+        raise typer.BadParameter(
+            "proofs are kept in a certificate; also give --certificate FILE", param_hint="--proofs"
+        )
     chosen = contract_from(contract, settings)
     report = check_file(policy, chosen, certify=certificate is not None, time_limit=time_limit)
+    kept = None
     if certificate is not None and report.verdict == "PROVED":
-        _write_certificate(policy, chosen, report, certificate)
+        made = _write_certificate(policy, chosen, report, certificate, proofs)
+        kept = {item.name: item.proof_gap for item in made.items} if proofs else None
     code = DONE if report.verdict == "PROVED" else MISTAKE if report.verdict == "INVALID" else REFUSED
     failed = report.gates[-1] if not report.gates[-1].verdict.green else report.failed
     return Answer(
-        document={**document(report, policy), "certificate": _written(certificate, report)},
-        shown=render_report(report, policy, _written(certificate, report)),
+        document={
+            **document(report, policy),
+            "certificate": _written(certificate, report),
+            "proofs": None
+            if kept is None
+            else [
+                {"name": name, "proof": "refused" if gap else "checked", "detail": gap} for name, gap in kept.items()
+            ],
+        },
+        shown=[
+            *render_report(report, policy, _written(certificate, report)),
+            *([] if kept is None else render_proofs(kept)),
+        ],
         code=code,
         error="" if failed is None else _reason(policy, report.verdict, failed.detail),
     )
@@ -134,8 +155,12 @@ def _written(certificate: Path | None, report: "GateReport") -> str | None:
     return str(certificate) if certificate is not None and report.verdict == "PROVED" else None
 
 
-def _write_certificate(path: Path, contract: "Contract", report: "GateReport", target: Path) -> None:
+def _write_certificate(
+    path: Path, contract: "Contract", report: "GateReport", target: Path, proofs: bool
+) -> "Certificate":
     from autopoiesis_lib.certificate import certify
     from autopoiesis_lib.policy import Policy
 
-    certify(Policy.from_file(path, contract), report).write(target)
+    made = certify(Policy.from_file(path, contract), report, proofs=proofs)
+    made.write(target)
+    return made

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
-from autopoiesis_lib.certificate import Certificate, sign
+from autopoiesis_lib import Policy
+from autopoiesis_lib.certificate import Certificate, sign, verify
 from autopoiesis_lib.protocol.keys import load_key, new_key
 from autopoiesis_lib.protocol.statement import statement
 
@@ -245,3 +247,63 @@ def test_what_is_no_certificate_is_refused_in_one_line(command: Command, tmp_pat
     assert ran.code == 2
     assert list(ran.document) == ["error"]
     assert ran.err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def with_proofs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("proofs") / "certificate.json"
+    policy = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
+    verify(policy, proofs=True).write(path)
+    return path
+
+
+class TestProofs:
+    def test_each_is_checked_without_a_solver(self, command: Command, with_proofs: Path) -> None:
+        ran = command("certificate", "check", with_proofs, "--proofs", "--json")
+        assert ran.code == 0, ran.err
+        assert len(ran.document["obligations"]) == 7
+        assert {item["proof"] for item in ran.document["obligations"]} == {"checked"}
+
+    def test_one_that_is_missing_or_of_another_text_is_named(
+        self, command: Command, with_proofs: Path, tmp_path: Path
+    ) -> None:
+        predicate = json.loads(with_proofs.read_text())["predicate"]
+        first, second, *_ = predicate["obligations"]
+        first["proof"] = None
+        second["proof"] = predicate["obligations"][2]["proof"]
+        path = tmp_path / "forged.json"
+        path.write_bytes(statement(predicate["policy_source"], "policy.py", predicate))
+        ran = command("certificate", "check", path, "--proofs", "--json")
+        assert ran.code == 1
+        assert ran.err.count("\n") == 1 and "the proof of `score is safe` is missing" in ran.err
+        states = {item["name"]: item["proof"] for item in ran.document["obligations"]}
+        assert (states.pop("score is safe"), states.pop("score is in range")) == ("missing", "refused")
+        assert set(states.values()) == {"checked"}
+        assert command("certificate", "check", path).code == 0
+
+    def test_a_certificate_without_any_is_refused(self, command: Command, certificate: Path) -> None:
+        ran = command("certificate", "check", certificate, "--proofs", "--json")
+        assert ran.code == 1
+        assert {item["proof"] for item in ran.document["obligations"]} == {"missing"}
+
+    def test_they_are_written_out_beside_their_texts(self, command: Command, with_proofs: Path, tmp_path: Path) -> None:
+        ran = command("certificate", "export", with_proofs, tmp_path / "out", "--json")
+        assert ran.code == 0, ran.err
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names[:2] == ["001-score-is-safe.alethe", "001-score-is-safe.smt2"]
+        assert len(names) == 16
+
+    def test_an_obligation_without_one_is_named(self, command: Command, certificate: Path, tmp_path: Path) -> None:
+        ran = command("certificate", "export", certificate, tmp_path / "out")
+        assert ran.code == 1
+        assert "score is safe: the certificate has no proof of it" in ran.err
+        assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".smt2"}
+
+    def test_verify_keeps_them_in_a_certificate_only(self, command: Command, policies: Path, tmp_path: Path) -> None:
+        policy = policies / "fcfs.py"
+        assert command("verify", policy, "--contract", "request-ordering", "--proofs").code == 2
+        path = tmp_path / "fcfs.json"
+        ran = command("verify", policy, "--contract", "request-ordering", "--certificate", path, "--proofs", "--json")
+        assert ran.code == 0, ran.err
+        assert {item["proof"] for item in ran.document["proofs"]} == {"checked"}
+        assert all(item.proof for item in Certificate.read(path).items)

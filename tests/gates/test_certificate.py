@@ -12,8 +12,7 @@ from pydantic import Field
 from autopoiesis_lib import Certificate, CertificateError, Contract, Policy, Rejected, View, decision, invariant, verify
 from autopoiesis_lib.differences import differences
 from autopoiesis_lib.gates import GATES, ObligationResult, Verdict
-
-from .test_smtlib import HOSTILE
+from tests.proofs.test_smtlib import HOSTILE
 
 Text = Callable[[str], str]
 

@@ -14,7 +14,7 @@ from autopoiesis_lib import Certificate, Policy, verify
 from autopoiesis_lib.certificate import sign
 from autopoiesis_lib.differences import differences
 from autopoiesis_lib.errors import AutopoiesisError
-from autopoiesis_lib.gates.smtlib import SmtLibError, read
+from autopoiesis_lib.proofs.smtlib import SmtLibError, read
 from autopoiesis_lib.protocol.envelope import CERTIFICATE, Envelope
 from autopoiesis_lib.protocol.keys import load_key, new_key, trusted_keys
 from autopoiesis_lib.protocol.statement import envelope_of, predicate_of, statement

@@ -23,6 +23,7 @@ __all__ = [
     "grouped",
     "render_certificate",
     "render_counterexample",
+    "render_proofs",
     "render_report",
     "seconds_text",
     "value_table",
@@ -55,7 +56,7 @@ def render_certificate(
         table = Table(box=None, pad_edge=False, header_style="dim")
         for heading in ("obligation", "verdict", "solvers"):
             table.add_column(heading)
-        for item in (*made.obligations, *(lemma for theorem in made.theorems for lemma in theorem.lemmas)):
+        for item in made.items:
             table.add_row(item.name, verdict_text(item.verdict), ", ".join(item.solvers))
         shown += [
             Text(f"policy {made.policy_digest[:12]}, contract {made.contract}, all gates run here"),
@@ -69,6 +70,15 @@ def render_certificate(
         shown += [Rule("where the file says something else", align="left", style="dim"), *claim_lines(differences)]
     shown.append(Text(f"{RESTS_ON[rests_on].format(signature=signature)}, in {seconds_text(seconds)}"))
     return shown
+
+
+def render_proofs(gaps: Mapping[str, str], seconds: float | None = None) -> "list[RenderableType]":
+    """Which texts are proved by a proof that was checked here, so that no solver is trusted, and why the others are not."""
+    missing = [f"{name}: {gap}" for name, gap in gaps.items() if gap]
+    took = "" if seconds is None else f", in {seconds_text(seconds)}"
+    said = f"proofs checked here, without trust in a solver: {len(gaps) - len(missing)} of {len(gaps)}{took}"
+    rule = [Rule("without a proof that is checked here", align="left", style="dim"), *claim_lines(missing)]
+    return [Text(said), *(rule if missing else [])]
 
 
 RESTS_ON = {

@@ -5,7 +5,7 @@ import z3
 
 from autopoiesis_lib import Policy, contract_named, contract_names, verify
 from autopoiesis_lib.gates.second_solver import second_opinion
-from autopoiesis_lib.gates.smtlib import MAX_CHARACTERS, MAX_DIGITS, MAX_HEIGHT, SmtLibError, read
+from autopoiesis_lib.proofs.smtlib import MAX_CHARACTERS, MAX_DIGITS, MAX_HEIGHT, SmtLibError, read
 from autopoiesis_lib.protocol.text import hidden_character
 
 BASELINES = [(name, baseline) for name in contract_names() for baseline in contract_named(name).baselines()]
