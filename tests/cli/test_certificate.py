@@ -291,7 +291,7 @@ class TestProofs:
         assert ran.code == 0, ran.err
         names = sorted(path.name for path in (tmp_path / "out").iterdir())
         assert names[:2] == ["001-score-is-safe.alethe", "001-score-is-safe.smt2"]
-        assert len(names) == 16
+        assert len(names) == 14
 
     def test_an_obligation_without_one_is_named(self, command: Command, certificate: Path, tmp_path: Path) -> None:
         ran = command("certificate", "export", certificate, tmp_path / "out")
