@@ -139,11 +139,11 @@ class BlocksConserved(Theorem):
         return s.total >= 1 and s.free == s.total and s.held == 0 and s.reserved == 0 and s.num_running == 0
 
     def step(self, s: State, t: State, request: Waiting, memory: Memory, blocks: AnyBlocks, spare: AnyBlocks) -> bool:
-        """MEM-STEP: the kernel admits, grows or ends (finishes or preempts) one request, or does nothing.
+        """MEM-STEP: the kernel admits, grows or ends (finishes or preempts) one request, sets more aside, or does nothing.
 
         An admission takes at most the blocks its tokens fill (fewer when some are shared) and its reservation; growing takes
         free blocks while there are any, or reserved ones; an ending gives back what nobody else holds, and the last running
-        request gives back everything.
+        request gives back everything. Blocks are set aside later where a reservation was cut down for want of free ones.
         """
         seen = (
             memory.free_blocks == s.free
@@ -184,8 +184,16 @@ class BlocksConserved(Theorem):
             and t.num_running == s.num_running - 1
             and (t.num_running > 0 or (blocks == s.held and spare == s.reserved))
         )
+        set_aside = (
+            s.num_running > 0
+            and 0 <= spare <= s.free
+            and t.free == s.free - spare
+            and t.held == s.held + spare
+            and t.reserved == s.reserved + spare
+            and t.num_running == s.num_running
+        )
         nothing = t.free == s.free and t.held == s.held and t.reserved == s.reserved and t.num_running == s.num_running
-        return t.total == s.total and (admission or growth or ending or nothing)
+        return t.total == s.total and (admission or growth or ending or set_aside or nothing)
 
     def inductive(self, s: State) -> bool:
         """Every block is free or held, reserved ones are held, and what is held is held by somebody."""

@@ -172,8 +172,9 @@ class BoundedBypass(Theorem):
         `stamp` is when the enqueued or picked request was enqueued, `aging` the bound of the policy that is active in this step.
         A pick by the policy (KER-ARGMAX) is of the highest score under one snapshot; a tie goes to the earlier enqueued
         (`picked_is_earlier`: by sequence number, which follows the stamps). A pick `by_arrival`, as the overdue lane and a
-        fall-back step make it, is of a request enqueued no later than r. A `first` pick since r was enqueued takes the request
-        out of the unpicked ones, if it is one of those that count; another pick is of one that was picked before.
+        fall-back step make it, is of a request enqueued no later than r, or of one that was preempted. A `first` pick since r
+        was enqueued takes the request out of the unpicked ones, if it is one of those that count; another pick is of a request
+        that was picked before, be it one that counts or not.
         """
         same = t.r_stamp == s.r_stamp and t.aging == s.aging and t.present == s.present
         counts = stamp <= s.r_stamp + s.aging
@@ -192,8 +193,10 @@ class BoundedBypass(Theorem):
         argmax = picked_score > r_score or (picked_score == r_score and picked_is_earlier)
         by_policy = waits and in_order and argmax and 0 <= aging <= s.aging
         taken = 1 if first and counts else 0
+        again = not first and (s.picked if counts else s.outside) >= 1
         pick = (
-            (by_policy or (by_arrival and stamp <= s.r_stamp))
+            (first or again)
+            and (by_policy or (by_arrival and (stamp <= s.r_stamp or again)))
             and s.unpicked >= taken
             and t.unpicked == s.unpicked - taken
             and t.picked == s.picked + taken

@@ -132,6 +132,17 @@ class Word:
     pool_free: int
 
 
+@dataclass(frozen=True)
+class Pick:
+    """What the engine's pick was made from: by the order of arrival, unless a policy scored."""
+
+    certified: Certified | None = None
+    views: dict[int, list[Any]] = field(default_factory=dict)
+    """By sequence number what the policy may have been shown of each waiting request."""
+    engine: Any = None
+    now_us: int = 0
+
+
 class WatchedQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type information
     """The queue that the engine asks: tells the watch and hands on to the adapter's."""
 
@@ -317,6 +328,8 @@ class KernelWatch:
             spare = before.reserved - after.reserved
             if taken >= 0 and spare >= 0:
                 self._memory_step(before, after, taken, spare, "a running request grows")
+            elif spare < 0 and taken == -spare:
+                self._memory_step(before, after, 0, -spare, "more is set aside for running requests")
         return blocks
 
     def about_to_ask(self) -> None:
@@ -373,6 +386,7 @@ class KernelWatch:
         if self._shown is request:
             return
         self._shown = request
+        self._pick = Pick()
         self.counts["picks"] += 1
         waiting = self._eligible()
         if request not in [seen.request for seen in waiting]:
@@ -410,8 +424,7 @@ class KernelWatch:
                     f"{request.request_id} (score {best}, sequence {picked.sequence}) is picked before "
                     f"{seen.request.request_id} (score {least}, sequence {seen.sequence})"
                 )
-        exact = {number: shown[0] for number, shown in views.items() if len(shown) == 1}
-        check_pick_lemma(certified, picked, waiting, exact, engine)
+        self._pick = Pick(certified, views, engine, self._pick_us)
 
     def popped(self, request: Request) -> None:
         """The engine takes a request out of the queue: it admits or skips it."""
@@ -451,6 +464,7 @@ class KernelWatch:
         self._skipped: set[str] = set()
         self._shown: Request | None = None
         self._popped: Request | None = None
+        self._pick = Pick()
         self._word: Word | None = None
         self._must_peek = False
         self._shown_memory: tuple[int, ...] | None = None
@@ -554,10 +568,9 @@ class KernelWatch:
             if not word.admits:
                 raise WrongAdmission(f"{request.request_id} is admitted though the policy says no")
             self._check_admission_step(certified, seen, word)
-        if not seen.picked:
-            check_first_pick(seen, self._eligible_at_pop, self.arrivals)
-            self.counts["first picks"] += 1
-            seen.picked = True
+        self.counts["first picks"] += not seen.picked
+        check_pick(self._pick, seen, self._eligible_at_pop, self.arrivals)
+        seen.picked = True
 
     def _check_shown_views(self, view: Any, memory: Any) -> None:
         shown, self._shown_memory = self._shown_memory, None
@@ -822,48 +835,54 @@ class KernelWatch:
 # --- the text that is proved, evaluated on what was observed
 
 
-def check_pick_lemma(
-    certified: Certified, picked: Seen, waiting: list[Seen], views: dict[int, Any], engine: Any
-) -> None:
-    """Hold one pick against `BoundedBypass`: nobody is picked before one that came more than T earlier."""
-    if picked.sequence not in views:
-        return
-    theorem = certified.theorem_self
-    for r in waiting:
-        if r is picked or r.sequence not in views:
-            continue
-        if not BoundedBypass.picks_within_aging(
-            theorem,
-            picked=views[picked.sequence],
-            r=views[r.sequence],
-            engine=engine,
-            aging=certified.bound,
-            picked_sequence=picked.sequence,
-            r_sequence=r.sequence,
-        ):
-            raise Starved(f"{picked.request.request_id} is picked before {r.request.request_id}, more than T older")
-
-
-def check_first_pick(picked: Seen, waiting: list[Seen], arrivals: list[int]) -> None:
-    """Hold a first pick against the transition system of `BoundedBypass`, for each request that waits and was never picked."""
+def check_pick(pick: Pick, picked: Seen, waiting: list[Seen], arrivals: list[int]) -> None:
+    """Hold an admission against the transition system of `BoundedBypass`, for each request that waits for its first pick."""
+    certified = pick.certified
+    policy = SimpleNamespace(score=lambda *views: 0) if certified is None else certified.policy.stand_in
+    theorem, bound = SimpleNamespace(policy=policy), 0 if certified is None else certified.bound
     for r in waiting:
         if r.picked:
             continue
         late = bisect_right(arrivals, r.stamp_us + r.aging_us) - r.sequence
+        counts = picked.sequence in r.present or r.sequence < picked.sequence <= r.sequence + late
+        first = picked.sequence not in r.picked_before
         before = SimpleNamespace(
+            r_stamp=r.stamp_us,
+            aging=r.aging_us,
             present=len(r.present),
             late_arrivals=late,
             unpicked=len(r.present) + late - len(r.picked_before),
             picked=len(r.picked_before),
+            outside=0,
         )
-        counted = picked.sequence in r.present or r.sequence < picked.sequence <= r.sequence + late
         after = SimpleNamespace(
-            present=before.present,
-            late_arrivals=before.late_arrivals,
-            unpicked=before.unpicked - int(counted),
-            picked=before.picked + 1,
+            **{
+                **vars(before),
+                "unpicked": before.unpicked - int(counts and first),
+                "picked": before.picked + int(counts and first),
+                "outside": int(not counts),
+            }
         )
-        if not (BoundedBypass.step(None, before, after) and BoundedBypass.goal(None, after)):
+        nobody = [waiting_view(0, 1, 0, 0, 1, 0, 0)]
+        follows = any(
+            BoundedBypass.step(
+                theorem,
+                before,
+                after,
+                picked=one,
+                r=other,
+                engine=pick.engine,
+                aging=bound,
+                now=pick.now_us,
+                stamp=picked.stamp_us,
+                picked_is_earlier=picked.sequence < r.sequence,
+                first=first,
+                by_arrival=certified is None,
+            )
+            for one in pick.views.get(picked.sequence, nobody)
+            for other in pick.views.get(r.sequence, nobody)
+        )
+        if not (follows and BoundedBypass.inductive(None, after) and BoundedBypass.goal(None, after)):
             younger = picked.stamp_us - r.stamp_us
             raise Starved(f"{picked.request.request_id}, {younger} us younger, is picked before {r.request.request_id}")
         r.picked_before.add(picked.sequence)
@@ -899,8 +918,11 @@ def check_victim(certified: Certified, victim: Seen, offered: list[Seen], views:
             raise WrongVictim(f"{victim.request.request_id} is preempted {gap} times more often than one that is kept")
         if not BoundedDisplacement.victim_frees_memory(theorem, victim=taken, kept=view, engine=engine, **numbers):
             raise WrongVictim(f"{victim.request.request_id} is preempted and frees nothing")
-        before = SimpleNamespace(preemptions=victim.preemptions, displaced=victim.displaced)
-        after = SimpleNamespace(preemptions=victim.preemptions + 1, displaced=victim.displaced + int(kept in newcomers))
+        largest = max(victim.gap, gap)
+        before = SimpleNamespace(gap=largest, preemptions=victim.preemptions, displaced=victim.displaced)
+        after = SimpleNamespace(
+            gap=largest, preemptions=victim.preemptions + 1, displaced=victim.displaced + int(kept in newcomers)
+        )
         if not BoundedDisplacement.step(
             theorem,
             before,
@@ -911,11 +933,12 @@ def check_victim(certified: Certified, victim: Seen, offered: list[Seen], views:
             gap=gap,
             r_admission=victim.admission,
             kept_admission=kept.admission,
+            by_admission=False,
         ):
             raise WrongVictim(f"the preemption of {victim.request.request_id} is no step of the model")
     victim.gap = max(victim.gap, gap)
     victim.displaced += bool(newcomers)
-    if not BoundedDisplacement.goal(None, victim, victim.gap):
+    if not BoundedDisplacement.goal(None, victim):
         raise WrongVictim(
             f"{victim.request.request_id} was displaced {victim.displaced} times; the gap is {victim.gap}"
         )
