@@ -7,7 +7,14 @@ __all__ = ["NOT_COVERED", "claims_of", "in_words"]
 
 NOT_COVERED = (
     "requests the engine itself holds back in a pass (grammar not ready, remote KV pending, LoRA limit, connector)",
-    "requests that already hold KV, which vLLM resumes before it admits others",
+    "requests that already hold KV, which vLLM resumes before it admits others, and memory that they hold while they wait",
+    "steps in which the engine passes over the oldest running request: encoder budget or cache, pipeline parallelism, deferred "
+    "prefills; a preemption policy is kept off under the latter two",
+    "preemptions that are nobody's choice: a reset of the prefix cache by the operator, or an oldest request that runs alone and "
+    "finds no memory; engines count them",
+    "steps left to the engine's own rule after a fault of the adapter or an input outside the contract's domains; in those an "
+    "ordering keeps its bound T and nothing else",
+    "the engine's own order by priority, unless the policy reads `priority`",
     "speculative decoding, prefill/decode disaggregation and routing between data-parallel replicas",
     "the engine's own bugs, and hardware or driver faults",
     "how good the policy is: speed is measured, not proved",

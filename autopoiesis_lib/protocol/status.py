@@ -10,13 +10,28 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["HEARTBEAT_S", "SILENT_S", "EngineStatus", "SlotStatus", "TrialStatus", "is_silent", "silent_since"]
+__all__ = [
+    "HEARTBEAT_S",
+    "IGNORES_PRIORITY",
+    "SILENT_S",
+    "EngineStatus",
+    "SlotStatus",
+    "TrialStatus",
+    "is_silent",
+    "silent_since",
+]
 
 HEARTBEAT_S: Final = 5.0
 """Seconds between two statuses of an engine in which nothing changes."""
 
 SILENT_S: Final = 4 * HEARTBEAT_S
 """Seconds without a heartbeat after which an engine counts as silent."""
+
+IGNORES_PRIORITY: Final = (
+    "the engine orders requests by priority and the policy does not: urgent requests lose their precedence; "
+    "deploy a policy that reads `priority`, or serve with --scheduling-policy fcfs"
+)
+"""The warning of an engine whose own order is by priority, and whose policy's scores do not depend on it."""
 
 Name = Annotated[str, Field(max_length=256)]
 Text = Annotated[str, BeforeValidator(lambda text: text[:2_000] if isinstance(text, str) else text)]
@@ -77,6 +92,16 @@ class EngineStatus(SlotStatus):
     frozen: bool = False
     limits: Annotated[dict[Name, int], Field(max_length=64)] = Field(default_factory=dict)
     levers: Annotated[dict[Name, SlotStatus], Field(max_length=64)] = Field(default_factory=dict)
+    serves: Name = ""
+    """The serving engine and its version."""
+    scheduling: Name = ""
+    """The engine's own order of requests, such as `fcfs` or `priority`."""
+    off: Texts = Field(default_factory=dict)
+    """Policy type -> the reason why no policy of it can decide in this engine."""
+    uncovered: Annotated[list[Text], Field(max_length=64)] = Field(default_factory=list)
+    """What no certificate covers in this engine, beyond what every certificate says."""
+    warnings: Annotated[list[Text], Field(max_length=64)] = Field(default_factory=list)
+    """What an operator may not have meant."""
 
 
 def silent_since(status: Mapping[str, Any], now: float | None = None) -> float | None:

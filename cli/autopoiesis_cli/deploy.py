@@ -125,6 +125,7 @@ def policy(
         opened.put_policy(proof.policy_digest, proof.contract, proof.contract_digest, source)
         opened.put_certificate(kept, proof.policy_digest, proof.contract_digest, envelope.to_bytes().decode())
         _log(opened, there, "promote", proof.contract, proof.policy_digest, kept, note)
+        warnings = _warnings(source, proof.contract, there)
     signed = signer[:12] if signer is not None else "nobody"
     return Answer(
         document={
@@ -137,8 +138,10 @@ def policy(
             "signed_by": signer,
             "bounds": dict(proof.bounds),
             "claims": list(proof.claims),
+            "warnings": warnings,
         },
         shown=[
+            *[Text(f"warning: {warning}", style="bold yellow") for warning in warnings],
             Text(
                 f"published {proof.policy_digest[:12]} for {proof.contract} on {channel} "
                 f"(publication {notice.sequence}, signed by {signed})"
@@ -146,6 +149,21 @@ def policy(
             Text(f"see what the engines make of it: autopoiesis deploy status --channel {channel}"),
         ],
     )
+
+
+def _warnings(source: str, contract: str, channel: "Channel") -> list[str]:
+    """Return what an operator may not have meant: engines that listen order by priority, and the policy does not."""
+    from autopoiesis_adapters.loading import heeds_priority
+    from autopoiesis_adapters.reading import contract_of
+
+    from autopoiesis_lib.policy import Policy
+    from autopoiesis_lib.protocol.status import IGNORES_PRIORITY, is_silent
+
+    listening = {name: status for name, status in channel.engines().items() if not is_silent(status)}
+    urgent = [name for name, status in listening.items() if status["scheduling"] == "priority"]
+    if contract != ORDERING_SLOT or not urgent or heeds_priority(Policy.from_source(source, contract_of(contract))):
+        return []
+    return [f"{printable(name)}: {IGNORES_PRIORITY}" for name in urgent]
 
 
 @app.command("status")

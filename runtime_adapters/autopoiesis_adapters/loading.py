@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from autopoiesis_lib.contract import Contract
+from autopoiesis_lib.language.dependence import may_depend
 from autopoiesis_lib.language.llvm import fields_read
 from autopoiesis_lib.policy import Policy
 from autopoiesis_lib.protocol.envelope import CERTIFICATE, seal
@@ -31,6 +32,7 @@ __all__ = [
     "compile_admission",
     "compile_ordering",
     "compile_victims",
+    "heeds_priority",
     "load_admission",
     "load_ordering",
     "load_victims",
@@ -59,6 +61,8 @@ class VerifiedPolicy:
     proved."""
     reads: frozenset[str]
     """Names of the request fields it reads."""
+    by_priority: bool = True
+    """False: its scores are shown not to depend on a request's priority."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,13 @@ def compile_ordering(policy: Policy, aging_us: int | None) -> VerifiedPolicy:
     scorer = _warm_scorer(policy)
     (decision,) = policy.contract.decisions
     reads = frozenset(field for position, field in fields_read(policy.module, decision) if position == 0)
-    return VerifiedPolicy(policy.digest, scorer, aging_us, reads)
+    return VerifiedPolicy(policy.digest, scorer, aging_us, reads, heeds_priority(policy))
+
+
+def heeds_priority(policy: Policy) -> bool:
+    """Return false when the scores of an ordering policy are shown not to depend on a request's priority."""
+    (decision,) = policy.contract.decisions.values()
+    return may_depend(policy.module, decision, 0, "priority")
 
 
 def compile_victims(policy: Policy, gap: int | None) -> VerifiedVictims:

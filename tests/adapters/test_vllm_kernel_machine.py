@@ -35,7 +35,7 @@ from ..contracts.cases import PROVING, policy_text
 from ..contracts.kernel import DAY_US, KernelViolation
 from .kernel_watch import ADMISSION, KNOWN_FAULTS, ORDERING, PREEMPTION, Certified, Clock, KernelWatch, WrongVictim
 from .test_vllm_levers import LONG_FIRST
-from .vllm_bench import BLOCK_SIZE, policy_bench, vllm_config
+from .vllm_bench import BLOCK_SIZE, full, policy_bench, sliding, vllm_config
 
 CORPUS = Path(__file__).parents[1] / "corpus" / "request_ordering.jsonl"
 CORPUS_KINDS = ("written", "baseline")
@@ -194,10 +194,10 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        window = WINDOW if self.how.two_groups else None
+        groups = (full(), sliding(WINDOW)) if self.how.two_groups else ()
         self.clock = Clock()
         self.bench = policy_bench(
-            engine_config(self.model, self.how), settings=Settings(deadline_us=600_000_000), sliding_window=window
+            engine_config(self.model, self.how), settings=Settings(deadline_us=600_000_000), groups=groups
         )
         self.scheduler = self.bench.scheduler
         self.sabotage(self.scheduler)

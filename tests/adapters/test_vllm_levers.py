@@ -324,4 +324,4 @@ def test_a_lever_that_is_not_there_refuses_its_policies_and_says_which_there_are
     for contract in ("admission", "preemption"):
         channel.publish("a" * 64, "text", "{}", contract=contract)
         bench.scheduler.autopoiesis.watcher.look()
-        assert f"no lever for {contract}" in bench.scheduler.autopoiesis.watcher.refusals[contract]
+        assert f"no control point for {contract}" in bench.scheduler.autopoiesis.watcher.refusals[contract]

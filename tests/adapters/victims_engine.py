@@ -66,7 +66,13 @@ def main() -> None:
         llm = start(
             folder,
             scheduler_cls="autopoiesis_adapters.vllm.make_scheduler",
-            additional_config={"autopoiesis": {"keys": folder, "allow_single_solver": True}},
+            additional_config={
+                "autopoiesis": {
+                    "keys": folder,
+                    "allow_single_solver": True,
+                    "deadline_us": 600_000_000,
+                }  # nothing is late here
+            },
         )
         from autopoiesis_adapters.vllm.engine_calls import call
         from autopoiesis_contracts import admission, preemption

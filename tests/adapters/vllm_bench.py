@@ -1,7 +1,8 @@
 """A real vLLM scheduler with no model behind it: the scheduler decides, a stand-in for the GPU hands back tokens."""
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,17 @@ import torch
 from autopoiesis_adapters.vllm.engine_side import attach
 from autopoiesis_adapters.vllm.scheduler import base_scheduler, policy_scheduler_class
 from autopoiesis_adapters.vllm.settings import Settings
-from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import CacheConfig, KVTransferConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheSpec,
+    SlidingWindowSpec,
+)
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -33,6 +40,7 @@ def vllm_config(
     watermark: float = 0.0,
     policy: str = "fcfs",
     additional: dict[str, Any] | None = None,
+    kv_transfer: KVTransferConfig | None = None,
 ) -> VllmConfig:
     """The configuration of an engine, without an engine."""
     model_config = ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0, max_model_len=4_096)
@@ -55,6 +63,7 @@ def vllm_config(
         scheduler_config=scheduler_config,
         cache_config=cache_config,
         additional_config=additional or {},
+        kv_transfer_config=kv_transfer,
     )
     # vLLM turns async scheduling off for the CPU; nothing here runs on a device, so the async scheduler can be tested
     # anyway.
@@ -62,22 +71,26 @@ def vllm_config(
     return config
 
 
-def new_scheduler(config: VllmConfig, cls: Callable[..., Any], sliding_window: int | None = None) -> Any:
-    """Return a scheduler of the given class (or factory), called the way vLLM's engine core calls it.
+def full(block_size: int = BLOCK_SIZE) -> KVCacheSpec:
+    """A group of layers with full attention."""
+    return FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
 
-    With a sliding window (tokens) there is a second KV-cache group, whose layers attend to that window alone.
-    """
-    spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    groups = [KVCacheGroupSpec(["layer"], spec)]
-    if sliding_window is not None:
-        window = SlidingWindowSpec(
-            block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32, sliding_window=sliding_window
-        )
-        groups.append(KVCacheGroupSpec(["window"], window))
+
+def sliding(window: int, block_size: int = BLOCK_SIZE) -> KVCacheSpec:
+    """A group of layers that see so many tokens."""
+    return SlidingWindowSpec(
+        block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32, sliding_window=window
+    )
+
+
+def new_scheduler(config: VllmConfig, cls: Callable[..., Any], groups: Sequence[KVCacheSpec] = ()) -> Any:
+    """A scheduler of the given class (or factory), called the way vLLM's engine core calls it."""
+    specs = groups or (full(),)
+    block_size = math.lcm(*[spec.block_size for spec in specs])
     kv_cache = KVCacheConfig(
         num_blocks=config.cache_config.num_gpu_blocks,
         kv_cache_tensors=[],
-        kv_cache_groups=groups,
+        kv_cache_groups=[KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs)],
     )
     return cls(
         vllm_config=config,
@@ -85,8 +98,8 @@ def new_scheduler(config: VllmConfig, cls: Callable[..., Any], sliding_window: i
         structured_output_manager=StructuredOutputManager(config),
         include_finished_set=False,
         log_stats=True,
-        block_size=BLOCK_SIZE,
-        hash_block_size=BLOCK_SIZE,
+        block_size=block_size,
+        hash_block_size=block_size,
     )
 
 
@@ -115,6 +128,8 @@ class Bench:
     """Every admission in order, re-admissions after preemption included."""
     outputs: dict[str, list[int]] = field(default_factory=dict)
     preemptions: int = 0
+    loaded: set[str] = field(default_factory=set)
+    """Requests whose KV has arrived from elsewhere; the next output says so."""
     _flying: "deque[tuple[Any, ModelRunnerOutput]]" = field(default_factory=deque)
 
     def add(self, requests: Iterable[Request]) -> None:
@@ -146,8 +161,12 @@ class Bench:
         ids = list(output.num_scheduled_tokens)
         requests = self.scheduler.requests
         tokens = [[] if requests[name].is_prefill_chunk else [7] for name in ids]
+        loaded, self.loaded = self.loaded, set()
         return ModelRunnerOutput(
-            req_ids=ids, req_id_to_index={name: i for i, name in enumerate(ids)}, sampled_token_ids=tokens
+            req_ids=ids,
+            req_id_to_index={name: i for i, name in enumerate(ids)},
+            sampled_token_ids=tokens,
+            kv_connector_output=KVConnectorOutput(finished_recving=loaded) if loaded else None,
         )
 
     def _land(self) -> None:
@@ -164,10 +183,10 @@ def policy_bench(
     load: Any = None,
     settings: Settings | None = None,
     base: type[Scheduler] | None = None,
-    sliding_window: int | None = None,
+    groups: Sequence[KVCacheSpec] = (),
 ) -> Bench:
     """A bench whose scheduler has the adapter, set up by hand so that a test can hold its settings and its loader."""
-    scheduler = new_scheduler(config, policy_scheduler_class(base or base_scheduler(config)), sliding_window)
+    scheduler = new_scheduler(config, policy_scheduler_class(base or base_scheduler(config)), groups)
     assert scheduler.autopoiesis is not None
     if load is not None or settings is not None:
         scheduler.autopoiesis.close()
@@ -175,6 +194,8 @@ def policy_bench(
     return Bench(scheduler, 2 if config.scheduler_config.async_scheduling else 1)
 
 
-def plain_bench(config: VllmConfig) -> Bench:
+def plain_bench(config: VllmConfig, groups: Sequence[KVCacheSpec] = ()) -> Bench:
     """The same engine without the adapter."""
-    return Bench(new_scheduler(config, base_scheduler(config)), 2 if config.scheduler_config.async_scheduling else 1)
+    return Bench(
+        new_scheduler(config, base_scheduler(config), groups), 2 if config.scheduler_config.async_scheduling else 1
+    )

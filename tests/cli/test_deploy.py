@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from autopoiesis_contracts.request_ordering import RequestOrdering
 
 from autopoiesis_lib import Certificate, Contract, Policy
 from autopoiesis_lib.protocol.channel import Channel, Trust
+from autopoiesis_lib.protocol.status import IGNORES_PRIORITY
 
 from .conftest import Command
 
@@ -181,6 +183,48 @@ def test_status_shows_what_an_engine_says_of_itself(
     ran = command("deploy", "status", "--channel", "channel")
     assert "engine-1" in ran.out
     assert digest[:12] in ran.out
+
+
+class TestPriorityEngines:
+    """An engine that orders by priority, and a policy that does not, are named before anybody waits for it."""
+
+    @staticmethod
+    def deployed(command: Command, channel: Channel, policy: Path, **status: object) -> list[str]:
+        channel.report("engine-1", {"heartbeat": time.time(), "scheduling": "priority", **status})
+        ran = command("deploy", policy, "--channel", "channel", "--json")
+        assert ran.code == 0
+        return list(ran.document["warnings"])
+
+    def test_deploy_warns(self, command: Command, certified: tuple[Path, Path], tmp_path: Path) -> None:
+        command("deploy", "init", "--channel", "channel")
+        warnings = self.deployed(command, channel_in(tmp_path), certified[0])
+        assert warnings == [f"engine-1: {IGNORES_PRIORITY}"]
+        shown = command("deploy", certified[0], "--channel", "channel").out
+        assert "urgent requests lose their precedence" in " ".join(shown.split())
+
+    @pytest.mark.parametrize("status", [{"scheduling": "fcfs"}, {"heartbeat": 1.0}], ids=["fcfs", "silent"])
+    def test_other_engines_are_no_reason(
+        self, command: Command, certified: tuple[Path, Path], tmp_path: Path, status: dict[str, object]
+    ) -> None:
+        command("deploy", "init", "--channel", "channel")
+        assert self.deployed(command, channel_in(tmp_path), certified[0], **status) == []
+
+    def test_status_says_what_an_engine_cannot_do(self, command: Command, tmp_path: Path) -> None:
+        command("keys", "new", "fleet")
+        command("deploy", "init", "--channel", "channel")
+        slot = {"counters": {"oldest_idle": 7}}
+        about = {"serves": "vLLM 0.32.0", "scheduling": "priority", "off": {"preemption": "a reason"}}
+        more = {"warnings": ["a warning"], "uncovered": ["a gap"], "levers": {"admission": slot}}
+        channel_in(tmp_path).report("engine-1", {"heartbeat": time.time(), **about, **more})
+        shown = command("deploy", "status", "--channel", "channel").out
+        for line in (
+            "engine-1: vLLM 0.32.0, its own order is priority",
+            "engine-1: warning: a warning",
+            "engine-1: preemption is off: a reason",
+            "engine-1: not covered: a gap",
+            "engine-1: admission: oldest_idle 7 times",
+        ):
+            assert line in shown
 
 
 def test_serve_starts_the_server_that_works_for_both_vllm_builds(command: Command, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
                         ", ".join(str(digest)[:12] for digest in state["quarantined"]),
                     )
         shown.append(table)
+        shown += _about_engines(engines)
     else:
         shown.append(Text("no engine watches this channel yet"))
     if document["log"]:
@@ -73,6 +74,22 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
             _log_table((row["at"], row["action"], row["policy_digest"], row["actor"]) for row in document["log"])
         )
     return shown
+
+
+def _about_engines(engines: Mapping[str, Any]) -> "list[RenderableType]":
+    """Return one line for what each engine is, and one for each thing that does not work in it as a reader may think."""
+    lines: list[RenderableType] = []
+    for name, status in engines.items():
+        if status["serves"]:
+            lines.append(Text(f"{name}: {status['serves']}, its own order is {status['scheduling']}"))
+        lines += [Text(f"{name}: warning: {what}", style="bold yellow") for what in status["warnings"]]
+        lines += [Text(f"{name}: {contract} is off: {why}") for contract, why in status["off"].items()]
+        lines += [Text(f"{name}: not covered: {what}") for what in status["uncovered"]]
+        for slot, state in status["levers"].items():
+            for event in ("oldest_preempted", "oldest_idle"):
+                if state["counters"].get(event):
+                    lines.append(Text(f"{name}: {slot}: {event} {state['counters'][event]} times; no proof covers it"))
+    return lines
 
 
 def render_log(rows: "Sequence[DeploymentRow]") -> "list[RenderableType]":

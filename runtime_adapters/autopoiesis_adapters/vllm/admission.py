@@ -1,4 +1,4 @@
-"""The admission lever: a certified policy says whether the head of the line is admitted now, and what is set aside for it.
+"""The admission control point: a certified policy says whether the head of the line is admitted now, and what is set aside.
 
 vLLM reads `max_num_active_reqs` each time it is about to admit (0.31 and later). Just before, it asks the waiting queue
 whether anybody waits; there the policy is asked about the head, and a refusal lowers the limit to what runs already: the
@@ -8,6 +8,11 @@ one, and vLLM's own accounting decides.
 What vLLM does not know of is a reservation. It is kept here: blocks promised at admission (for all tokens of the request,
 also those of a prompt that is computed in chunks, and the reservation) less the blocks it holds. The view shows promised
 blocks as not free, as long as there are free ones to be promised; running requests take free blocks first.
+
+A view counts in blocks of the engine's block size. In a model with several KV-cache groups, or with one that forgets old tokens,
+the memory is shown as the blocks that the request at the head of the line can fill in it (`KVGroups.units`): what a policy
+proves to fit there fits into every group. A request that waits and holds KV blocks (a remote load, a streaming session) counts as
+running, because it takes part in the memory.
 """
 
 import time
@@ -22,6 +27,7 @@ from vllm.v1.request import RequestStatus
 
 from ..loading import VerifiedAdmission
 from .assumptions import Assumptions
+from .kv_groups import KVGroups
 from .seat import Seat
 from .waiting_columns import WaitingColumns
 from .waiting_queue import PolicyQueue
@@ -37,6 +43,7 @@ class AdmissionLever(Seat[VerifiedAdmission]):
 
     Args:
         scheduler: a vLLM scheduler that has `max_num_active_reqs`.
+        groups: its KV-cache groups.
         queue: its waiting queue.
         columns: the waiting requests' columns.
         assumptions: what must hold of a request and the memory.
@@ -48,6 +55,7 @@ class AdmissionLever(Seat[VerifiedAdmission]):
     def __init__(
         self,
         scheduler: Any,
+        groups: KVGroups,
         queue: PolicyQueue,
         columns: WaitingColumns,
         assumptions: Assumptions,
@@ -57,16 +65,19 @@ class AdmissionLever(Seat[VerifiedAdmission]):
     ) -> None:
         super().__init__("admission", deadline_ns=deadline_ns, late_limit=late_limit, disabled=disabled)
         self._scheduler = scheduler
+        self._groups = groups
         self._queue = queue
         self._columns = columns
         self._assumptions = assumptions
         self.block_size = int(scheduler.block_size)
         pool = scheduler.kv_cache_manager.block_pool
         self._free_blocks: Callable[[], int] = pool.get_num_free_blocks
-        self._total_blocks = max(int(pool.num_gpu_blocks) - 1, 1)
+        self._total_units = groups.units(max(int(pool.num_gpu_blocks) - 1, 1))
         self._limit = int(scheduler.max_num_active_reqs)
         self._promised: dict[Any, int] | None = None
-        """Running requests -> blocks promised to them, while they hold fewer; None: not known yet."""
+        """Requests with KV blocks -> blocks promised to them, while they hold fewer; None: not known yet."""
+        self._holders: tuple[Any, ...] = ()
+        """Requests that hold KV and waited as this step began, or since; vLLM hides those that it passes over until its end."""
         self._answer: tuple[Any, int] | None = None
         self._memory: Int64s = np.zeros(5, np.int64)
         self._memory_at: int = self._memory.ctypes.data
@@ -78,9 +89,10 @@ class AdmissionLever(Seat[VerifiedAdmission]):
         super().begin_pass(now_us)
         wanted = self.active is not None or self.shadow is not None
         self._queue.gate = self.ask if wanted and not self.disabled else None
+        self._holders = tuple(self._scheduler.kv_holding_waiting)
         self._answer = None
 
-    def end_pass(self, _preempted: int) -> None:
+    def end_pass(self, _output: Any, _preempted: int) -> None:
         """The step is over: outside of it the engine's own limit stands."""
         self.step_ns = 0
         self._queue.gate = None
@@ -107,6 +119,8 @@ class AdmissionLever(Seat[VerifiedAdmission]):
         if self._answer is not None and self._answer[0] is request and self._promised is not None:
             self._promised[request] = self._answer[1]
         self._answer = None
+        if request.status is RequestStatus.WAITING_FOR_REMOTE_KVS:
+            self._holders = (*self._holders, request)
 
     def _admits(self, policy: VerifiedAdmission | None) -> bool:
         request = self._queue.peek_request()
@@ -130,7 +144,8 @@ class AdmissionLever(Seat[VerifiedAdmission]):
                 return True
             self.counters["admitted" if admits else "held_back"] += 1
             if admits:
-                self._answer = request, blocks(fields[1] + fields[3], self.block_size) + reserve
+                tokens = fields[1] + fields[3] + reserve * self.block_size
+                self._answer = request, self._groups.needed(tokens)
         if self.shadow is not None:
             self._compare(self.shadow, fields, memory, admits)
         return admits
@@ -139,12 +154,13 @@ class AdmissionLever(Seat[VerifiedAdmission]):
         columns = self._columns
         slot = columns.slot(request.request_id)
         columns.set_waits(self.now_us)
-        scheduler = self._scheduler
-        running = len(scheduler.running)
+        scheduler, units = self._scheduler, self._groups.units
+        running = len(scheduler.running) + sum(one.status is not RUNNING for one in self._holders)
         free = self._free_blocks()
-        reserved = min(self._outstanding(), free)
-        watermark = int(getattr(scheduler.kv_cache_manager, "watermark_blocks", 0))
-        memory = (free - reserved, self._total_blocks, watermark, running, reserved)
+        promised = min(self._outstanding(), free)
+        left = units(free - promised)
+        watermark = left - units(free - promised - scheduler.kv_cache_manager.watermark_blocks)
+        memory = (left, self._total_units, watermark, running, units(free) - left)
         return tuple([int(value) for value in columns.fields[:, slot]]), memory
 
     def _problem(self, request: Any, memory: tuple[int, ...]) -> str | None:
@@ -191,17 +207,19 @@ class AdmissionLever(Seat[VerifiedAdmission]):
             self.drop_shadow("exception", f"{type(error).__name__}: {error}")
 
     def _outstanding(self) -> int:
-        """Blocks promised to running requests and not taken by them yet."""
-        scheduler = self._scheduler
+        """Return the blocks that are promised to requests and not taken by them yet."""
+        groups = self._groups
         if self._promised is None:
-            self._promised = {request: blocks(request.num_tokens, self.block_size) for request in scheduler.running}
+            holders = (*self._scheduler.running, *self._holders)
+            self._promised = {request: groups.needed(request.num_tokens) for request in holders}
         total = 0
         for request, promised in list(self._promised.items()):
-            held = len(scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0])
-            if request.status is not RUNNING or held >= promised:
+            held = groups.held(request.request_id)
+            gone = request.is_finished() or not (held or request.status is RUNNING)
+            if gone or (held >= promised and not groups.recycles):
                 del self._promised[request]
             else:
-                total += promised - held
+                total += max(promised - held, 0)
         return total
 
     def _seated(self) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 from time import perf_counter_ns
 from typing import Any
 
+import vllm
 from autopoiesis_contracts.admission import Admission
 from autopoiesis_contracts.preemption import Preemption
 from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
@@ -22,6 +23,7 @@ from ..loading import VerifiedAdmission, VerifiedVictims, load_admission, load_v
 from .admission import AdmissionLever
 from .assumptions import Assumptions
 from .builtin_order import ArrivalOrder, PriorityOrder
+from .engine_model import ADMISSION, PREEMPTION, EngineShape, shape_of
 from .governor import Governor
 from .seat import Seat
 from .settings import Settings, read_settings
@@ -48,7 +50,7 @@ ENGINE_FIELDS = (
 
 WATCHER_CHECK_STEPS = 256
 
-RUNNING, ABORTED = RequestStatus.RUNNING, RequestStatus.FINISHED_ABORTED
+ABORTED = RequestStatus.FINISHED_ABORTED
 
 
 @cache
@@ -78,6 +80,7 @@ class EngineSide:
     Args:
         scheduler: a vLLM scheduler whose `__init__` has run.
         settings: how the operator set the adapter up.
+        shape: what can be served in that scheduler.
         load: turns a policy text and certificate into a policy that may run.
         clock_ns: a monotonic clock, in nanoseconds; by default the one that also times what the adapter does.
     """
@@ -111,7 +114,12 @@ class EngineSide:
     )
 
     def __init__(
-        self, scheduler: Any, settings: Settings, load: Load, clock_ns: Callable[[], int] = perf_counter_ns
+        self,
+        scheduler: Any,
+        settings: Settings,
+        shape: EngineShape,
+        load: Load,
+        clock_ns: Callable[[], int] = perf_counter_ns,
     ) -> None:
         contract = RequestOrdering()
         request_view, engine_view = (contract.views[param.type] for param in contract.decisions["score"].params)
@@ -154,8 +162,8 @@ class EngineSide:
             deadline_ns=settings.deadline_us * 1_000,
             disabled=settings.disable,
         )
-        by_priority = getattr(getattr(scheduler, "policy", None), "value", "fcfs") == "priority"
-        self.queue = PolicyQueue(self.columns, PriorityOrder() if by_priority else ArrivalOrder(), self.governor.choose)
+        builtin = PriorityOrder() if shape.scheduling == "priority" else ArrivalOrder()
+        self.queue = PolicyQueue(self.columns, builtin, self.governor.choose)
         self.queue.on_unsettled = self._wake
         self.seats: dict[str, Seat[Any]] = {ORDERING: self.governor}
         """The levers this engine has, by policy type."""
@@ -163,20 +171,20 @@ class EngineSide:
         self._levers: list[AdmissionLever | VictimLever] = []
         deadline_ns = settings.deadline_us * 1_000
         self.admission: AdmissionLever | None = None
-        if settings.admission and hasattr(scheduler, "max_num_active_reqs"):
+        if shape.groups is not None and ADMISSION not in shape.off:
             checks = assumptions_of(Admission, "admit")
             self.admission = AdmissionLever(
-                scheduler, self.queue, self.columns, checks, deadline_ns, disabled=settings.disable
+                scheduler, shape.groups, self.queue, self.columns, checks, deadline_ns, disabled=settings.disable
             )
             self.queue.on_pop = self.admission.popped
             self._levers.append(self.admission)
         self.victims: VictimLever | None = None
-        if settings.victims and not by_priority:
+        if shape.groups is not None and PREEMPTION not in shape.off:
             checks = assumptions_of(Preemption, "victim_score")
             names = tuple(spec.name for spec in Preemption().views["Engine"].fields())
             read = engine_reader(names, self.read_engine)
             self.victims = VictimLever(
-                scheduler, checks, read, self.oldest_waited_us, deadline_ns, disabled=settings.disable
+                scheduler, shape.groups, checks, read, self.oldest_waited_us, deadline_ns, disabled=settings.disable
             )
             self._levers.append(self.victims)
         self.seats |= {lever.contract: lever for lever in self._levers}
@@ -187,6 +195,7 @@ class EngineSide:
             channel = Channel(settings.channel, trust=trust, state=settings.state, id=settings.channel_id)
         self.watcher = Watcher(
             engine_name(settings.engine, int(getattr(parallel, "data_parallel_index", 0)), channel),
+            shape,
             self.seats,
             loads,
             self.now_us,
@@ -241,24 +250,30 @@ class EngineSide:
             self.governor.give_up_pass("adapter", f"{type(error).__name__}: {error}")
         self._step_ns = perf_counter_ns() - started
 
-    def end_step(self, output: Any) -> None:
-        """Record the step, and leave nothing of it to the next. Never raises."""
+    def end_step(self, output: Any, ran: int) -> None:
+        """Record a step that began with `ran` requests running, and leave nothing of it to the next. Never raises."""
         started = self.clock_ns()
         try:
             now_us = started // 1_000 + self._clock_behind_us
             if now_us < self._now_us:
                 now_us = self._read_clock()
-            spent_ns, self._step_ns, admitted = self._step_ns, 0, 0
+            spent_ns, self._step_ns = self._step_ns, 0
             preempted = len(output.preempted_req_ids) if output.preempted_req_ids else 0
+            running = len(self._scheduler.running)
+            admitted = running - ran
+            if admitted > 0:
+                self._note_admissions(ran, self._now_us if self.busy else now_us)
+            else:
+                admitted = 0
             if self.busy:
-                admitted = self._end_passes(now_us, preempted)
+                self._end_passes(now_us, output, preempted)
                 spent_ns, self._step_ns = spent_ns + self._step_ns, 0
             self._now_us = now_us
             self._record(
                 self._steps_at,
                 now_us,
                 self.columns.n,
-                len(self._scheduler.running),
+                running,
                 self._pool.free_block_queue.num_free_blocks,
                 output.total_num_scheduled_tokens,
                 admitted,
@@ -303,20 +318,29 @@ class EngineSide:
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
 
-    def _note_admissions(self, queue: PolicyQueue) -> int:
-        """How many of the requests handed out in this step were admitted; the others were skipped and wait again."""
-        handed_out, queue.popped = queue.popped, ()
-        admitted = 0
-        for request in handed_out:
-            if request.status is RUNNING:
-                admitted += 1
-                self._admissions += 1
-                clock = request.autopoiesis_clock
-                clock.admission = self._admissions
-                if not clock.admitted_us:
-                    clock.admitted_us = self._now_us
-                    self._awaiting_first_token = (*self._awaiting_first_token, request)
-        return admitted
+    def reset_running(self) -> None:
+        """Every running request is about to be preempted by a reset of the prefix cache. Never raises."""
+        try:
+            if self.victims is not None:
+                self.victims.reset()
+        except Exception as error:
+            self.governor.drop("adapter", f"{type(error).__name__}: {error}")
+
+    def _note_admissions(self, ran: int, now_us: int) -> None:
+        """Number the requests that have entered `running` in a step that began with `ran` there.
+
+        vLLM appends them, wherever they waited; it admits nobody in a step in which it takes somebody out.
+        """
+        number = self._admissions
+        for request in self._scheduler.running[ran:]:
+            number += 1
+            clock = getattr(request, "autopoiesis_clock", None) or self.stamp(request)
+            clock.admission = number
+            if not clock.admitted_us:
+                clock.admitted_us = now_us
+                self._awaiting_first_token = (*self._awaiting_first_token, request)
+                self.due = True
+        self._admissions = number
 
     def _note_first_tokens(self, now_us: int) -> None:
         """vLLM has taken in the output of the step before: its first tokens came at the beginning of this one."""
@@ -330,14 +354,12 @@ class EngineSide:
         if still:
             self.due = True
 
-    def _end_passes(self, now_us: int, preempted: int) -> int:
-        """The end of a step in which somebody was picked or a seat had something to do: how many requests it admitted. Says what
-        is due before the next."""
+    def _end_passes(self, now_us: int, output: Any, preempted: int) -> None:
+        """The end of a step in which somebody was picked or a seat had something to do. Says what is due before the next."""
         # What another thread wakes comes after these lines or is seen in what follows: it is not slept through.
         self.busy = False
         awake, self._levers_awake = self._levers_awake, False
         queue, governor = self.queue, self.governor
-        admitted = self._note_admissions(queue) if queue.popped else 0
         spent_ns = governor.step_ns
         queue.peeked = None  # what was on top may not be any more
         governor.end_pass()
@@ -348,7 +370,7 @@ class EngineSide:
             fallbacks += lever.fallbacks
             if awake and not lever.idle:
                 spent_ns += lever.step_ns
-                lever.end_pass(preempted)
+                lever.end_pass(output, preempted)
             if not lever.idle:
                 self._wake()
         self._step_ns, self._fallbacks = spent_ns, fallbacks
@@ -356,7 +378,6 @@ class EngineSide:
             self.busy = True
         if self._awaiting_first_token or queue.unsettled:
             self.due = True
-        return admitted
 
     def _begin_picks(self) -> int:
         """Somebody is about to be picked: there will be something to do when the step is over. Answers the clock (us)."""
@@ -488,7 +509,9 @@ def attach(scheduler: Any, settings: Settings | None = None, load: Load | None =
     for problem in permission_problems(settings.channel, settings.keys, engine=True):
         log_event(logger, "permissions.open", problem, {"reason": problem}, level=logging.WARNING)
     warm_up(ORDERING, next(iter(BASELINES.values())))
-    side = EngineSide(scheduler, settings, load)
+    switched = {ADMISSION: settings.admission, PREEMPTION: settings.victims}
+    off = {contract: "the operator has switched it off" for contract, on in switched.items() if not on}
+    side = EngineSide(scheduler, settings, shape_of(scheduler, vllm.__version__, off), load)
     scheduler.waiting = side.queue
     side.watcher.read_orders()
     if settings.policy is not None:

@@ -111,18 +111,40 @@ class Governor(Seat[VerifiedPolicy]):
     def _choose_by_steps(self, started: int) -> int:
         """As `choose`, which is said to have begun at `started`: one thing after the other, so that a fault has a name."""
         policy, shadow = self.active, self.shadow
-        if (policy is None and shadow is None) or self.dropped or self.disabled:
+        if (policy is None and shadow is None) or self.disabled:
             return BUILT_IN
+        if self.dropped:
+            return self._fall_back()
         try:
             if self._picking is None or self._picking.located is not self.columns.located:
                 self._picking = self._picking_for(policy)  # the queue has grown: one call again from the next pick on
             slot = self._pick(policy, started)
         except Exception as error:  # ours: the policy's own are caught where it is called
             slot = self.give_up("adapter", f"{type(error).__name__}: {error}")
-        if shadow is not None and self.snapshot and not self.dropped:
+        if self.dropped:
+            slot = self._fall_back()
+        elif shadow is not None and self.snapshot:
             self._compare(shadow, slot)
         self.step_ns += perf_counter_ns() - started
         return slot
+
+    def _fall_back(self) -> int:
+        """Return the pick of a step that is left to the built-in order. Never raises.
+
+        While a policy stays in place, its proved T holds in such a step as well: the oldest request is served first where the
+        built-in order would serve one that is younger by more than T, as an order by priority may.
+        """
+        policy, columns = self.active, self.columns
+        if policy is None or policy.aging_us is None or self.disabled:
+            return BUILT_IN
+        try:
+            oldest, first = columns.oldest_slot(), self.builtin_slot()
+            if first != BUILT_IN and columns.stamps[first] - columns.stamps[oldest] > policy.aging_us:
+                self.counters["aged_fallbacks"] += 1
+                return oldest
+        except Exception:
+            self.counters["adapter_errors"] += 1
+        return BUILT_IN
 
     def end_pass(self) -> None:
         """The step is over: the next pick sees the engine anew."""

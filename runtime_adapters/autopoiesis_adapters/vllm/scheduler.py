@@ -23,6 +23,8 @@ class PolicyScheduler:
     """
 
     autopoiesis: EngineSide | None = None
+    running: list[Any]
+    """vLLM's running requests."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,6 +32,7 @@ class PolicyScheduler:
         self._vllm_schedule: Callable[..., Any] = vllm.schedule
         self._vllm_add_request: Callable[..., Any] = vllm.add_request
         self._vllm_free_request: Callable[..., Any] = vllm._free_request
+        self._vllm_reset_prefix_cache: Callable[..., bool] = vllm.reset_prefix_cache
         try:
             self.autopoiesis = attach(self)
         except SettingsError:
@@ -57,9 +60,16 @@ class PolicyScheduler:
             return self._vllm_schedule(*args, **kwargs)
         if side.due:
             side.begin_step()
+        ran = len(self.running)
         output = self._vllm_schedule(*args, **kwargs)
-        side.end_step(output)
+        side.end_step(output, ran)
         return output
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> bool:
+        """Let vLLM empty the prefix cache; running requests that it preempts for that go in the order of admission."""
+        if reset_running_requests and self.autopoiesis is not None:
+            self.autopoiesis.reset_running()
+        return self._vllm_reset_prefix_cache(reset_running_requests, *args, **kwargs)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         if self.autopoiesis is not None:

@@ -1,9 +1,13 @@
-"""The victim lever: a certified policy says which running request loses its place when the KV memory runs out.
+"""The preemption control point: a certified policy says which running request loses its place when the KV memory runs out.
 
 Under first-come first-served vLLM preempts `running[-1]`. So before a step that might run out of blocks, the running
 requests but the oldest are put in the order of their scores, the likeliest victim last, ties to the latest admitted. The
-oldest stays first: it is never offered, and it is served first. While memory is plentiful nothing is read or moved, and
-when the lever is let go the requests go back to the order of their admission.
+oldest stays first: it is never offered, and it is served first. While memory is plentiful nothing is read or moved; as soon
+as it is plentiful again, or no policy decides any more, the requests go back to the order of their admission.
+
+vLLM can still do two things that the proof rules out, and both are counted. `oldest_preempted`: the oldest lost its place,
+because the operator reset the cache or because requests that wait hold the memory it needs. `oldest_idle`: the oldest had
+tokens to compute and computed none, as when the encoder cache is full.
 """
 
 import time
@@ -15,9 +19,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from vllm.v1.request import RequestStatus
 
 from ..loading import VerifiedVictims
 from .assumptions import Assumptions
+from .kv_groups import KVGroups
 from .seat import Seat
 from .waiting_columns import priority_of
 
@@ -39,6 +45,8 @@ FIELDS = (
 PREEMPTIONS = FIELDS.index("num_preemptions")
 SCORE_LIMIT = 2**62
 
+RUNNING, PREEMPTED = RequestStatus.RUNNING, RequestStatus.PREEMPTED
+
 _plain = attrgetter("num_prompt_tokens", "num_output_tokens", "max_tokens", "num_preemptions")
 
 
@@ -54,6 +62,7 @@ class VictimLever(Seat[VerifiedVictims]):
 
     Args:
         scheduler: a vLLM scheduler under first-come first-served.
+        groups: its KV-cache groups.
         assumptions: what must hold of the running requests and the engine.
         read_engine: longest wait (us) of the waiting requests -> the engine's row.
         oldest_waited_us: that longest wait; 0 when nobody waits.
@@ -65,6 +74,7 @@ class VictimLever(Seat[VerifiedVictims]):
     def __init__(
         self,
         scheduler: Any,
+        groups: KVGroups,
         assumptions: Assumptions,
         read_engine: Callable[[int], tuple[int, ...]],
         oldest_waited_us: Callable[[], int],
@@ -74,11 +84,17 @@ class VictimLever(Seat[VerifiedVictims]):
     ) -> None:
         super().__init__("preemption", deadline_ns=deadline_ns, late_limit=late_limit, disabled=disabled)
         self._scheduler = scheduler
+        self._groups = groups
         self._assumptions = assumptions
         self._read_engine = read_engine
         self._oldest_waited_us = oldest_waited_us
         self._free_blocks: Callable[[], int] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks
         self._moved = False
+        self._oldest: Any = None
+        """The oldest running request, as this step began."""
+        step_tokens = 1 + int(scheduler.num_spec_tokens) + int(scheduler.num_lookahead_tokens)
+        self._growth = groups.growth(step_tokens)
+        """The most blocks that a running request may take in a step in which it generates."""
         self._columns: Int64s = np.zeros((len(FIELDS), 16), np.int64)
         self._engine: Int64s = np.zeros(7, np.int64)
         self._pack_engine = Struct("=7q").pack_into
@@ -90,39 +106,62 @@ class VictimLever(Seat[VerifiedVictims]):
             return
         started = time.perf_counter_ns()
         try:
-            asked = not self.disabled and len(self._scheduler.running) > 2 and self._tight()
+            running = self._scheduler.running
+            wanted = not self.disabled and (self.active is not None or self.shadow is not None)
+            asked = wanted and self._tight() and len(running) > (1 if self._moved else 2)
             if self.active is None or not asked:
                 self._restore()  # the oldest may have finished since, and the next oldest stands anywhere
             if asked:
                 self._order()
+            self._oldest = running[0] if running and self.active is not None and not self.disabled else None
         except Exception as error:
             self._give_up("exception", f"{type(error).__name__}: {error}")
         self.step_ns += time.perf_counter_ns() - started
 
-    def end_pass(self, preempted: int) -> None:
-        """The step is over, and preempted so many."""
+    def end_pass(self, output: Any, preempted: int) -> None:
+        """The step is over, with this output, and preempted so many."""
         self.step_ns = 0
         if preempted and self._moved:
             self.counters["preempted"] += preempted
+        oldest, self._oldest = self._oldest, None
+        if oldest is not None and oldest.request_id not in output.num_scheduled_tokens:
+            if oldest.status is PREEMPTED:
+                self.counters["oldest_preempted"] += 1
+            elif output.total_num_scheduled_tokens and self._has_more(oldest):
+                self.counters["oldest_idle"] += 1
         self.rest(self._moved)
 
-    def _tight(self) -> bool:
-        """Whether the running requests might need more blocks in this step than are free.
+    def reset(self) -> None:
+        """Everybody is about to be preempted by an operator's reset: they go back to wait in the order of their admission."""
+        self._restore()
+        if self.active is not None and not self.disabled and self._scheduler.running:
+            self.counters["oldest_preempted"] += 1
 
-        Each of them needs one at most for its next token, and for what is drafted ahead; prompts computed in chunks may
-        use up the token budget.
+    def _has_more(self, request: Any) -> bool:
+        """Return true unless the steps in flight already compute the last token that a running request may have."""
+        ahead = request.num_output_placeholders
+        computed = request.num_computed_tokens
+        limit = min(request.num_prompt_tokens + request.max_tokens, self._scheduler.max_model_len)
+        return request.status is RUNNING and (not ahead or bool(computed + 2 - ahead < limit))
+
+    def _tight(self) -> bool:
+        """Return true when the running requests might need more blocks in this step than are free.
+
+        A request that generates takes what its next tokens and those drafted ahead may fill in every group; prompts computed in
+        chunks may use up the token budget.
         """
-        scheduler = self._scheduler
-        running, block_size = scheduler.running, int(scheduler.block_size)
-        free = self._free_blocks()
-        needed = len(running) * (1 + -(-int(getattr(scheduler, "num_lookahead_tokens", 0)) // block_size))
+        running, free = self._scheduler.running, self._free_blocks()
+        needed = len(running) * self._growth
         if free <= needed:
             return True
         in_chunks = any(request.is_prefill_chunk for request in running)
-        return in_chunks and bool(free <= needed + int(scheduler.max_num_scheduled_tokens) // block_size)
+        return in_chunks and free <= needed + self._groups.filled_by(int(self._scheduler.max_num_scheduled_tokens))
 
     def _order(self) -> None:
         running = sorted(self._scheduler.running, key=_admitted)
+        if not _admitted(running[0]):
+            self._give_up("adapter", f"running request {running[0].request_id} was never seen to be admitted")
+            return
         offered = running[1:]
         n = len(offered)
         problem = self._view(offered)
@@ -196,11 +235,9 @@ class VictimLever(Seat[VerifiedVictims]):
         prompt, output, max_tokens, preemptions = _plain(request)
         # Under async scheduling tokens count as computed before they exist.
         computed = request.num_computed_tokens - getattr(request, "num_output_placeholders", 0)
-        held = 0
-        for group in self._scheduler.kv_cache_manager.get_blocks(request.request_id).blocks:
-            held += sum(block.ref_cnt == 1 and not block.is_null for block in group)
+        freed = self._groups.freed(request.request_id)
         waited_us = self.now_us - request.autopoiesis_clock.stamp_us
-        return waited_us, prompt, max(computed, 0), output, max_tokens, priority_of(request), preemptions, held
+        return waited_us, prompt, max(computed, 0), output, max_tokens, priority_of(request), preemptions, freed
 
     def _restore(self) -> None:
         if self._moved:

@@ -22,7 +22,7 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
     """
 
     # What a step reads lies together (see `EngineSide`).
-    __slots__ = ("_choose", "_columns", "_order", "gate", "on_pop", "on_unsettled", "peeked", "popped", "unsettled")
+    __slots__ = ("_choose", "_columns", "_order", "gate", "on_pop", "on_unsettled", "peeked", "unsettled")
 
     def __init__(self, columns: WaitingColumns, order: BuiltinOrder, choose: Callable[[], int]) -> None:
         self._columns = columns
@@ -36,8 +36,6 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self.on_unsettled: Callable[[], None] | None = None
         """Told of a request in `unsettled`."""
         # Whether there are any is asked every step: of `()`, which is one object in all of Python and never far away.
-        self.popped: Sequence[Request] = ()
-        """Requests handed out since the owner last set it to `()`: admitted in this step, or skipped by vLLM."""
         self.unsettled: Sequence[Request] = ()
         """Preempted requests whose last tokens are still on their way: their fields will change while they wait."""
 
@@ -64,7 +62,6 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self._columns.remove(request)
         self._order.discard(request)
         self.peeked = None
-        self.popped = (*self.popped, request)
         if self.gate is not None and self.on_pop is not None:
             self.on_pop(request)
         return request

@@ -27,9 +27,10 @@ from autopoiesis_lib.protocol.files import MAX_STATUS_BYTES, FileRefusedError, r
 from autopoiesis_lib.protocol.freshness import FreshnessError
 from autopoiesis_lib.protocol.keys import SignatureRefused, SigningError
 from autopoiesis_lib.protocol.notices import StandingOrders
-from autopoiesis_lib.protocol.status import HEARTBEAT_S, is_silent
+from autopoiesis_lib.protocol.status import HEARTBEAT_S, IGNORES_PRIORITY, is_silent
 from autopoiesis_lib.protocol.text import printable
 
+from .engine_model import EngineShape
 from .seat import Fault, Runnable, Seat, digest_of
 from .short_turns import ShortTurns
 from .telemetry import Telemetry
@@ -62,6 +63,7 @@ class Watcher:
     def __init__(
         self,
         engine: str,
+        shape: EngineShape,
         seats: Mapping[str, Seat[Any]],
         loads: Mapping[str, Load],
         clock_us: Callable[[], int],
@@ -72,6 +74,7 @@ class Watcher:
         snapshot_s: float = 0.0,
     ) -> None:
         self.engine = engine
+        self._shape = shape
         self.faults: SimpleQueue[Fault] = SimpleQueue()
         self.refusals: dict[str, str] = {}
         """Slot -> the reason why the policy last wanted there does not run; nothing for slots in which it does."""
@@ -248,11 +251,14 @@ class Watcher:
         self.refusals.pop(contract, None)
         said = f"policy {policy.digest[:12]} accepted ({mode}); from the next step on"
         log_event(logger, "policy.accepted", said, {"contract": contract, "digest": policy.digest, "mode": mode})
+        if contract == ORDERING and ignores_priority(self._shape.scheduling, policy):
+            about = {"contract": contract, "digest": policy.digest}
+            log_event(logger, "policy.ignores_priority", IGNORES_PRIORITY, about, level=logging.WARNING)
         return policy
 
     def _checked(self, contract: str, source: str, certificate: str | bytes) -> Any:
         if contract not in self._seats:
-            raise AutopoiesisError(no_lever(contract, self._seats))
+            raise AutopoiesisError(self._no_control_point(contract))
         with self._short_turns:
             started, cpu = time.perf_counter_ns(), time.thread_time_ns()
             policy = self._loads[contract](source, certificate)
@@ -366,7 +372,7 @@ class Watcher:
             return
         if contract not in self._seats:
             if notice.digest is not None:
-                self._refuse_once(contract, no_lever(contract, self._seats))
+                self._refuse_once(contract, self._no_control_point(contract))
             return
         if notice.digest is None:
             self._seats[contract].offer(None, requested_us)
@@ -506,6 +512,11 @@ class Watcher:
             "disabled": governor.disabled,
             "frozen": self.orders is not None and self.orders.frozen,
             "limits": dict(self.limits),
+            "serves": f"vLLM {self._shape.version}",
+            "scheduling": self._shape.scheduling,
+            "off": dict(self._shape.off),
+            "uncovered": list(self._shape.uncovered),
+            "warnings": [IGNORES_PRIORITY] if ignores_priority(self._shape.scheduling, governor.active) else [],
             "counters": {**governor.counters, "refused": self.refused, "watcher_errors": self.errors},
             "levers": {
                 name: {**seat.status(), **self._slot(name), "counters": dict(seat.counters)}
@@ -522,6 +533,12 @@ class Watcher:
             "sequence": 0 if notice is None else notice.sequence,
             "refusal": self.refusals.get(contract, ""),
         }
+
+    def _no_control_point(self, contract: str) -> str:
+        """Return the reason why a policy of a type that this engine cannot run is refused."""
+        why = self._shape.off.get(contract)
+        known = f": {why}" if why else f"; it has {', '.join(self._seats)}"
+        return f"this engine has no control point for {contract}{known}"
 
     def drift(self) -> dict[str, float]:
         """What the control plane last measured of drift on this channel."""
@@ -541,9 +558,9 @@ class Watcher:
             self._said.pop(name, None)
 
 
-def no_lever(contract: str, seats: Mapping[str, Seat[Any]]) -> str:
-    """Why a policy of a type this engine cannot run is refused."""
-    return f"this engine has no lever for {contract}; it has {', '.join(seats)}"
+def ignores_priority(scheduling: str, policy: Runnable | None) -> bool:
+    """Return true for an ordering policy under which requests lose the precedence that the engine gives to priorities."""
+    return scheduling == "priority" and not getattr(policy, "by_priority", True)
 
 
 def engine_name(chosen: str | None, rank: int, channel: Channel | None) -> str:
