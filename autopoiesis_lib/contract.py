@@ -6,6 +6,7 @@ language, so one text serves the proof gate (on symbols) and the fuzz gate and r
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from pydantic import BaseModel, ConfigDict
 
 from .errors import ContractError
-from .formula import Formula, MethodReader, checked_method, hints_of, meaning_of_domain, roles_of, words
+from .formula import Formula, MethodReader, checked_method, condition_of, hints_of, meaning_of_domain, roles_of, words
 from .language import Interface, Param, Signature
 from .theorem import Theorem, theorem_formulas
 from .view import View, domain_of
@@ -36,7 +37,7 @@ class Contract(BaseModel):
     formed cannot be made: its constructor raises `ContractError`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     contract_name: ClassVar[str] = ""
     max_operations: ClassVar[int] = 1_024
@@ -201,7 +202,9 @@ def _meaning_of(cls: type[Contract], values: tuple[tuple[str, type, int], ...]) 
     interface = _interface(cls, signatures, dict(views))
     reader = MethodReader(cls, parameters, interface.enums, signatures)
     assumptions = tuple(reader.read(name, calls=False) for name in named.get("assumption", ()))
-    invariants = tuple(reader.read(name, least=True) for name in named.get("invariant", ()))
+    invariants = tuple(
+        reader.read(name, least=True) for name in named.get("invariant", ()) if _wanted(cls, name, parameters)
+    )
     for formula in (*assumptions, *invariants):
         _add(views, formula.views, cls)
     bounds = [formula.least.name for formula in invariants if formula.least is not None]
@@ -218,6 +221,18 @@ def _meaning_of(cls: type[Contract], values: tuple[tuple[str, type, int], ...]) 
         raise ContractError(f"{cls.__name__}.theorems: two theorems have one name, or one is listed twice")
     theorems = {theorem: _theorem(theorem, parameters, meaning) for theorem in listed}
     return replace(meaning, theorems=theorems, digest=_digest(cls, values, meaning, theorems))
+
+
+def _wanted(cls: type[Contract], name: str, parameters: Mapping[str, int]) -> bool:
+    """Return whether an invariant is one with these parameters.
+
+    Raises:
+        ContractError: it depends on what is no `bool` parameter.
+    """
+    condition = condition_of(inspect.getattr_static(cls, name))
+    if condition and not isinstance(parameters.get(condition), bool):
+        raise ContractError(f"{cls.__name__}.{name}: `when={condition!r}` names no bool parameter of the contract")
+    return not condition or bool(parameters[condition])
 
 
 def _no_parameter(cls: type[Contract], parameters: Mapping[str, object]) -> ContractError:

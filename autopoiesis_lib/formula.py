@@ -14,7 +14,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+from functools import partial
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin, overload
 
 from .errors import ContractError
 from .language import LanguageError, Param, Signature
@@ -30,6 +31,7 @@ __all__ = [
     "MethodReader",
     "assumption",
     "checked_method",
+    "condition_of",
     "decision",
     "formula_module",
     "hints_of",
@@ -44,6 +46,7 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK: Final = "__autopoiesis_role__"
+_WHEN: Final = "__autopoiesis_when__"
 _BUILTINS: Final = ("abs", "bool", "int", "max", "min", "range")
 """Builtins that the policy language gives a meaning."""
 
@@ -60,10 +63,29 @@ def assumption(function: F) -> F:
     return function
 
 
-def invariant(function: F) -> F:
-    """Mark a method as a property every policy must have; its docstring is the claim in the certificate."""
+@overload
+def invariant(function: F) -> F: ...
+@overload
+def invariant(*, when: str) -> Callable[[F], F]: ...
+def invariant(function: F | None = None, *, when: str = "") -> F | Callable[[F], F]:
+    """Mark a method as a property every policy must have; its docstring is the claim in the certificate.
+
+    With `when`, the name of a `bool` parameter of the contract, it is one only where that parameter is true.
+    """
+    if function is None:
+        return partial(_mark_invariant, when=when)
+    return _mark_invariant(function, when="")
+
+
+def _mark_invariant(function: F, when: str) -> F:
     setattr(function, _MARK, "invariant")
+    setattr(function, _WHEN, when)
     return function
+
+
+def condition_of(method: object) -> str:
+    """Return the name of the parameter on which an invariant depends; empty when it always is one."""
+    return str(getattr(method, _WHEN, ""))
 
 
 def lemma(function: F) -> F:

@@ -29,7 +29,7 @@ SILENT_S: Final = 4 * HEARTBEAT_S
 
 IGNORES_PRIORITY: Final = (
     "the engine orders requests by priority and the policy does not: urgent requests lose their precedence; "
-    "deploy a policy that reads `priority`, or serve with --scheduling-policy fcfs"
+    "deploy one that is proved with --set priority_order=true, or serve with --scheduling-policy fcfs"
 )
 """The warning of an engine whose own order is by priority, and whose policy's scores do not depend on it."""
 

@@ -54,13 +54,14 @@ def contract_from(name: str, settings: list[str] | None = None) -> "Contract":
 
     parameters: dict[str, object] = {}
     for setting in settings or ():
-        key, found, value = setting.partition("=")
+        key, _, value = setting.partition("=")
+        words = {"true": True, "false": False}
         try:
-            parameters[key.strip()] = int(value.replace("_", ""))
+            parameters[key.strip()] = words[value] if value in words else int(value.replace("_", ""))
         except ValueError:
-            raise ContractError(f"--set {setting}: write NAME=INTEGER") from None
-        if not found or not key.strip():
-            raise ContractError(f"--set {setting}: write NAME=INTEGER")
+            raise ContractError(f"--set {setting}: write NAME=INTEGER, NAME=true or NAME=false") from None
+        if not key.strip():
+            raise ContractError(f"--set {setting}: write NAME=INTEGER, NAME=true or NAME=false")
     return contract_named(name, **parameters)
 
 

@@ -69,6 +69,8 @@ class RequestOrdering(Contract, name="request-ordering"):
 
     max_aging_us: Micros = 600_000_000
     """A policy is refused when its least aging bound T lies above this."""
+    priority_order: bool = False
+    """Whether a policy must also serve higher priorities first, as engines that schedule by priority do."""
 
     @decision
     def score(self, request: Waiting, engine: Engine) -> Score:
@@ -101,6 +103,12 @@ class RequestOrdering(Contract, name="request-ordering"):
     ) -> bool:
         """A request that has waited T longer than another is never ranked behind it, whatever their sizes."""
         return older.waited_us < newer.waited_us + aging or self.score(older, engine) >= self.score(newer, engine)
+
+    @invariant(when="priority_order")
+    def serves_priority_first(self, urgent: Waiting, other: Waiting, engine: Engine) -> bool:
+        """A request of higher priority that has waited at least as long as another ranks before it, whatever their sizes."""
+        outranks = urgent.priority > other.priority and urgent.waited_us >= other.waited_us
+        return not outranks or self.score(urgent, engine) > self.score(other, engine)
 
     def check_replay(self, result: "SimulationResult", bounds: Mapping[str, int]) -> str | None:
         """Bounded bypass as a replay shows it: nobody enqueued more than T after r is first admitted before r."""

@@ -55,6 +55,16 @@ def test_fcfs_is_proved_and_the_least_t_is_reported(command: Command, policies: 
     assert any("T = 0 us" in claim for claim in document["claims"])
 
 
+def test_a_parameter_is_set_by_its_own_kind_of_value(command: Command, policies: Path) -> None:
+    fcfs = policies / "fcfs.py"
+    assert command("verify", fcfs, *ORDERING, "--set", "priority_order=false").code == 0
+    assert command("verify", fcfs, *ORDERING, "--set", "priority_order=true").code == 1
+    for wrong in ("priority_order=1", "max_aging_us=true", "=3", "max_aging_us=soon"):
+        ran = command("verify", fcfs, *ORDERING, "--set", wrong)
+        assert ran.code == 2, wrong
+        one_clear_line(ran)
+
+
 def test_shortest_first_with_aging_is_proved_with_the_bound_its_numbers_imply(command: Command, policies: Path) -> None:
     document = command("verify", policies / "sjf_aging.py", *ORDERING, "--json").document
     assert document["verdict"] == "PROVED"

@@ -334,6 +334,15 @@ def least_in_an_assumption() -> Contract:
     return Assumed()
 
 
+def invariant_when_a_number_says_so() -> Contract:
+    class Depends(Base):
+        @invariant(when="most")
+        def positive(self, job: Job) -> bool:
+            return self.score(job) > 0
+
+    return Depends()
+
+
 def limit_beyond_its_domain() -> Contract:
     """No value of the parameter is as large as the limit, so nothing would be asked."""
 
@@ -633,6 +642,7 @@ REFUSED: Final[tuple[Callable[[], Contract], ...]] = (
     least_of_one_name_twice,
     least_without_a_limit,
     least_in_an_assumption,
+    invariant_when_a_number_says_so,
     limit_beyond_its_domain,
     aliased_view,
     aliased_enum,

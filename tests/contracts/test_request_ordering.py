@@ -71,6 +71,23 @@ def test_a_bound_beyond_the_domain_of_waits_is_vacuous_and_not_proved() -> None:
     assert check(text, ShortWaits(), gates=PROVING).verdict is Verdict.VACUOUS
 
 
+class TestPriorityOrder:
+    """An invariant that is one only where the operator asks for it."""
+
+    def test_only_a_policy_that_heeds_priority_is_proved(self) -> None:
+        contract = RequestOrdering(priority_order=True)
+        verdicts = {name: check(text, contract).verdict for name, text in contract.baselines().items()}
+        assert {name for name, verdict in verdicts.items() if verdict is Verdict.PROVED} == {"priority-aging"}
+        assert set(verdicts.values()) == {Verdict.PROVED, Verdict.REFUTED}
+
+    def test_it_is_claimed_where_it_was_asked_for_and_nowhere_else(self) -> None:
+        text = RequestOrdering.baselines()["priority-aging"]
+        asked, plain = (check(text, RequestOrdering(priority_order=wanted)) for wanted in (True, False))
+        assert sum("higher priority" in claim for claim in asked.claims) == 1
+        assert not any("higher priority" in claim for claim in plain.claims)
+        assert asked.contract_digest != plain.contract_digest
+
+
 @pytest.mark.parametrize("theorem", RequestOrdering.theorems())
 def test_every_lemma_is_discharged(theorem: type[Theorem]) -> None:
     results = prove_theorem(RequestOrdering(), theorem)
