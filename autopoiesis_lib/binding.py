@@ -96,6 +96,7 @@ def bound_policy(certificate: Certified, contract: Contract, source: str) -> Pol
     proved = {item.name for item in certificate.obligations if item.verdict == "PROVED"}
     expected = {formula.name for formula in contract.invariants}
     expected |= {claim(name) for name in contract.decisions for claim in (safe_name, range_name)}
-    if expected - proved:
-        raise CertificateError(f"the certificate does not prove `{min(expected - proved)}`; verify the policy again")
+    missing = (expected - proved) | {item.name for item in certificate.obligations if item.verdict != "PROVED"}
+    if missing:
+        raise CertificateError(f"the certificate does not prove `{min(missing)}`; verify the policy again")
     return policy

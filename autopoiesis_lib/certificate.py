@@ -253,7 +253,7 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT,
             raise CertificateError(
                 f"the theorem {theorem.name} of {policy.contract.contract_name} is not discharged: {said}"
             )
-    if {theorem.name for theorem in report.theorems} != {item.__name__ for item in policy.contract.theorems()}:
+    if {theorem.name for theorem in report.theorems} != {item.__name__ for item in policy.contract.stated}:
         raise CertificateError("the report does not have every theorem of the contract; make it with `gates.check`")
     contract = policy.contract
     certificate = Certificate(

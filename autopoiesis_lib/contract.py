@@ -37,7 +37,9 @@ class Contract(BaseModel):
     formed cannot be made: its constructor raises `ContractError`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, use_attribute_docstrings=True
+    )
 
     contract_name: ClassVar[str] = ""
     max_operations: ClassVar[int] = 1_024
@@ -57,7 +59,7 @@ class Contract(BaseModel):
             ContractError: it is not well formed.
         """
         super().model_post_init(context)
-        self._meaning()
+        _meaning(self)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a contract with some parameters changed, validated as a new one is.
@@ -90,27 +92,27 @@ class Contract(BaseModel):
     @property
     def decisions(self) -> Mapping[str, Signature]:
         """The decisions a policy must define, by name, in declared order."""
-        return self._meaning().decisions
+        return _meaning(self).decisions
 
     @property
     def assumptions(self) -> tuple[Formula, ...]:
         """Facts about views, in declared order."""
-        return self._meaning().assumptions
+        return _meaning(self).assumptions
 
     @property
     def invariants(self) -> tuple[Formula, ...]:
         """Properties every policy must have, in declared order."""
-        return self._meaning().invariants
+        return _meaning(self).invariants
 
     @property
     def views(self) -> Mapping[str, type[View]]:
         """The views its decisions read, by class name."""
-        return self._meaning().interface.views
+        return _meaning(self).interface.views
 
     @property
     def interface(self) -> Interface:
         """What a policy text may refer to."""
-        return self._meaning().interface
+        return _meaning(self).interface
 
     @property
     def digest(self) -> str:
@@ -119,7 +121,12 @@ class Contract(BaseModel):
         Covered are name, parameters, decisions, every view that anything reads with every domain in it, and the IR and the claim
         of every assumption, invariant and theorem, inherited ones included. Comments and layout are not.
         """
-        return self._meaning().digest
+        return _meaning(self).digest
+
+    @property
+    def stated(self) -> Mapping[type[Theorem], str]:
+        """The theorems with their claims, as the digest covers them."""
+        return _meaning(self).claims
 
     def theorem_formulas(self, theorem: type[Theorem]) -> Mapping[str, Formula]:
         """Return every lemma and transition-system method of a theorem of this contract as IR, by name.
@@ -128,7 +135,7 @@ class Contract(BaseModel):
             ContractError: the theorem is not well formed (`theorem.theorem_formulas`), or not one that may be stated of this
                 contract.
         """
-        meaning = self._meaning()
+        meaning = _meaning(self)
         known = meaning.theorems.get(theorem)
         return known if known is not None else _theorem(theorem, self.parameters, meaning)
 
@@ -139,15 +146,7 @@ class Contract(BaseModel):
     @property
     def parameters(self) -> Mapping[str, int]:
         """The contract's parameters by name."""
-        return {name: getattr(self, name) for name in type(self).model_fields}
-
-    def _meaning(self) -> "_Meaning":
-        # Keyed by what the fields hold now, so that no copy and no change of a field can answer with an older meaning.
-        values = tuple((name, type(value), value) for name, value in self.parameters.items())
-        try:
-            return _meaning_of(type(self), values)
-        except TypeError:  # a value that cannot be hashed, and so is no integer
-            raise _no_parameter(type(self), self.parameters) from None
+        return _parameters(self)
 
 
 @dataclass(frozen=True)
@@ -173,12 +172,27 @@ class _Meaning:
     views: Mapping[str, type[View]]
     """Every view that a decision, an assumption or an invariant reads."""
     theorems: Mapping[type[Theorem], Mapping[str, Formula]]
+    claims: Mapping[type[Theorem], str]
     digest: str
 
     @property
     def decisions(self) -> Mapping[str, Signature]:
         """The decisions, by name."""
         return self.interface.decisions
+
+
+def _parameters(contract: Contract) -> dict[str, int]:
+    fields = vars(contract)  # an attribute of that name may be another one
+    return {name: fields[name] for name in type(contract).model_fields}
+
+
+def _meaning(contract: Contract) -> _Meaning:
+    """Return the meaning of a contract, keyed by what its fields hold now: no copy and no change of a field gets an older one."""
+    parameters = _parameters(contract)
+    other = next((name for name, value in parameters.items() if type(value) not in (int, bool)), None)
+    if other is not None:
+        raise ContractError(f"{type(contract).__name__}.{other}: a contract's parameter is an int or a bool")
+    return _meaning_of(type(contract), tuple((name, type(value), value) for name, value in parameters.items()))
 
 
 @lru_cache(maxsize=256)
@@ -189,8 +203,6 @@ def _meaning_of(cls: type[Contract], values: tuple[tuple[str, type, int], ...]) 
         ContractError: it is not well formed.
     """
     parameters = {name: value for name, _, value in values}
-    if any(not isinstance(value, int) for value in parameters.values()):
-        raise _no_parameter(cls, parameters)
     roles = roles_of(cls, Contract)
     _check_names(cls, roles)
     named = {role: [name for name, own in roles.items() if own == role] for role in set(roles.values())}
@@ -205,6 +217,12 @@ def _meaning_of(cls: type[Contract], values: tuple[tuple[str, type, int], ...]) 
     invariants = tuple(
         reader.read(name, least=True) for name in named.get("invariant", ()) if _wanted(cls, name, parameters)
     )
+    for formula in assumptions:
+        scalar = next((param.name for param in formula.params if param.view is None), None)
+        if scalar is not None:
+            raise ContractError(
+                f"{cls.__name__}.{formula.name}: `{scalar}` is no view, and an assumption is about views alone"
+            )
     for formula in (*assumptions, *invariants):
         _add(views, formula.views, cls)
     bounds = [formula.least.name for formula in invariants if formula.least is not None]
@@ -213,14 +231,15 @@ def _meaning_of(cls: type[Contract], values: tuple[tuple[str, type, int], ...]) 
         raise ContractError(
             f"{cls.__name__}: two invariants have a least `{twice}`; a theorem could not tell them apart"
         )
-    meaning = _Meaning(interface, assumptions, invariants, views, {}, "")
+    meaning = _Meaning(interface, assumptions, invariants, views, {}, {}, "")
     listed = tuple(cls.theorems())
     if any(not (isinstance(theorem, type) and issubclass(theorem, Theorem)) for theorem in listed):
         raise ContractError(f"{cls.__name__}.theorems: return classes derived from Theorem")
     if len({theorem.__name__ for theorem in listed}) < len(listed):
         raise ContractError(f"{cls.__name__}.theorems: two theorems have one name, or one is listed twice")
     theorems = {theorem: _theorem(theorem, parameters, meaning) for theorem in listed}
-    return replace(meaning, theorems=theorems, digest=_digest(cls, values, meaning, theorems))
+    meaning = replace(meaning, theorems=theorems, claims={theorem: words(theorem) for theorem in listed})
+    return replace(meaning, digest=_digest(cls, values, meaning))
 
 
 def _wanted(cls: type[Contract], name: str, parameters: Mapping[str, int]) -> bool:
@@ -235,11 +254,6 @@ def _wanted(cls: type[Contract], name: str, parameters: Mapping[str, int]) -> bo
     return not condition or bool(parameters[condition])
 
 
-def _no_parameter(cls: type[Contract], parameters: Mapping[str, object]) -> ContractError:
-    name = next((name for name, value in parameters.items() if not isinstance(value, int)), "")
-    return ContractError(f"{cls.__name__}.{name}: a contract's parameter is an int or a bool")
-
-
 _OWN: Final = (
     "assumptions",
     "decisions",
@@ -250,6 +264,7 @@ _OWN: Final = (
     "model_post_init",
     "parameters",
     "stand_in",
+    "stated",
     "theorem_formulas",
     "views",
 )
@@ -351,16 +366,15 @@ def _digest(
     cls: type[Contract],
     values: tuple[tuple[str, type, int], ...],
     meaning: _Meaning,
-    theorems: Mapping[type[Theorem], Mapping[str, Formula]],
 ) -> str:
     views = dict(meaning.views)
     stated: list[list[object]] = []
-    for theorem, formulas in theorems.items():
+    for theorem, formulas in meaning.theorems.items():
         own = {view.__name__: view for formula in formulas.values() for view in formula.views}
         stated.append(
             [
                 theorem.__name__,
-                words(theorem),
+                meaning.claims[theorem],
                 [formula.meaning() for formula in formulas.values()],
                 [_fields_of(view) for name, view in sorted(own.items()) if name not in views],
             ]

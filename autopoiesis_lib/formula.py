@@ -4,11 +4,14 @@ A formula has two meanings. Gates encode its IR for solvers, and replays call th
 a method may not be wrapped, may not see rebound builtins, and must annotate every parameter.
 """
 
+import __future__
+
 import ast
 import builtins
 import inspect
 import sys
 import textwrap
+import tokenize
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +25,7 @@ from .language import LanguageError, Param, Signature
 from .language.functions import FunctionReader, Scope
 from .language.ir import Const, Function, Module
 from .language.python import to_source
+from .protocol.text import hidden_character
 from .view import Domain, View, domain_of
 
 __all__ = [
@@ -31,6 +35,7 @@ __all__ = [
     "MethodReader",
     "assumption",
     "checked_method",
+    "claim_of",
     "condition_of",
     "decision",
     "formula_module",
@@ -166,6 +171,21 @@ def words(method: object) -> str:
     return " ".join((getattr(method, "__doc__", None) or "").split())
 
 
+def claim_of(stated: object, where: str) -> str:
+    """Return the docstring of what is claimed, on one line.
+
+    Args:
+        stated: a method or a theorem; `where` names it in an error.
+
+    Raises:
+        ContractError: a reader of the claim cannot see all of it.
+    """
+    claim = words(stated)
+    if hidden_character(claim) is not None:
+        raise ContractError(f"{where}: its docstring holds a character that cannot be seen; remove it")
+    return claim
+
+
 def roles_of(cls: type, stop: type) -> dict[str, str]:
     """Return the role of each marked method that a class has, by name, in the order in which they are first defined.
 
@@ -201,26 +221,26 @@ def checked_method(cls: type, name: str) -> types.FunctionType:
     """Return the method that a class has under a name, once it is sure that its source says what CPython runs.
 
     Raises:
-        ContractError: it is no plain method, is wrapped or renamed, has defaults, or its module rebinds a builtin.
+        ContractError: it is no plain method, is wrapped or renamed, has defaults, or it or its module rebinds a builtin.
     """
     where = f"{cls.__name__}.{name}"
     method = inspect.getattr_static(cls, name)
-    if not isinstance(method, types.FunctionType) or method.__name__ == "<lambda>":
+    if not isinstance(method, types.FunctionType):
         raise ContractError(f"{where}: write it as a plain method")
     if hasattr(method, "__wrapped__") or method.__name__ != name:
         raise ContractError(f"{where}: it is wrapped, or defined under another name; define it here by a plain `def`")
-    if method.__defaults__ or method.__kwdefaults__:
+    if method.__defaults__:
         raise ContractError(f"{where}: its parameters may have no defaults")
-    taken = [
-        item
-        for item in _BUILTINS
-        if method.__globals__.get(item, getattr(builtins, item)) is not getattr(builtins, item)
-    ]
+    found = {**method.__builtins__, **method.__globals__}  # type: ignore[attr-defined]  # typeshed does not know the first
+    taken = [item for item in _BUILTINS if found.get(item) is not getattr(builtins, item)]
     if taken:
         raise ContractError(f"{where}: its module gives `{taken[0]}` another meaning; rename that")
     parameters = list(inspect.signature(method).parameters.values())
     if not parameters or any(item.kind is not item.POSITIONAL_OR_KEYWORD for item in parameters):
         raise ContractError(f"{where}: take `self` and plain parameters")
+    shadowing = next((item.name for item in parameters if item.name in _BUILTINS), None)
+    if shadowing is not None:
+        raise ContractError(f"{where}: the parameter `{shadowing}` shadows the builtin of that name; rename it")
     for parameter in parameters[1:]:
         if parameter.annotation is parameter.empty:
             raise ContractError(f"{where}: annotate the parameter `{parameter.name}` with a view or a bounded int")
@@ -286,12 +306,13 @@ class MethodReader:
         )
         try:
             source = textwrap.dedent(inspect.getsource(method))
-        except (OSError, TypeError):
+        except (OSError, SyntaxError, tokenize.TokenError):
             raise ContractError(f"{where}: its source cannot be found; define it in a file") from None
-        node = _parsed(source, where)
+        node = _parsed(source, name, where)
+        _check_code(method, node, where)
         self._check_names(method, node, where)
         function = _read(node, where, params, scope, returns_bool=returns is bool)
-        return Formula(name, params, function, words(method), source, method)
+        return Formula(name, params, function, claim_of(method, where), source, method)
 
     def _check_names(self, method: types.FunctionType, node: ast.FunctionDef, where: str) -> None:
         """Raise `ContractError` where CPython finds another enum under a name than the IR, or a variable that the IR has not."""
@@ -350,11 +371,50 @@ def _metadata(annotation: Any) -> tuple[Any, ...]:
     return found
 
 
-def _parsed(source: str, where: str) -> ast.FunctionDef:
-    node = ast.parse(source).body[0]
-    if not isinstance(node, ast.FunctionDef):
-        raise ContractError(f"{where}: write it as a plain method")
-    return node
+def _parsed(source: str, name: str, where: str) -> ast.FunctionDef:
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        body = []
+    if len(body) != 1 or not isinstance(body[0], ast.FunctionDef) or body[0].name != name:
+        raise ContractError(f"{where}: its source is no plain method of this name; import its module anew")
+    return body[0]
+
+
+def _check_code(method: types.FunctionType, node: ast.FunctionDef, where: str) -> None:
+    """Raise `ContractError` unless a method's source compiles to what CPython runs: the file may have changed since."""
+    code = method.__code__
+    owner = ast.ClassDef(_class_of(method), [], [], [node], [], **_NO_TYPE_PARAMETERS)
+    enclosing = ast.parse("def enclosing(): pass").body[0]
+    assert isinstance(enclosing, ast.FunctionDef)
+    enclosing.args.args = [ast.arg(name) for name in code.co_freevars]
+    enclosing.body = [owner]
+    flags = code.co_flags & __future__.annotations.compiler_flag
+    module = ast.fix_missing_locations(ast.Module([enclosing], []))
+    outer = _code_in(compile(module, code.co_filename, "exec", flags, dont_inherit=True), "enclosing")
+    if _meaning_of_code(_code_in(_code_in(outer, owner.name), node.name)) != _meaning_of_code(code):
+        raise ContractError(f"{where}: its source is not what CPython runs; import its module anew, and change no code")
+
+
+_NO_TYPE_PARAMETERS: Final[dict[str, Any]] = {"type_params": []} if sys.version_info >= (3, 12) else {}
+
+
+def _class_of(method: types.FunctionType) -> str:
+    """Return the name of the class in which a method was defined, on which the meaning of `self.__name` depends."""
+    return (method.__qualname__.split(".")[-2:-1] or ["owner"])[0].strip("<>")
+
+
+def _code_in(code: types.CodeType, name: str) -> types.CodeType:
+    return next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
+
+
+def _meaning_of_code(code: types.CodeType) -> tuple[object, ...]:
+    """Return what a function does, without where it is written."""
+    texts = (
+        " ".join(item.split()) if isinstance(item, str) else item for item in code.co_consts
+    )  # of dedented docstrings
+    constants = [(type(item).__name__, repr(item)) for item in texts]
+    return code.co_code, constants, code.co_names, code.co_varnames
 
 
 def _read(

@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Any, ClassVar, Final
 
 from .errors import ContractError
-from .formula import Formula, FormulaParam, MethodReader, marked, roles_of, words
+from .formula import Formula, FormulaParam, MethodReader, claim_of, roles_of
 from .language import Signature
 from .view import View
 
@@ -59,7 +59,7 @@ def theorem_formulas(
             name or mark says.
     """
     where = theorem.__name__
-    if not words(theorem) or "__doc__" not in vars(theorem):
+    if not claim_of(theorem, where):
         raise ContractError(f"{where}: a theorem without a docstring claims nothing; write its claim there")
     roles = roles_of(theorem, Theorem)
     system = tuple(name for name in SYSTEM if hasattr(theorem, name))
@@ -82,15 +82,14 @@ def theorem_formulas(
 
 
 def _defined(theorem: type[Theorem]) -> list[str]:
-    """Return the names that a theorem gives to callables, classes and special methods aside."""
+    """Return the names that a theorem gives to methods, special ones aside."""
     return [
         name
         for base in theorem.__mro__
         if base not in (Theorem, object)
         for name, value in vars(base).items()
         if not (name.startswith("__") and name.endswith("__"))
-        and not isinstance(value, type)
-        and (isinstance(value, (staticmethod, classmethod, property, types.FunctionType)) or marked(value) is not None)
+        and isinstance(value, (staticmethod, classmethod, property, types.FunctionType))
     ]
 
 

@@ -21,6 +21,16 @@ __all__ = ["Domain", "FieldSpec", "Saturates", "View", "domain_of"]
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
+_OPERATORS = tuple(
+    f"__{name}__"
+    for name in (
+        *("eq", "ne", "lt", "le", "gt", "ge", "hash", "bool", "int", "index", "neg", "pos", "abs"),
+        *(f"{side}{name}" for name in ("add", "sub", "mul", "floordiv", "mod", "pow") for side in ("", "r")),
+    )
+)
+"""Operators that a policy applies to integers; an enum's have to be those of `int`."""
+
+
 @dataclass(frozen=True)
 class Saturates:
     """Marks a field that an adapter may clamp to its bounds; every other field out of its domain drops the step."""
@@ -90,6 +100,9 @@ def domain_of(annotation: Any, where: str, metadata: tuple[Any, ...] = ()) -> Do
     if annotation is bool:
         return Domain(0, 1, "bool", saturates=saturates)
     if isinstance(annotation, type) and issubclass(annotation, IntEnum):
+        own = next((name for name in _OPERATORS if getattr(annotation, name) is not getattr(int, name)), None)
+        if own is not None:
+            raise ContractError(f"{where}: the enum {annotation.__name__} gives `{own}` another meaning; remove that")
         values = tuple(sorted(int(member) for member in annotation))
         if not values or not INT64_MIN <= values[0] <= values[-1] <= INT64_MAX:
             raise ContractError(f"{where}: the enum {annotation.__name__} is empty or leaves int64")
@@ -125,9 +138,11 @@ class View(BaseModel):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        taken = next((name for name in ("fields", "field", "row") if name in vars(cls)), None)
-        if taken is not None:
-            raise ContractError(f"{cls.__name__}.{taken}: the library defines `{taken}` from the fields; rename yours")
+        for taken in ("fields", "field", "row"):
+            if next(base for base in cls.__mro__ if taken in vars(base)) is not View:
+                raise ContractError(
+                    f"{cls.__name__}.{taken}: the library defines `{taken}` from the fields; rename yours"
+                )
 
     @classmethod
     def fields(cls) -> tuple[FieldSpec, ...]:

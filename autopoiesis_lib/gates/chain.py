@@ -55,8 +55,13 @@ def check(
     if not sound:
         pass
     elif isinstance(text_or_policy, Policy):
-        policy = text_or_policy
-        add(GateResult(name="grammar", verdict=Verdict.PASSED, seconds=0.0, detail="parsed"))
+        if text_or_policy.contract.digest == contract.digest:
+            policy = text_or_policy
+            add(GateResult(name="grammar", verdict=Verdict.PASSED, seconds=0.0, detail="parsed"))
+        else:
+            detail = "the policy was read for another contract; read its text for this one"
+            reason = Reason.CONTRACT
+            add(GateResult(name="grammar", verdict=Verdict.INVALID, seconds=0.0, reason=reason, detail=detail))
     else:
         grammar, policy = _grammar(text_or_policy, contract)
         add(grammar)

@@ -29,7 +29,7 @@ def claims_of(contract: Contract, report: GateReport) -> tuple[str, ...]:
         "int64 and always ends"
         for name, signature in contract.decisions.items()
     ]
-    said = {formula.name: formula.doc for formula in contract.invariants}
+    said = {formula.name: formula.doc or f"`{formula.name}` holds" for formula in contract.invariants}
     for item in report.obligations:
         if item.verdict is not Verdict.PROVED or item.name not in said:
             continue

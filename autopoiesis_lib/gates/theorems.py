@@ -14,13 +14,14 @@ from itertools import product
 import z3
 
 from ..contract import Contract, Unhashed
-from ..formula import Formula, FormulaParam, words
+from ..formula import Formula, FormulaParam
 from ..language.smt import (
     SymbolicView,
     Term,
     TooComplex,
     as_int,
     conjunction,
+    disjunction,
     domain_constraints,
     negation,
     symbolic_scalar,
@@ -45,10 +46,8 @@ def prove_theorems(contract: Contract, rlimit: int = DEFAULT_RLIMIT) -> tuple[Th
 @lru_cache(maxsize=64)
 def _proved(digest: str, rlimit: int, handle: Unhashed) -> tuple[TheoremResult, ...]:
     return tuple(
-        TheoremResult(
-            name=theorem.__name__, statement=words(theorem), lemmas=prove_theorem(handle.contract, theorem, rlimit)
-        )
-        for theorem in handle.contract.theorems()
+        TheoremResult(name=theorem.__name__, statement=claim, lemmas=prove_theorem(handle.contract, theorem, rlimit))
+        for theorem, claim in handle.contract.stated.items()
     )
 
 
@@ -91,7 +90,7 @@ class _FreePolicy:
 
     def premises(self, params: Sequence[FormulaParam], scope: Scope) -> list[Term]:
         """Return what is proved of every policy: the contract's invariants over every combination of views in scope (scalars are
-        matched by name), and that each answer met so far lies in its declared range."""
+        matched by name, within the invariant's own domains), and that each answer met so far lies in its declared range."""
         invariants = self._invariants(params, scope)
         return [*invariants, *self.ranges()]
 
@@ -113,8 +112,21 @@ class _FreePolicy:
                 else:
                     choices.append([other.name for other in params if other.view is None and other.name == param.name])
             for names in product(*choices):
-                found.append(encode_formula(formula, [scope.symbols[name] for name in names], self).holds)
+                arguments = [scope.symbols[name] for name in names]
+                holds = encode_formula(formula, arguments, self).holds
+                outside = negation(reduce(conjunction, _within(formula.params, arguments), True))
+                found.append(disjunction(outside, holds))
         return found
+
+
+def _within(params: Sequence[FormulaParam], arguments: Sequence[SymbolicView | Term]) -> list[Term]:
+    """Return that scalars lie in an invariant's own domains: a lemma's may be larger, where nothing is proved of a policy."""
+    return [
+        bound
+        for param, term in zip(params, arguments, strict=True)
+        if param.domain is not None
+        for bound in domain_constraints(term, param.domain)
+    ]
 
 
 def _lemma(contract: Contract, theorem: str, formula: Formula, rlimit: int) -> ObligationResult:

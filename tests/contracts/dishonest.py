@@ -3,6 +3,8 @@
 Those that cannot even be made are made by functions.
 """
 
+import builtins
+import linecache
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from functools import wraps
@@ -13,7 +15,7 @@ from pydantic import AfterValidator, Field
 from autopoiesis_lib import Contract, Least, Theorem, View, assumption, decision, invariant, lemma
 from autopoiesis_lib.view import Domain, FieldSpec
 
-__all__ = ["MADE", "REFUSED", "THEOREMS", "Job"]
+__all__ = ["MADE", "REFUSED", "THEOREMS", "Job", "method_of"]
 
 Small = Annotated[int, Field(ge=-10, le=10)]
 Size = Annotated[int, Field(ge=0, le=100)]
@@ -184,6 +186,30 @@ def invariant_that_closes_over_a_variable() -> Contract:
     return Closed()
 
 
+def invariant_that_closes_over_a_builtins_name() -> Contract:
+    """CPython finds another `min` than a proof does."""
+
+    def min(*values: int) -> int:  # noqa: A001
+        return -10
+
+    class Closed(Base):
+        @invariant
+        def at_least(self, job: Job) -> bool:
+            return min(self.score(job), 0) >= -5
+
+    return Closed()
+
+
+def invariant_without_a_file() -> Contract:
+    scope: dict[str, Any] = {"__name__": __name__, "Job": Job}
+    exec("def said(self, job: Job) -> bool:\n    return self.score(job) <= 9\n", scope)
+
+    class NoFile(Base):
+        said = invariant(scope["said"])
+
+    return NoFile()
+
+
 def invariant_shadowed_without_a_mark() -> Contract:
     class Shadowed(Base):
         def larger_is_less(self, small: Job, large: Job, by: Size) -> bool:
@@ -224,6 +250,17 @@ def assumption_about_a_decision() -> Contract:
     return Circular()
 
 
+def assumption_about_an_integer() -> Contract:
+    """Nothing in a proof could be meant by it."""
+
+    class OfInteger(Base):
+        @assumption
+        def few(self, job: Job, most: Size) -> bool:
+            return job.size <= most
+
+    return OfInteger()
+
+
 def view_that_states_its_own_fields() -> Contract:
     """Its fields hold more than the proof is told."""
 
@@ -240,6 +277,188 @@ def view_that_states_its_own_fields() -> Contract:
             return lying.size == 0
 
     return Lied()
+
+
+def view_whose_mixin_states_its_fields() -> Contract:
+    """As the one above, by inheritance."""
+
+    class Mixin:
+        @classmethod
+        def fields(cls) -> tuple[FieldSpec, ...]:
+            return (FieldSpec("size", Domain(0, 0), ""),)
+
+    class Lying(Mixin, View):  # type: ignore[misc]
+        size: Size
+
+    class Lied(Base):
+        @invariant
+        def sized(self, lying: Lying, job: Job) -> bool:
+            return lying.size == 0 and self.score(job) <= 9
+
+    return Lied()
+
+
+def enum_with_an_equality_of_its_own() -> Contract:
+    """CPython would compare its members otherwise than a proof does."""
+
+    class Odd(IntEnum):
+        LOW = 0
+        HIGH = 1
+
+        def __ne__(self, other: object) -> bool:
+            return True
+
+    class Held(View):
+        odd: Odd
+
+    class Holds(Base):
+        @invariant
+        def held(self, held: Held) -> bool:
+            return held.odd >= 0
+
+    return Holds()
+
+
+def decision_on_an_enum() -> Contract:
+    class OnEnum(Base):
+        @decision
+        def score(self, kind: Kind) -> Small:  # type: ignore[override]
+            raise NotImplementedError
+
+    return OnEnum()
+
+
+def invariant_with_an_argument_that_nothing_reads() -> Contract:
+    class Bare(Base):
+        @invariant
+        def bare(self, job: Job, other) -> bool:  # type: ignore[no-untyped-def]
+            return self.score(job) <= 9
+
+    return Bare()
+
+
+def least_limited_by_a_flag() -> Contract:
+    class Flagged(Base):
+        flag: bool = True
+
+        @invariant
+        def at_most(self, job: Job, bound: Annotated[Size, Least(limit="flag")]) -> bool:
+            return self.score(job) <= bound
+
+    return Flagged()
+
+
+def least_of_a_flag() -> Contract:
+    class Flagged(Base):
+        one: Size = 1
+
+        @invariant
+        def at_most(self, job: Job, bound: Annotated[bool, Least(limit="one")]) -> bool:
+            return self.score(job) <= bound
+
+    return Flagged()
+
+
+def least_with_two_limits() -> Contract:
+    class Two(Base):
+        one: Size = 1
+
+        @invariant
+        def at_most(self, job: Job, bound: Annotated[Size, Least(limit="most"), Least(limit="one")]) -> bool:
+            return self.score(job) <= bound
+
+    return Two()
+
+
+def invariant_with_any_arguments() -> Contract:
+    class Starred(Base):
+        @invariant
+        def small(self, *jobs: Job) -> bool:
+            return True
+
+    return Starred()
+
+
+def invariant_with_a_keyword() -> Contract:
+    class Keyed(Base):
+        @invariant
+        def small(self, *, job: Job) -> bool:
+            return self.score(job) <= 9
+
+    return Keyed()
+
+
+def invariant_of_nobody() -> Contract:
+    class Bare(Base):
+        @invariant
+        def small() -> bool:  # type: ignore[misc]
+            return True
+
+    return Bare()
+
+
+def invariant_under_two_names() -> Contract:
+    class Once(Base):
+        @invariant
+        def small(self, job: Job) -> bool:
+            return self.score(job) <= 9
+
+    class Twice(Once):
+        little = Once.small
+
+    return Twice()
+
+
+def invariant_parameter_that_shadows_a_builtin() -> Contract:
+    class Shadowing(Base):
+        @invariant
+        def small(self, job: Job, abs: Size) -> bool:  # noqa: A002
+            return abs(self.score(job)) <= 9  # type: ignore[operator]
+
+    return Shadowing()
+
+
+def method_of(code: str, source: str, **names: object) -> Any:
+    """Return a method that was compiled from one text, where its file now holds another one."""
+    file = f"<{code} as {source}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    scope: dict[str, Any] = {"__name__": __name__, "Job": Job, **names}
+    exec(compile(code, file, "exec"), scope)
+    return invariant(scope["said"])
+
+
+_SAID: Final = "def said(self, job: Job) -> bool:\n    return self.score(job) >= min(0, {})\n"
+
+
+def method_that_sees_other_builtins() -> Contract:
+    """`min` is another function only where this method looks it up."""
+    text = _SAID.format(-5)
+    said_ = method_of(text, text, __builtins__={**vars(builtins), "min": lambda *values: -10})
+
+    class Replaced(Base):
+        said = said_
+
+    return Replaced()
+
+
+def method_whose_file_has_changed() -> Contract:
+    """Its file now states less than CPython runs."""
+    said_ = method_of(_SAID.format(-5), _SAID.format(-10))
+
+    class Changed(Base):
+        said = said_
+
+    return Changed()
+
+
+def claim_that_shows_something_else() -> Contract:
+    class Turned(Base):
+        @invariant
+        def small(self, job: Job) -> bool:
+            """A job \u202e never scores high."""
+            return self.score(job) <= 9
+
+    return Turned()
 
 
 def domain_that_is_no_interval() -> Contract:
@@ -294,6 +513,22 @@ def no_invariants_after_all() -> Contract:
             return ()
 
     return Emptied()
+
+
+def parameter_that_is_called_digest() -> Contract:
+    class Named(Base):
+        digest: Size = 3  # type: ignore[assignment]
+
+    return Named()
+
+
+def invariant_that_is_called_baselines() -> Contract:
+    class Named(Base):
+        @invariant
+        def baselines(self, job: Job) -> bool:  # type: ignore[override]
+            return self.score(job) <= 9
+
+    return Named()
 
 
 def two_least() -> Contract:
@@ -373,6 +608,25 @@ def aliased_view() -> Contract:
     return Aliased()
 
 
+def aliased_view_of_an_assumption() -> Contract:
+    """The assumption reads another view of the decision's name."""
+
+    def narrow() -> type[View]:
+        class Job(View):
+            size: Annotated[int, Field(ge=0, le=0)]
+
+        return Job
+
+    Narrow: Any = narrow()  # noqa: N806
+
+    class Aliased(Base):
+        @assumption
+        def is_small(self, job: Narrow) -> bool:
+            return job.size == 0
+
+    return Aliased()
+
+
 def aliased_enum() -> Contract:
     """The invariant's enum has the name and the members of the view's, with other values."""
     Kind = IntEnum("Kind", {"LOW": 1, "HIGH": 0})  # noqa: N806
@@ -381,6 +635,17 @@ def aliased_enum() -> Contract:
         @invariant
         def high_scores(self, job: Job) -> bool:
             return job.kind != Kind.HIGH or self.score(job) > 0
+
+    return Aliased()
+
+
+def enum_of_the_module_under_a_views_name() -> Contract:
+    """CPython finds another enum under the name than a proof does."""
+    text = "def said(self, job: Job) -> bool:\n    return job.kind != Kind.HIGH or self.score(job) > 0\n"
+    said_ = method_of(text, text, Kind=IntEnum("Kind", {"LOW": 1, "HIGH": 0}))
+
+    class Aliased(Base):
+        said = said_
 
     return Aliased()
 
@@ -496,6 +761,55 @@ def system_without_init() -> Contract:
     return with_theorem(NoInit)
 
 
+def system_without_step() -> Contract:
+    """Its lemma is proved, and its goal is asked of nobody."""
+
+    class NoStep_(Theorem):  # noqa: N801
+        """No job is ever larger than 100."""
+
+        @lemma
+        def larger(self, small: Job, large: Job, by: Size) -> bool:
+            fits = large.size >= small.size + by
+            return not fits or self.policy.score(large) <= self.policy.score(small)  # type: ignore[no-any-return]
+
+        def init(self, s: State) -> bool:
+            return s.n == 0
+
+        def inductive(self, s: State) -> bool:
+            return s.n <= 100
+
+        def goal(self, s: State) -> bool:
+            return s.n <= 100
+
+    return with_theorem(NoStep_)
+
+
+def system_without_inductive() -> Contract:
+    class NoInductive(Theorem):
+        """The counter is never negative."""
+
+        def init(self, s: State) -> bool:
+            return s.n == 0
+
+        def step(self, s: State, t: State) -> bool:
+            return t.n == s.n
+
+        def goal(self, s: State) -> bool:
+            return s.n == 0
+
+    return with_theorem(NoInductive)
+
+
+def progress_without_ranking() -> Contract:
+    class NoRanking(Counting):
+        """Every request ends."""
+
+        def progress(self, s: State, t: State) -> bool:
+            return t.n > s.n
+
+    return with_theorem(NoRanking)
+
+
 def ranking_without_progress() -> Contract:
     class NoProgress(Counting):
         """Every request ends."""
@@ -589,6 +903,50 @@ def lemma_for_a_few_bounds() -> Contract:
     return with_theorem(Few)
 
 
+def lemma_for_large_bounds() -> Contract:
+    class Large(Theorem):
+        """A larger job never scores above another, whatever the bound."""
+
+        @lemma
+        def larger(self, small: Job, large: Job, by: Annotated[int, Field(ge=3, le=100)]) -> bool:
+            fits = large.size >= small.size + by
+            return not fits or self.policy.score(large) <= self.policy.score(small)  # type: ignore[no-any-return]
+
+    return with_theorem(Large)
+
+
+def lemma_with_a_bound_of_another_kind() -> Contract:
+    class Flagged(Base):
+        @invariant
+        def low(self, job: Job, idle: bool) -> bool:
+            return not idle or self.score(job) <= 0
+
+    class Kinds(Theorem):
+        """A score is low."""
+
+        @lemma
+        def low(self, job: Job, idle: Annotated[int, Field(ge=0, le=1)]) -> bool:
+            return idle == 0 or self.policy.score(job) <= 0  # type: ignore[no-any-return]
+
+    class WithTheorem(Flagged):
+        @classmethod
+        def theorems(cls) -> tuple[type[Theorem], ...]:
+            return (Kinds,)
+
+    return WithTheorem()
+
+
+def theorem_that_derives_from_nothing() -> Contract:
+    class Derived:
+        """A larger job never scores above another."""
+
+        @lemma
+        def larger(self, small: Job, large: Job, by: Size) -> bool:
+            return large.size < small.size + by or self.policy.score(large) <= self.policy.score(small)  # type: ignore[attr-defined,no-any-return]
+
+    return with_theorem(Derived)
+
+
 def theorem_with_a_mark_of_a_contract() -> Contract:
     class Marked(Counting):
         """No request is ever lost."""
@@ -600,8 +958,153 @@ def theorem_with_a_mark_of_a_contract() -> Contract:
     return with_theorem(Marked)
 
 
+def claim_of_a_theorem_that_shows_something_else() -> Contract:
+    class Turned(Counting):
+        """A counter \u202e is never negative."""
+
+    return with_theorem(Turned)
+
+
+def goal_with_a_mark() -> Contract:
+    class MarkedGoal(Counting):
+        """The counter is never negative."""
+
+        @lemma
+        def goal(self, s: State) -> bool:
+            return s.n >= 0
+
+    return with_theorem(MarkedGoal)
+
+
+def step_with_one_state() -> Contract:
+    class One(Counting):
+        """The counter is never negative."""
+
+        def step(self, s: State) -> bool:  # type: ignore[override]
+            return s.n >= 0
+
+    return with_theorem(One)
+
+
+def system_over_integers() -> Contract:
+    """Its states would have domains, which no step has to keep."""
+
+    class Integers(Theorem):
+        """The counter is never above 100."""
+
+        def init(self, s: Size) -> bool:
+            return s == 0
+
+        def step(self, s: Size, t: Size) -> bool:
+            return t == s + 1
+
+        def inductive(self, s: Size) -> bool:
+            return s <= 100
+
+        def goal(self, s: Size) -> bool:
+            return s <= 100
+
+    return with_theorem(Integers)
+
+
+def step_between_two_views() -> Contract:
+    class Next(View):
+        n: Size
+
+    class Between(Counting):
+        """The counter is never negative."""
+
+        def step(self, s: State, t: Next, by: Size) -> bool:  # type: ignore[override]
+            return t.n == s.n + by
+
+    return with_theorem(Between)
+
+
+def step_with_three_states() -> Contract:
+    class Three(Counting):
+        """The counter is never negative."""
+
+        def step(self, s: State, t: State, by: State) -> bool:  # type: ignore[override]
+            return t.n == s.n + by.n
+
+    return with_theorem(Three)
+
+
+def progress_with_an_input_of_its_own() -> Contract:
+    class Own(Counting):
+        """Every request ends."""
+
+        def progress(self, s: State, t: State, other: Size) -> bool:
+            return t.n < s.n
+
+        def ranking(self, s: State) -> int:
+            return s.n
+
+    return with_theorem(Own)
+
+
+def progress_with_an_input_of_another_domain() -> Contract:
+    class Other(Counting):
+        """Every request ends."""
+
+        def step(self, s: State, t: State, amount: Size) -> bool:
+            return t.n == s.n + amount
+
+        def progress(self, s: State, t: State, amount: Small) -> bool:
+            return t.n < s.n
+
+        def ranking(self, s: State) -> int:
+            return s.n
+
+    return with_theorem(Other)
+
+
+def progress_with_an_input_of_another_view() -> Contract:
+    class Larger(Job):
+        pass
+
+    class Other(Counting):
+        """Every request ends."""
+
+        def step(self, s: State, t: State, by: Job) -> bool:  # type: ignore[override]
+            return t.n == s.n + by.size
+
+        def progress(self, s: State, t: State, by: Larger) -> bool:
+            return t.n < s.n
+
+        def ranking(self, s: State) -> int:
+            return s.n
+
+    return with_theorem(Other)
+
+
 def theorem_that_is_none() -> Contract:
     return with_theorem(Job)
+
+
+def theorem_that_is_an_instance() -> Contract:
+    return with_theorem(Counting())
+
+
+def theorem_over_another_view_of_a_name() -> Contract:
+    """It is true of small jobs only, and reads as if it were of those of the contract."""
+
+    def narrow() -> type[View]:
+        class Job(View):
+            size: Annotated[int, Field(ge=0, le=9)]
+
+        return Job
+
+    Narrow: Any = narrow()  # noqa: N806
+
+    class Small_(Theorem):  # noqa: N801
+        """Every job is small, or scores."""
+
+        @lemma
+        def small(self, job: Narrow) -> bool:
+            return job.size <= 9 or self.policy.score(job) >= 0  # type: ignore[no-any-return]
+
+    return with_theorem(Small_)
 
 
 def two_theorems_of_one_name() -> Contract:
@@ -627,17 +1130,37 @@ REFUSED: Final[tuple[Callable[[], Contract], ...]] = (
     invariant_that_is_wrapped,
     invariant_under_another_name,
     invariant_that_closes_over_a_variable,
+    invariant_that_closes_over_a_builtins_name,
+    invariant_without_a_file,
     invariant_shadowed_without_a_mark,
     invariant_shadowed_by_none,
     invariant_shadowed_by_an_assumption,
     invariant_shadowed_by_a_parameter,
     assumption_about_a_decision,
+    assumption_about_an_integer,
     view_that_states_its_own_fields,
+    view_whose_mixin_states_its_fields,
+    enum_with_an_equality_of_its_own,
+    decision_on_an_enum,
+    invariant_with_an_argument_that_nothing_reads,
+    least_limited_by_a_flag,
+    least_of_a_flag,
+    least_with_two_limits,
+    invariant_with_any_arguments,
+    invariant_with_a_keyword,
+    invariant_of_nobody,
+    invariant_under_two_names,
+    invariant_parameter_that_shadows_a_builtin,
+    method_that_sees_other_builtins,
+    method_whose_file_has_changed,
+    claim_that_shows_something_else,
     domain_that_is_no_interval,
     domain_that_is_validated,
     enum_without_members,
     digest_of_its_own,
     no_invariants_after_all,
+    parameter_that_is_called_digest,
+    invariant_that_is_called_baselines,
     two_least,
     least_of_one_name_twice,
     least_without_a_limit,
@@ -645,7 +1168,9 @@ REFUSED: Final[tuple[Callable[[], Contract], ...]] = (
     invariant_when_a_number_says_so,
     limit_beyond_its_domain,
     aliased_view,
+    aliased_view_of_an_assumption,
     aliased_enum,
+    enum_of_the_module_under_a_views_name,
     parameter_that_is_no_integer,
     lemma_in_a_contract,
     claim_without_obligations,
@@ -653,6 +1178,9 @@ REFUSED: Final[tuple[Callable[[], Contract], ...]] = (
     goal_without_step,
     step_without_goal,
     system_without_init,
+    system_without_step,
+    system_without_inductive,
+    progress_without_ranking,
     ranking_without_progress,
     forgotten_mark,
     goal_that_is_a_value,
@@ -660,8 +1188,22 @@ REFUSED: Final[tuple[Callable[[], Contract], ...]] = (
     states_of_two_views,
     state_of_the_contract,
     lemma_for_a_few_bounds,
+    lemma_for_large_bounds,
+    lemma_with_a_bound_of_another_kind,
+    theorem_that_derives_from_nothing,
     theorem_with_a_mark_of_a_contract,
+    claim_of_a_theorem_that_shows_something_else,
+    goal_with_a_mark,
+    step_with_one_state,
+    system_over_integers,
+    step_between_two_views,
+    step_with_three_states,
+    progress_with_an_input_of_its_own,
+    progress_with_an_input_of_another_domain,
+    progress_with_an_input_of_another_view,
     theorem_that_is_none,
+    theorem_that_is_an_instance,
+    theorem_over_another_view_of_a_name,
     two_theorems_of_one_name,
 )
 """Contracts that raise `ContractError` when they are made."""
@@ -804,6 +1346,22 @@ class BoundedByItsDomain(Counting):
         return s.n <= 10
 
 
+class BoundedBefore(Counting):
+    """The counter never exceeds 100."""
+
+    def inductive(self, s: State) -> bool:
+        """Kept only by steps from what the state's domain declares."""
+        return s.n <= 100
+
+    def step(self, s: State, t: State) -> bool:  # type: ignore[override]
+        """It grows by one."""
+        return t.n == s.n + 1
+
+    def goal(self, s: State) -> bool:
+        """At most 100."""
+        return s.n <= 100
+
+
 class NotInitial(Counting):
     """The counter is positive."""
 
@@ -913,6 +1471,23 @@ class LemmaOfNothing(Theorem):
         return self.policy.score(job) <= 10  # type: ignore[no-any-return]
 
 
+class InitDivides(Counting):
+    """The counter is never negative."""
+
+    def init(self, s: State) -> bool:
+        """No start where it raises, and so none with a counter of 0."""
+        return 100 // s.n >= 100
+
+
+class LemmaOfTheDomain(Theorem):
+    """No job is ever larger than 100."""
+
+    @lemma
+    def bounded(self, job: Job) -> bool:
+        """As its view declares, whatever policy and kernel do."""
+        return job.size <= 100
+
+
 class LemmaTooStrong(Theorem):
     """A larger job never scores above another."""
 
@@ -933,6 +1508,7 @@ class LemmaDivides(Theorem):
 
 THEOREMS: Final[Mapping[type[Theorem], tuple[str, str]]] = {
     BoundedByItsDomain: ("BoundedByItsDomain: consecution", "REFUTED"),
+    BoundedBefore: ("BoundedBefore: consecution", "REFUTED"),
     NotInitial: ("NotInitial: initiation", "REFUTED"),
     GoalDoesNotFollow: ("GoalDoesNotFollow: goal", "REFUTED"),
     GoalIsAnIdentity: ("GoalIsAnIdentity: goal", "VACUOUS"),
@@ -944,6 +1520,8 @@ THEOREMS: Final[Mapping[type[Theorem], tuple[str, str]]] = {
     StepDivides: ("StepDivides: step is total", "REFUTED"),
     RankingDivides: ("RankingDivides: ranking", "REFUTED"),
     LemmaOfNothing: ("LemmaOfNothing.truth", "VACUOUS"),
+    InitDivides: ("InitDivides: init is total", "REFUTED"),
+    LemmaOfTheDomain: ("LemmaOfTheDomain.bounded", "VACUOUS"),
     LemmaTooStrong: ("LemmaTooStrong.larger", "REFUTED"),
     LemmaDivides: ("LemmaDivides.quotient", "REFUTED"),
 }

@@ -3,7 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from autopoiesis_contracts.admission import Admission
@@ -29,7 +29,7 @@ from autopoiesis_lib.gates.fuzz import solved
 from autopoiesis_lib.gates.theorems import prove_theorem
 from autopoiesis_lib.units import Micros
 from tests.contracts import dishonest
-from tests.contracts.dishonest import HONEST, MADE, POLICY, REFUSED, THEOREMS, Base, Counting, with_theorem
+from tests.contracts.dishonest import HONEST, MADE, POLICY, REFUSED, THEOREMS, Base, Counting, method_of, with_theorem
 
 
 class TestDefinition:
@@ -39,12 +39,54 @@ class TestDefinition:
             made()
         assert "\n" not in str(raised.value) and str(raised.value).isprintable()
 
-    def test_a_module_that_rebinds_a_builtin_has_no_formulas(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        "name",
+        ["assumptions", "decisions", "digest", "interface", "invariants", "model_copy", "model_post_init", "parameters",
+         "stand_in", "stated", "theorem_formulas", "views"],
+    )  # fmt: skip
+    def test_a_name_that_gates_rely_on_is_not_the_authors(self, name: str) -> None:
+        body = {"__module__": __name__, "__annotations__": {name: ClassVar[Any]}, name: lambda *_: None}
+        with pytest.raises(ContractError, match=f"the library defines `{name}`"):
+            assert type(Base)("Forged", (Base,), body)().digest
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "def said(self, one: Job, two: Job) -> bool:\n    return self.score(one) > one.size * 2 - 99\n",
+            "def said(self, one: Job, two: Job) -> bool:\n    return self.score(one) >= one.size * 3 - 99\n",
+            "def said(self, one: Job, two: Job) -> bool:\n    return self.score(one) >= one.kind * 2 - 99\n",
+            "def said(self, two: Job, one: Job) -> bool:\n    return self.score(one) >= one.size * 2 - 99\n",
+            "def other(self, one: Job, two: Job) -> bool:\n    return self.score(one) >= one.size * 2 - 99\n",
+            "async def said(self, one: Job, two: Job) -> bool:\n    return self.score(one) >= one.size * 2 - 99\n",
+            "class said:\n    size: int = 3\n",
+            "said = 3\n",
+            "said = )\n",
+            "\n",
+        ],
+    )
+    def test_a_method_whose_file_says_otherwise_is_refused(self, source: str) -> None:
+        run = "def said(self, one: Job, two: Job) -> bool:\n    return self.score(one) >= one.size * 2 - 99\n"
+        for text in (run, source):
+            contract = type(Base)("Said", (Base,), {"__module__": __name__, "said": method_of(run, text)})
+            if text is run:
+                assert contract().digest
+            else:
+                with pytest.raises(ContractError, match="source"):
+                    contract()
+
+    def test_a_method_whose_file_has_its_arguments_the_other_way_round_is_refused(self) -> None:
+        run = "def said(self, one: Job, two: Job) -> bool:\n    return self.score(one) * 2 >= two.size - 120\n"
+        turned = "def said(self, two: Job, one: Job) -> bool:\n    return self.score(two) * 2 >= one.size - 120\n"
+        with pytest.raises(ContractError, match="source"):
+            type(Base)("Said", (Base,), {"__module__": __name__, "said": method_of(run, turned)})()
+
+    @pytest.mark.parametrize("name", ["abs", "bool", "int", "max", "min", "range"])
+    def test_a_module_that_rebinds_a_builtin_has_no_formulas(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         class Fresh(Base):
             pass
 
-        monkeypatch.setattr(dishonest, "min", lambda *values: 0, raising=False)
-        with pytest.raises(ContractError, match="gives `min` another meaning"):
+        monkeypatch.setattr(dishonest, name, lambda *values: 0, raising=False)
+        with pytest.raises(ContractError, match=f"gives `{name}` another meaning"):
             Fresh()
 
     def test_the_honest_contract_is_made_and_its_policy_proved(self) -> None:
@@ -99,11 +141,14 @@ class TestVerdicts:
 
 class TestTheorems:
     @pytest.mark.parametrize("theorem", THEOREMS, ids=lambda theorem: theorem.__name__)
-    def test_a_theorem_that_does_not_hold_is_not_claimed(self, theorem: type[Theorem]) -> None:
+    def test_one_that_does_not_hold_gets_its_verdict(self, theorem: type[Theorem]) -> None:
         name, verdict = THEOREMS[theorem]
-        contract = with_theorem(theorem)
-        found = {item.name: item.verdict for item in prove_theorem(contract, theorem)}
+        found = {item.name: item.verdict for item in prove_theorem(with_theorem(theorem), theorem)}
         assert found[name] == verdict, found
+
+    @pytest.mark.parametrize("theorem", THEOREMS, ids=lambda theorem: theorem.__name__)
+    def test_one_that_does_not_hold_is_not_claimed(self, theorem: type[Theorem]) -> None:
+        contract = with_theorem(theorem)
         report = check(HONEST, contract)
         assert not any((theorem.__doc__ or "").rstrip(".") in claim for claim in report.claims)
         with pytest.raises(CertificateError, match=theorem.__name__):
@@ -218,6 +263,7 @@ class TestMeaning:
         assert check(text, copied).verdict is Verdict.REFUTED
 
     def test_a_copy_is_validated(self) -> None:
+        assert RequestOrdering(max_aging_us=7).model_copy() == RequestOrdering(max_aging_us=7)
         for update in ({"max_aging_us": -1}, {"tea": 1}):
             with pytest.raises(ValidationError):
                 RequestOrdering().model_copy(update=update)
@@ -230,6 +276,21 @@ class TestMeaning:
         object.__setattr__(other, "__dict__", {**other.__dict__, "block_size": 32})
         assert other.digest == Admission(block_size=32).digest != first.digest
         assert copier(first).digest == first.digest
+
+    def test_a_default_is_validated_and_a_plain_integer(self) -> None:
+        class Largest(int):
+            def __ge__(self, other: object) -> bool:
+                return True
+
+        class Derived(Base):
+            least: dishonest.Size = Largest(3)
+
+        class Beyond(Base):
+            least: dishonest.Size = 101
+
+        assert type(Derived().least) is int
+        with pytest.raises(ValidationError):
+            Beyond()
 
     def test_true_and_one_are_two_parameters(self) -> None:
         class One(Base):

@@ -108,6 +108,10 @@ def test_another_policy_contract_or_a_missing_proof_is_refused(
         certificate.check_binding(RequestOrdering(max_aging_us=1_000_000))
     with pytest.raises(CertificateError, match="does not prove `ages`"):
         certificate.model_copy(update={"obligations": certificate.obligations[:-1]}).check_binding(contract)
+    refuted = certificate.obligations[-1].model_copy(update={"verdict": Verdict.REFUTED})
+    for obligations in ((*certificate.obligations, refuted), (refuted, *certificate.obligations)):
+        with pytest.raises(CertificateError, match="does not prove `ages`"):
+            certificate.model_copy(update={"obligations": obligations}).check_binding(contract)
     with pytest.raises(CertificateError, match="every gate green"):
         certificate.model_copy(update={"gates": certificate.gates[:-1]}).check_binding(contract)
     with pytest.raises(CertificateError, match="cannot be read"):
