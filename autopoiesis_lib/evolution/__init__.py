@@ -1,4 +1,4 @@
-"""Evolution: candidates in, a certified policy out."""
+"""Evolution: search for a policy of a contract, and certify the best candidate."""
 
 from .budget import Budget, Limits
 from .errors import EvolutionError

@@ -1,9 +1,8 @@
-"""The archive: islands of elites kept apart by what they do, built from committed candidates in id order and nothing
-else.
+"""The archive: islands of elites, separated by behaviour and built only from committed candidates in id order.
 
-Each island is a grid whose cells are behaviour descriptors (which fields move the result, and which way); a cell
-keeps its few best. Policies of a kind compete with each other, so that a good family cannot crowd out a different
-one that is still growing.
+Each island is a grid whose cells are behaviour descriptors: the fields that move the result, and the direction of each.
+A cell keeps its few best policies. Policies compete only within their cell, so a good family cannot crowd out a
+different family that still improves.
 """
 
 import ast
@@ -20,8 +19,11 @@ __all__ = ["Archive", "Elite"]
 
 CELL_SIZE = 3
 SIMPLER = 2e-5
-"""What a node of the syntax tree costs, relative to the fitness: of two policies that a window hardly tells apart the simpler one
-ranks first. A term that bought less was fitted to noise, and is one more thing to tune and to prove."""
+"""The cost of one node of the syntax tree, relative to the fitness.
+
+Of two policies that a window can hardly separate, the simpler one ranks first. A term that improves the fitness by less
+than its cost was fitted to noise, and it is one more term to tune and to prove.
+"""
 REPAIRABLE = frozenset({"ranges", "fuzz", "proof"})
 
 
@@ -41,16 +43,16 @@ class Elite:
 
     @cached_property
     def rank(self) -> tuple[float, int]:
-        """Lower is better: the fitness, made worse by the size; the earlier candidate wins a tie."""
+        """The sort key, where lower is better: the fitness, penalised by the size, then the id."""
         return (self.fitness * (1 + SIMPLER * self.size), self.id)
 
     @cached_property
     def size(self) -> int:
-        """Nodes of the syntax tree."""
+        """Number of nodes of the syntax tree."""
         return sum(1 for _ in ast.walk(ast.parse(self.source)))
 
     def parent(self) -> Parent:
-        """As proposers see it."""
+        """Return the elite in the form that proposers receive."""
         return Parent(
             id=self.id, source=self.source, move=self.move, fitness=self.fitness, scores=self.scores,
             details=self.details
@@ -58,29 +60,29 @@ class Elite:
 
 
 class Archive:
-    """Elites by island and cell, recent rejections worth repairing, and the fingerprints seen."""
+    """Elites by island and cell, recent rejections worth repairing, and the fingerprints seen so far."""
 
     def __init__(self, islands: int) -> None:
         self._cells: list[dict[str, list[Elite]]] = [{} for _ in range(islands)]
         self._ranked: dict[int | None, list[Elite]] = {}
-        """Elites best first, by island (None: all of them), until the next one is placed."""
+        """Elites sorted best first, by island (None: all islands), cached until the next elite is placed."""
         self.fingerprints: dict[str, int] = {}
-        """Fingerprint -> the candidate that had it first."""
+        """Fingerprint -> id of the first candidate that had it."""
         self.rejected: deque[Parent] = deque(maxlen=48)
         self.counterexamples: deque[Mapping[str, Any]] = deque(maxlen=8)
         self.best: Elite | None = None
         self.history: list[Elite] = []
-        """Every candidate that was the best when it came."""
+        """Every candidate that was the best when it was added."""
         self.moves: dict[str, list[int]] = {}
-        """Move -> [tried, passed every gate, became an elite, became the best]."""
+        """Move -> [proposed, passed every gate, became an elite, became the best]."""
 
     @property
     def islands(self) -> int:
-        """How many islands there are."""
+        """Number of islands."""
         return len(self._cells)
 
     def elites(self, island: int | None = None) -> Sequence[Elite]:
-        """The elites of an island, or of all, best first."""
+        """Return the elites of an island, or of all islands for None, best first."""
         if island not in self._ranked:
             cells = self._cells if island is None else [self._cells[island]]
             self._ranked[island] = sorted(
@@ -89,11 +91,11 @@ class Archive:
         return self._ranked[island]
 
     def cells(self, island: int) -> list[list[Elite]]:
-        """The cells of an island in the order they were first filled."""
+        """Return the cells of an island in the order in which they were first filled."""
         return list(self._cells[island].values())
 
     def add(self, proposal: ProposalRow, candidate: CandidateRow) -> None:
-        """Take in one committed candidate; call in id order."""
+        """Add one committed candidate. Calls must be in id order."""
         tally = self.moves.setdefault(proposal.move, [0, 0, 0, 0])
         tally[0] += 1
         if candidate.fingerprint is not None:
@@ -122,14 +124,14 @@ class Archive:
             tally[3] += 1
 
     def migrate(self) -> None:
-        """Show each island the best of the one before it."""
+        """Copy the best elite of each island to the next island."""
         bests = [self.elites(island)[:1] for island in range(self.islands)]
         for island, migrants in enumerate(bests):
             for elite in migrants:
                 self._place(elite, (island + 1) % self.islands)
 
     def runners_up(self, count: int) -> Iterator[Elite]:
-        """Distinct elites, best first."""
+        """Yield at most `count` elites with distinct digests, best first."""
         seen: set[str] = set()
         for elite in self.elites():
             if elite.digest not in seen and len(seen) < count:

@@ -1,4 +1,4 @@
-"""How much a run may use. Whatever is None is not limited; a run needs a limit on candidates or on seconds."""
+"""Limits of a run. None means no limit, but a run needs a limit on candidates or on seconds."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,10 +11,10 @@ __all__ = ["Budget", "Limits"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one job of a worker may use; past any of them the worker is killed and only that candidate is lost."""
+    """Limits of one job of a worker. A worker that exceeds one is killed, and only its candidate is lost."""
 
     wall_s: float = 60.0
-    """Seconds on the clock; a job killed by it is recorded as UNKNOWN."""
+    """Wall seconds. A job killed at this limit is recorded as UNKNOWN."""
     cpu_s: float = 60.0
     """Seconds of CPU time."""
     memory_mib: int = 4_096
@@ -23,19 +23,19 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Limits of a whole run. With a candidate budget alone, equal seeds give equal runs."""
+    """Limits of a whole run. With a limit on candidates alone, equal seeds give equal runs."""
 
     candidates: int | None = None
     seconds: float | None = None
-    """Wall seconds, held-out evaluation and certification included."""
+    """Wall seconds, including held-out evaluation and certification."""
     tokens: int | None = None
-    """Prompt and completion tokens of all language-model calls; calls in flight count at their upper bound."""
+    """Prompt and completion tokens of all language-model calls. A call in flight counts at its upper bound."""
     dollars: float | None = None
-    """Price of all language-model calls by the run's price table."""
+    """Price of all language-model calls, by the run's price table."""
     patience: int | None = None
-    """Stop after this many generations without an improvement of at least 0.1%."""
+    """Number of generations without an improvement of at least 0.1% after which the run stops."""
     generation_size: int = 32
-    """Candidates a generation; independent of the number of workers."""
+    """Number of candidates in a generation, independent of the number of workers."""
     islands: int = 4
     limits: Limits = Limits()
 
@@ -50,10 +50,10 @@ class Budget:
             raise EvolutionError("Budget: generation_size and islands are at least 1")
 
     def to_json(self) -> dict[str, Any]:
-        """For the run's record."""
+        """Return the budget as JSON for the run's record."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """From the run's record."""
+        """Return the budget of a run's record."""
         return cls(**{**record, "limits": Limits(**record["limits"])})

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, so that a report needs no library, no network and no file beside it."""
+"""Small charts as inline SVG, so that a report needs no library, no network and no other file."""
 
 import math
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name, drawn as dots, as a line, or as steps."""
+    """Named points, drawn as dots, as a line or as steps."""
 
     name: str
     points: Sequence[tuple[float, float]]
     style: str = "line"
-    """"dots", "line" or "steps"."""
+    """The drawing style: "dots", "line" or "steps"."""
 
 
 def chart(series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = False) -> str:
-    """An SVG element with axes, a legend, and the series in order."""
+    """Return an SVG element with axes, a legend, and the series in the given order."""
     points = [point for item in series for point in item.points if not log_x or point[0] > 0]
     if not points:
         return "<p>Nothing to draw.</p>"
@@ -70,7 +70,7 @@ def _drawn(points: Sequence[tuple[float, float]], style: str, colour: str) -> st
 
 
 class _Scale:
-    """Data to pixels."""
+    """The mapping from data values to pixels along one axis."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, log: bool) -> None:
         self._log = log
@@ -82,12 +82,12 @@ class _Scale:
         self.low, self.high, self.start, self.end = low, high, start, end
 
     def place(self, value: float) -> float:
-        """The pixel of a value."""
+        """Return the pixel of a value."""
         at = math.log10(value) if self._log else value
         return self.start + (at - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values inside the range."""
+        """Return round values inside the range."""
         if self._log:
             return [10.0**power for power in range(math.ceil(self.low), math.floor(self.high) + 1)]
         step = 10.0 ** math.floor(math.log10((self.high - self.low) / 3))

@@ -1,4 +1,4 @@
-"""Is the winner better on held-out windows, by how much, and beyond noise?"""
+"""Comparison of policies on held-out windows: the size of an improvement and its confidence interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,26 +17,29 @@ STATISTICS = {"mean": None, "p50": 50.0, "p90": 90.0, "p99": 99.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Improvement:
-    """One metric, ours against a baseline, in both forms."""
+    """One metric of a policy against a baseline, as a speedup and as a reduction."""
 
     objective: str
     over: str
     speedup: float
-    """baseline / ours (ours / baseline for a metric that is maximised)."""
+    """baseline / ours; for a metric that is maximised, ours / baseline."""
     reduction: float
-    """1 - 1 / speedup: for a metric that is minimised, 1 - ours / baseline."""
+    """1 - 1 / speedup. For a metric that is minimised this is 1 - ours / baseline."""
     ci95: tuple[float, float]
-    """95% interval of the reduction, or a wider one if it was picked out of several comparisons; equal ends when the
-    evaluator gives no per-request samples."""
+    """95% confidence interval of the reduction.
+
+    The interval is wider if the comparison was picked out of several. Its ends are equal if the evaluator gives no
+    per-request samples.
+    """
 
     @property
     def better(self) -> bool:
-        """Beyond noise: the whole interval is above 0."""
+        """True if the whole interval is above 0."""
         return self.ci95[0] > 0
 
 
 def pooled(parts: Sequence[Measurement]) -> dict[str, float]:
-    """The plain mean of each metric over the parts of a window."""
+    """Return the unweighted mean of each metric over the parts of a window."""
     return {name: sum(part.metrics[name] for part in parts) / len(parts) for name in parts[0].metrics}
 
 
@@ -51,9 +54,10 @@ def improvement(
 ) -> Improvement:
     """Compare two policies measured on the same windows.
 
-    The interval is a paired circular block bootstrap (Politis and Romano 1992), percentile method: neighbouring requests share
-    a queue, so blocks of n/24 consecutive arrivals are drawn, the same for both. `comparisons` is among how many such
-    comparisons this one may be picked out: the interval is widened so that all of them hold together (Bonferroni).
+    The interval comes from a paired circular block bootstrap (Politis and Romano 1992) with the percentile method.
+    Neighbouring requests share a queue, so the bootstrap draws blocks of n/24 consecutive arrivals, the same blocks for
+    both policies. `comparisons` is the number of comparisons from which this one may be picked out. The interval is
+    widened so that all of them hold together (Bonferroni).
     """
     base, mine = pooled(baseline)[objective], pooled(ours)[objective]
     higher = objective in HIGHER_IS_BETTER
@@ -87,7 +91,7 @@ def _reduction(base: NDArray[np.float64], mine: NDArray[np.float64], higher: boo
 
 
 def _samples_of(objective: str) -> tuple[str, float | None]:
-    """Which samples a metric is a statistic of: "ttft_p99_us" -> ("ttft", 99.0)."""
+    """Return the sample and the percentile that a metric is computed from: "ttft_p99_us" -> ("ttft", 99.0)."""
     for word, percentile in STATISTICS.items():
         head, found, _ = objective.partition(f"_{word}_")
         if found:
@@ -101,7 +105,7 @@ def _bootstrap(
     resamples: int,
     draw: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """(resamples, 2) resampled statistics, each the mean over the windows."""
+    """Return resampled statistics of shape (resamples, 2), each the mean over the windows."""
     total = np.zeros((resamples, 2))
     for a, b in pairs:
         block = max(1, len(a) // BLOCKS)
@@ -119,7 +123,10 @@ def _bootstrap(
 
 
 def _block_means(values: NDArray[np.float64], begins: NDArray[np.int64], block: int) -> NDArray[np.float64]:
-    """Mean of each resample (row of `begins`): whole circular blocks, and the last one cut to the sample's length."""
+    """Return the mean of each resample (row of `begins`).
+
+    A resample consists of whole circular blocks; the last block is cut to the sample's length.
+    """
     size = len(values)
     sums = np.concatenate(([0.0], np.cumsum(np.concatenate((values, values[:block])))))
     last = size - (begins.shape[1] - 1) * block
@@ -129,7 +136,7 @@ def _block_means(values: NDArray[np.float64], begins: NDArray[np.int64], block: 
 
 
 def curves(parts: Sequence[Measurement]) -> dict[str, list[float]]:
-    """101 quantiles of each kind of sample over all parts, from 0% to 100%."""
+    """Return 101 quantiles, from 0% to 100%, of each kind of sample over all parts."""
     names = [name for name in parts[0].samples if all(name in part.samples for part in parts)]
     steps = np.linspace(0.0, 1.0, 101)
     pooled_samples = {name: np.concatenate([part.samples[name] for part in parts]) for name in names}

@@ -1,6 +1,7 @@
-"""What scores a candidate: any picklable object of this shape, run inside the workers; the simulator's is here.
+"""Evaluators, which score candidates: the protocol, and the evaluator that uses the simulator.
 
-Scores come from the kernel's own records of the replay; nothing a candidate returns but its decisions can reach them.
+An evaluator is any picklable object with the protocol's methods; it runs inside the workers. The simulator's scores
+come from the kernel's own records of the replay. A candidate can influence them only through its decisions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,50 +29,60 @@ __all__ = ["HIGHER_IS_BETTER", "Evaluator", "Measurement", "SimulationEvaluator"
 Window = Literal["short", "train", "busier", "other-rates", "held-out"]
 
 HIGHER_IS_BETTER = frozenset({"goodput_rps", "slo_attainment", "throughput_rps", "jain_fairness"})
-"""Metrics that are maximised; every other is minimised."""
+"""Metrics that are maximised. All other metrics are minimised."""
 
 Row = Mapping[str, int]
 
 BUSIER = 1.25
-"""What the rate of the train windows is multiplied by for a second look at each candidate. Where little queues, a window tells
-policies apart by a few coincidences; at a higher rate the same requests make more queues, and more of the order counts."""
+"""Factor on the rate of the train windows for the second measurement of each candidate.
+
+If few requests queue, a window separates policies only by a few coincidences. At a higher rate the same requests form
+longer queues, and more of the order affects the metrics.
+"""
 OTHER_RATES = (1.1, 1.4, 1.6)
-"""And for a look at the very best, so that the winner is one that does well over the whole range."""
+"""Factors on the rate at which only the best candidates are measured, so that the winner does well at all of them."""
 SHORT = 16_384
-"""Requests of the short window; a train window under four times as long is cheap enough to run whole."""
+"""Number of requests in the short window. A train window of fewer than four times as many is replayed whole."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """Metrics of one policy on one window, and per-request samples of those that have them (arrival order)."""
+    """Metrics of one policy on one window, and per-request samples in arrival order where the metric has them."""
 
     metrics: Mapping[str, float]
     samples: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
-    """Scores policies of one contract on the windows of one workload. Must be picklable and deterministic."""
+    """A scorer of policies of one contract on the windows of one workload.
+
+    An evaluator must be picklable and deterministic.
+    """
 
     def measure(self, policy: Policy, window: Window, *, samples: bool = False) -> Sequence[Measurement]:
-        """One measurement for each part of a window; none where there is no such window.
+        """Return one measurement for each part of a window; an empty sequence if the evaluator lacks that window.
 
-        The parts of "train" and of "busier" (the train windows at a higher rate) together are what fitness is about, "short" only
-        tells what is hopeless, "other-rates" (the train windows at still others) tells the best apart, "held-out" only judges.
+        The fitness is computed from the parts of "train" and "busier" together; "busier" is the train windows at a
+        higher rate. "short" only identifies hopeless candidates. "other-rates" is the train windows at further rates
+        and ranks the best candidates. "held-out" is used for the final comparison only.
         """
 
     def probes(self, contract: Contract, decision: str) -> Sequence[Sequence[Row]]:
-        """Typical arguments of a decision (one row a view): what behavioural fingerprints are taken on.
+        """Return typical arguments of a decision (one row per view), on which behavioural fingerprints are taken.
 
-        Consecutive groups that share every view but the first are compared with one another.
+        Rows are compared within a group of consecutive arguments that share every view but the first.
         """
 
     def describe(self) -> Mapping[str, Any]:
-        """Aggregate facts about the workload, for the run's record, reports and prompts; never request contents."""
+        """Return aggregate facts about the workload for the run's record, reports and prompts.
+
+        They never include the contents of requests.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulationEvaluator:
-    """Replays traces through the request-level simulator with the policy in its contract's slots."""
+    """An evaluator that replays traces in the request-level simulator with the policy in its contract's slots."""
 
     train: tuple[Trace, ...]
     held_out: tuple[Trace, ...]
@@ -79,11 +90,11 @@ class SimulationEvaluator:
     step_time: StepTimeModel
     slo: Slo
     short: tuple[Trace, ...] = ()
-    """A cheaper look at the beginning of the train windows; none when the whole is cheap."""
+    """The beginning of the train windows, for a cheaper measurement; empty if the whole windows are cheap."""
     busier: float = BUSIER
-    """Multiple of the train windows' rate at which they are replayed as well; 1 leaves that out."""
+    """Factor on the train windows' rate for the second replay of each candidate. 1 omits that replay."""
     other_rates: tuple[float, ...] = OTHER_RATES
-    """Multiples of the train windows' rate at which only the best are replayed."""
+    """Factors on the train windows' rate at which only the best candidates are replayed."""
     slots: Mapping[str, str]
     """Decision -> simulator slot."""
     name: str = ""
@@ -91,7 +102,7 @@ class SimulationEvaluator:
 
     @classmethod
     def of(cls, contract: Contract, workload: Workload) -> "SimulationEvaluator":
-        """The evaluator of a contract on a workload.
+        """Return the evaluator of a contract on a workload.
 
         Raises:
             EvolutionError: no decision of the contract runs in a simulator slot.
@@ -131,12 +142,12 @@ class SimulationEvaluator:
         }
 
     def replay(self, policy: Policy, trace: Trace) -> SimulationResult:
-        """One trace with the policy in its slots."""
+        """Replay one trace with the policy in its slots."""
         native = {slot: policy.native(decision, LAYOUTS[slot]) for decision, slot in self.slots.items()}
         return simulate(trace, self.engine, self.step_time, native)
 
     def probes(self, contract: Contract, decision: str) -> Sequence[Sequence[Row]]:
-        """Requests of the train trace at random waits, under random states of the engine."""
+        """Return requests of the train trace with random waiting times under random states of the engine."""
         draw = Random(f"probes/{decision}")
         signature = contract.decisions[decision]
         views = [contract.views[param.type] for param in signature.params]
@@ -148,7 +159,7 @@ class SimulationEvaluator:
         return rows
 
     def describe(self) -> Mapping[str, Any]:
-        """Rates, lengths, engine and SLO."""
+        """Return rates, lengths, engine and SLO."""
         trace = self.train[0]
         lengths = {
             name: [int(x) for x in np.percentile(getattr(trace, name), [50, 90, 99])]
@@ -169,7 +180,7 @@ class SimulationEvaluator:
         }
 
     def measurement(self, result: SimulationResult, *, samples: bool = False) -> Measurement:
-        """The metrics of one replay."""
+        """Return the metrics of one replay."""
         metrics = {
             "ttft_mean_us": result.ttft.mean * 1e6,
             "ttft_p50_us": result.ttft.p50 * 1e6,
@@ -237,7 +248,10 @@ GROUPS, GROUP_SIZE = 6, 192
 
 
 def _row(view: type[View], typical: Mapping[str, int], draw: Random) -> Row:
-    """A row in its view's domains: typical values where they are known, otherwise small ones at random."""
+    """Return a row in its view's domains.
+
+    A field has its typical value if that is known, otherwise a small random one.
+    """
     row: dict[str, int] = {}
     for spec in view.fields():
         domain = spec.domain

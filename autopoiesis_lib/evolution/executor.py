@@ -1,4 +1,4 @@
-"""Where jobs run. An executor takes jobs in any number and gives back answers or failures as they come."""
+"""The interface of executors: an executor takes any number of jobs and returns answers or failures as they arrive."""
 
 import traceback
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from ..gates.verdict import Reason
 __all__ = ["Done", "Executor", "Failure", "Key"]
 
 Key = tuple[str, int]
-"""What a job is for: its stage and the candidate's id."""
+"""The purpose of a job: its stage and the candidate's id."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that gave no answer; its candidate is lost, nothing else is."""
+    """A job without an answer. Only its candidate is lost."""
 
     reason: Literal[Reason.TIME, Reason.CPU, Reason.MEMORY, Reason.DIED, Reason.RAISED, Reason.OWN_DEFECT]
     detail: str
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
-        """Return that a job raised an exception."""
+        """Return the failure for a job that raised an exception."""
         if isinstance(error, MemoryError):
             return cls(Reason.MEMORY, "out of its memory limit")
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -35,7 +35,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Done:
-    """A job's answer, or why there is none."""
+    """A job's answer, or the failure that replaces it."""
 
     key: Key
     answer: object
@@ -43,23 +43,26 @@ class Done:
 
     @property
     def failure(self) -> Failure | None:
-        """The failure, if it is one."""
+        """The failure, or None if the job has an answer."""
         return self.answer if isinstance(self.answer, Failure) else None
 
 
 class Executor(Protocol):
-    """Runs jobs in isolated workers."""
+    """An executor of jobs in workers."""
 
     workers: int
 
     def submit(self, key: Key, job: object, time_limit_s: float | None = None) -> None:
-        """Queue a job, perhaps with another time limit than usual; jobs start in the order they were submitted."""
+        """Queue a job, optionally with its own time limit.
+
+        Jobs start in the order in which they were submitted.
+        """
 
     def wait(self, timeout_s: float | None) -> Sequence[Done]:
-        """Block until at least one job is done, or the time is up (then empty)."""
+        """Return the finished jobs. Block until at least one is done or the time is up, then perhaps return none."""
 
     def clear(self) -> None:
-        """Forget the jobs that have not started."""
+        """Remove the jobs that have not started."""
 
     def close(self) -> None:
-        """Kill whatever runs, at once."""
+        """Kill all running jobs immediately."""

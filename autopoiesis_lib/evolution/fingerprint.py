@@ -1,9 +1,8 @@
-"""Behaviour, not text, decides novelty: a policy is a pure function, and its answers on fixed probes are its
-fingerprint.
+"""Behavioural fingerprints: the results of a policy on fixed probes, which decide novelty instead of its text.
 
-Where only the order of results matters (a decision whose unit is a score), the fingerprint is the ranking of each
-group of probes, so that a policy and its double are one. The descriptor says in which direction each field moves the
-result: it names the cell of the archive in which policies of one kind compete.
+If only the order of results matters (a decision whose unit is a score), the fingerprint is the ranking within each
+group of probes. A policy and one with twice its score then share a fingerprint. The descriptor gives the direction in
+which each field moves the result. It names the cell of the archive in which similar policies compete.
 """
 
 import hashlib
@@ -25,17 +24,17 @@ __all__ = ["Behaviour", "Probes", "behaviour"]
 
 Row = Mapping[str, int]
 MOVES_AT = 0.15
-"""Standardised regression coefficient (of ranks) from which a field counts as moving the result."""
+"""Minimum standardised regression coefficient (of ranks) with which a field counts as moving the result."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a policy does on the probes."""
+    """The behaviour of a policy on the probes."""
 
     fingerprint: str
-    """SHA-256; equal for policies that no probe tells apart."""
+    """SHA-256 of the behaviour, equal for policies that no probe separates."""
     descriptor: str
-    """Such as "+waited_us -num_prompt_tokens"; "constant" when nothing moves the result."""
+    """Signed field names such as "+waited_us -num_prompt_tokens"; "constant" if no field moves the result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +45,12 @@ class Probes:
     layout: tuple[str, ...]
     columns: NDArray[np.int64]
     item_fields: int
-    """How many leading rows of `columns` belong to the first view."""
+    """Number of leading rows of `columns` that belong to the first view."""
     group_ends: tuple[int, ...]
-    """Where each group of probes that share all views but the first ends."""
+    """End index of each group of probes that share all views but the first."""
 
     in_domain: bool = False
-    """Whether every probe lies in the domains of the views."""
+    """True if every probe lies in the domains of the views."""
 
     @cached_property
     def views(self) -> list[Rows]:
@@ -64,7 +63,7 @@ class Probes:
 
     @cached_property
     def arguments(self) -> list[tuple[SimpleNamespace, ...]]:
-        """The probes as objects with the views' fields, as the policy's Python meaning takes them."""
+        """The probes as objects with the views' fields, in the form that the policy's Python functions take."""
         names = [name.split(".") for name in self.layout]
         views = list(dict.fromkeys(view for view, _ in names))
         return [
@@ -79,7 +78,7 @@ class Probes:
 
     @property
     def typical(self) -> dict[str, tuple[int, int]]:
-        """The least and the greatest value of each "parameter.field"; nothing when there are no probes."""
+        """The minimum and the maximum of each "parameter.field"; empty if there are no probes."""
         if self.columns.size == 0:
             return {}
         return {name: (int(row.min()), int(row.max())) for name, row in zip(self.layout, self.columns, strict=True)}
@@ -91,7 +90,10 @@ class Probes:
 
     @cached_property
     def regressions(self) -> tuple[NDArray[np.float64], ...]:
-        """By group: what takes standardised ranks of results to least-squares coefficients on those of the item's fields."""
+        """A matrix per group that maps standardised ranks of results to regression coefficients.
+
+        The coefficients are the least-squares ones on the standardised ranks of the item's fields.
+        """
         return tuple(
             np.linalg.pinv(np.array([_standard(_ranks(row)) for row in self.columns[: self.item_fields, group]]).T)
             for group in self.groups
@@ -99,7 +101,7 @@ class Probes:
 
     @classmethod
     def of(cls, contract: Contract, decision: str, rows: Sequence[Sequence[Row]]) -> "Probes":
-        """Columns of probe rows."""
+        """Return the columns of probe rows."""
         params = contract.decisions[decision].params
         fields = [
             (index, spec.name) for index, param in enumerate(params) for spec in contract.views[param.type].fields()
@@ -116,7 +118,7 @@ class Probes:
 
 
 def behaviour(policy: Policy, probes: Sequence[Probes]) -> Behaviour:
-    """Run every decision on its probes."""
+    """Run every decision on its probes and return the behaviour."""
     digest = hashlib.sha256()
     words: list[str] = []
     read = {
@@ -133,7 +135,10 @@ def behaviour(policy: Policy, probes: Sequence[Probes]) -> Behaviour:
 
 
 def _answers(policy: Policy, probe: Probes) -> NDArray[np.int64]:
-    """What a decision answers on its probes: over columns where those are exact, else as CPython has it."""
+    """Return the results of a decision on its probes.
+
+    They are evaluated over columns if that is exact, and otherwise by CPython.
+    """
     if policy.settled and probe.in_domain:
         function = policy.module.functions[probe.decision]
         return evaluate_columns(policy.module.functions, function, probe.views, probe.columns.shape[1])
@@ -142,7 +147,10 @@ def _answers(policy: Policy, probe: Probes) -> NDArray[np.int64]:
 
 
 def _value(function: Callable[..., int], row: Sequence[object]) -> int:
-    """A result as int64; one value for all faults and overflows, which the proof will refuse."""
+    """Return a result as int64.
+
+    All faults and overflows share one value, because the proof will refuse such a policy.
+    """
     try:
         value = int(function(*row))
     except ArithmeticError:
@@ -151,10 +159,10 @@ def _value(function: Callable[..., int], row: Sequence[object]) -> int:
 
 
 def _directions(probe: Probes, values: NDArray[np.int64], read: Set[str]) -> list[str]:
-    """Fields of the item that are read and move the result while the others stay, by the mean coefficient over the groups.
+    """Return the signed names of the item's fields that are read and move the result with the other fields held fixed.
 
-    Correlation would not do: cached tokens grow with the prompt, and policies that read the prompt alone would share a cell with
-    those that care for the uncached part.
+    The decision uses the mean coefficient over the groups. Correlation would not suffice: cached tokens grow with the
+    prompt, so policies that read only the prompt would share a cell with policies that use the uncached part.
     """
     sums = np.zeros(probe.item_fields)
     for group, regression in zip(probe.groups, probe.regressions, strict=True):
@@ -176,7 +184,10 @@ def _ranks(values: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred and of length 1 (all 0 when constant), so that a dot product is a correlation."""
+    """Return the values centred and scaled to length 1, so that a dot product is a correlation.
+
+    Constant values become 0.
+    """
     centred = values - values.mean()
     length = float(np.sqrt(centred @ centred))
     result: NDArray[np.float64] = centred / length if length > 0 else centred

@@ -1,7 +1,7 @@
-"""One generation through the workers: screened, tested for novelty in id order, judged, each committed as soon as it is known.
+"""Evaluation of one generation: screening, the novelty test, judging, and an immediate commit of each result.
 
-Which candidates are duplicates depends only on ids, never on which worker was faster: a candidate is judged once every earlier
-one of its generation has been screened.
+The choice of duplicates depends only on ids, never on the speed of workers. A candidate is judged only after every
+earlier candidate of its generation has been screened.
 """
 
 import time
@@ -19,26 +19,32 @@ from .work import Judge, Judged, Reference, Screen, Screened, packed
 __all__ = ["Pace", "evaluate"]
 
 STUCK = 20.0
-"""A judgement that takes this many times as long as the usual one is stuck."""
+"""Multiple of the median duration from which a judgement counts as stuck."""
 STUCK_S = 2.0
-"""And takes at least this long."""
+"""Minimum duration in seconds of a judgement that counts as stuck."""
 KNOWN = 3
-"""Judgements before which nothing is usual; the baselines come first."""
+"""Number of judgements needed before a usual duration is known. The baselines are judged first."""
 
 
 class Pace:
-    """How long judgements take, so that in a run of limited time a stuck one (Z3 has loops that its own limits do not reach)
-    does not hold its generation up until the general limit."""
+    """A record of the durations of judgements, which gives the time limit of the next ones.
+
+    Z3 has loops that its own limits do not reach. In a run of limited time, a stuck judgement must not block its
+    generation until the general limit.
+    """
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=256)
 
     def add(self, seconds: float) -> None:
-        """One judgement took this long on the clock."""
+        """Record the wall seconds of one judgement."""
         self._seconds.append(seconds)
 
     def limit(self, usual: float) -> float | None:
-        """Seconds after which a judgement is stuck; None, the `usual` limit, while too little is known or above it."""
+        """Return the seconds after which a judgement is stuck.
+
+        None means the `usual` limit: too few judgements are known, or the computed limit is not below it.
+        """
         if len(self._seconds) < KNOWN:
             return None
         found = max(STUCK_S, STUCK * median(self._seconds))
@@ -59,11 +65,12 @@ def evaluate(
     time_limit_s: float | None = None,
     pace: Pace,
 ) -> list[CandidateRow]:
-    """Every candidate's row in id order; fewer when the deadline (monotonic seconds) comes first.
+    """Evaluate the candidates of a generation and return their rows in id order.
 
-    `fingerprints` are those of earlier generations, `known` the candidates of this one that were committed before a restart.
-    `commit` is called as soon as a candidate's fate is known, in any order. `time_limit_s` is the limit of a judgement if not the
-    executor's own; `pace` hears how long each took.
+    The result has fewer rows if the deadline (monotonic seconds) comes first. `fingerprints` holds those of earlier
+    generations, and `known` the candidates of this generation that were committed before a restart. `commit` is called
+    as soon as a candidate's outcome is known, in any order. `time_limit_s` limits a judgement in place of the
+    executor's own limit. `pace` records the duration of each judgement.
     """
     rows: dict[int, CandidateRow] = {row.id: known[row.id] for row in proposals if row.id in known}
     sources = {row.id: row.source for row in proposals}
@@ -117,7 +124,7 @@ def evaluate(
 
 
 def _screened_row(number: int, screened: Screened | Failure, seen: Mapping[str, int]) -> CandidateRow | None:
-    """The row of a candidate that goes no further; None when it is to be judged."""
+    """Return the row of a candidate that is rejected by its screening; None if it is to be judged."""
     if isinstance(screened, Failure):
         return _failed(number, screened, None)
     gate, reason, detail = screened.gate, screened.reason, screened.detail
@@ -164,7 +171,7 @@ def _judged_row(number: int, screened: Screened, done: Done) -> CandidateRow:
 
 
 def _failed(number: int, failure: Failure, screened: Screened | None) -> CandidateRow:
-    """A candidate whose worker gave no answer: nothing is known of it, so it is not used."""
+    """Return the row of a candidate whose worker gave no answer. Its behaviour is unproved, so it is not used."""
     return CandidateRow(
         id=number,
         verdict="UNKNOWN",

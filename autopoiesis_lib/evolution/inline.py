@@ -1,4 +1,7 @@
-"""The inline executor: jobs run in this process, with no isolation and no limits. For debugging an evaluator, and notebooks."""
+"""The inline executor: jobs run in this process, with no isolation and no limits.
+
+It is meant for debugging an evaluator and for notebooks.
+"""
 
 import time
 from collections import deque
@@ -11,7 +14,7 @@ __all__ = ["Inline"]
 
 
 class Inline:
-    """Runs one job at each `wait`. Pass the class itself as `evolve(executor=Inline)`."""
+    """An executor that runs one job at each `wait`. Pass the class itself as `evolve(executor=Inline)`."""
 
     def __init__(self, setup: Setup) -> None:
         self.workers = 1
@@ -19,7 +22,7 @@ class Inline:
         self._queue: deque[tuple[Key, object]] = deque()
 
     def submit(self, key: Key, job: object, time_limit_s: float | None = None) -> None:
-        """Queue a job; time limits do not apply here."""
+        """Queue a job. Time limits do not apply here."""
         self._queue.append((key, job))
 
     def wait(self, timeout_s: float | None) -> Sequence[Done]:
@@ -35,8 +38,8 @@ class Inline:
         return [Done(key, answer, time.monotonic() - started)]
 
     def clear(self) -> None:
-        """Forget the queue."""
+        """Remove all queued jobs."""
         self._queue.clear()
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing, because there are no workers to close."""

@@ -1,8 +1,8 @@
-"""`evolve`: propose, gate, score, keep, again; then certify the best and judge it on windows the search never saw.
+"""`evolve`: a search in generations, then certification of the best candidate and its measurement on held-out windows.
 
-Generation g depends only on the seed and on the results through generation g-1 taken in id order, so equal seeds and candidate
-budgets give equal runs whatever the number of workers. Proposals are stored before they are evaluated and candidates as soon as
-their fate is known: a run that is killed resumes where it was.
+Generation g depends only on the seed and on the results through generation g-1 in id order. Equal seeds and candidate
+budgets therefore give equal runs for any number of workers. Proposals are stored before they are evaluated, and
+candidates as soon as their outcome is known. A killed run therefore resumes at the point where it stopped.
 """
 
 import json
@@ -44,8 +44,10 @@ RESERVE_S = 4.0
 MAX_WARM_START = 16
 RUNNERS_UP = 2
 MAX_REGRESSIONS = 64
-"""Kept counterexamples, newest first, that a candidate is tried on before its proof. Without a limit the cost of a candidate
-grows with the run; the proof catches what they miss."""
+"""Maximum number of stored counterexamples, newest first, that a candidate is tried on before its proof.
+
+Without a limit the cost of a candidate would grow with the run. The proof finds the violations that these inputs miss.
+"""
 
 
 def evolve(
@@ -66,17 +68,27 @@ def evolve(
 ) -> EvolutionResult:
     """Evolve a policy of a contract.
 
-    `workload` is a `Workload`, a `Trace` (split in halves, served by the default calibration), an `Evaluator` of your own, or
-    None for the default workload. `proposer` is `SearchProposer()` unless given. `budget` is 60 seconds unless given. `workers`
-    is the number of CPUs unless given. `store` is an open store, a path or a URL. `resume` is a run's id (or a prefix of it):
-    contract and workload must be the same, and its seed, budget and objectives are used unless a new budget is given.
-    `objectives` are metric -> weight. `warm_start` starts from the store's certified policies of this contract, or from texts.
-    `progress` hears of every candidate.
+    Args:
+        contract: the contract that every candidate must satisfy.
+        workload: a `Workload`; a `Trace`, which is split in halves and served by the default calibration; an
+            `Evaluator`; or None for the default workload.
+        proposer: the source of candidates; `SearchProposer()` if None.
+        budget: the limits of the run; 60 seconds if None.
+        seed: the seed of the run; a resumed run uses its own.
+        workers: the number of workers; the number of CPUs that this process may use if None.
+        executor: "local", "ray", or a callable that returns an executor.
+        store: an open store, a path or a URL.
+        resume: the id of a run, or a prefix of it. Contract and workload must be the same. Its seed and objectives are
+            used, and its budget unless `budget` is given.
+        objectives: metric -> weight.
+        warm_start: True to start from the store's certified policies of this contract, or policy texts to start from.
+        certify: False to skip the certification of the winner.
+        progress: a callable that receives the state of the run after every candidate.
 
-    Ctrl-C ends it with `KeyboardInterrupt` and leaves a resumable run, as SIGKILL does.
+    Ctrl-C ends the run with `KeyboardInterrupt` and leaves it resumable, as SIGKILL does.
 
     Raises:
-        EvolutionError: it cannot start, or nothing could be certified.
+        EvolutionError: the run cannot start, or no candidate could be certified.
         StoreError: the store cannot be used, or has no such run.
     """
     opened = store if isinstance(store, Store) else Store.open(store)
@@ -102,7 +114,7 @@ def evolve(
 
 
 class _Run:
-    """The state of a run in this process; all of it can be rebuilt from the store."""
+    """The state of a run in this process, all of which can be rebuilt from the store."""
 
     def __init__(
         self,
@@ -119,7 +131,10 @@ class _Run:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.started = self.searching_since = time.monotonic()
-        """The budget's seconds count from `searching_since`: starting workers and compiling the simulator are not charged."""
+        """The start times. The budget's seconds count from `searching_since`.
+
+        The start of workers and the compilation of the simulator are not charged.
+        """
         self.contract, self.evaluator, self.proposer, self.store = contract, evaluator, proposer, store
         self.certify, self.progress = certify, progress
         self.workload = dict(evaluator.describe())
@@ -158,12 +173,12 @@ class _Run:
         self.rejected = dict.fromkeys(REJECTIONS, 0)
         self.proposed = self.evaluated = self.generation = 0
         self.used = {"tokens": 0.0, "dollars": 0.0}
-        """What the language models have used, by the proposals' own account."""
+        """Tokens and dollars that the language models have used, as the proposals record them."""
         self.by_clock: list[int] = []
-        """Candidates whose fate the clock decided."""
+        """Ids of the candidates that were stopped by the wall-time limit."""
 
     def execute(self, executor: Executor) -> EvolutionResult:
-        """The whole run."""
+        """Execute the whole run and return its result."""
         try:
             yardstick = Yardstick(executor, self.setup)
             self.searching_since = time.monotonic()
@@ -180,12 +195,12 @@ class _Run:
 
     @property
     def spent(self) -> float:
-        """Wall seconds of this and all earlier sittings, without the start-up of each."""
+        """Wall seconds of this and all earlier sessions, without the start-up of each."""
         return self.spent_before + time.monotonic() - self.searching_since
 
     @property
     def deadline(self) -> float | None:
-        """When the search ends, in monotonic seconds."""
+        """The end of the search in monotonic seconds; None without a time budget."""
         if self.budget.seconds is None:
             return None
         reserve = min(60.0, max(RESERVE_S, RESERVE * self.budget.seconds), 0.5 * self.budget.seconds)
@@ -239,7 +254,7 @@ class _Run:
                 best_at, best_fitness = self.generation, best.fitness
             self.store.update_run(self.id, status="running", spent_seconds=self.spent)
             if len(rows) < len(mine) or (self._late and not committed.keys() >= by_id.keys()):
-                return  # what an earlier sitting has done is taken up, whatever time is left
+                return  # results of an earlier session are used up even if no time is left
             if self.budget.patience is not None and self.generation - best_at >= self.budget.patience:
                 self.notes.append(f"stopped early: no improvement in {self.budget.patience} generations")
                 return
@@ -306,7 +321,11 @@ class _Run:
             self.rejected[row.gate] = self.rejected.get(row.gate, 0) + 1
 
     def _warn(self, row: CandidateRow) -> None:
-        """Never in silence: a solver and CPython that disagree are a defect of ours; what the clock decides does not repeat."""
+        """Record an outcome that the user must know about.
+
+        A disagreement between a solver and CPython is a defect of this library. If the wall-time limit stopped a
+        candidate, a repeated run may differ.
+        """
         if row.reason == Reason.OWN_DEFECT:
             self.notes.append(f"candidate {row.id}: {row.detail}; please report it")
         if row.reason == Reason.TIME:
@@ -382,7 +401,7 @@ class _Run:
         )
 
     def _ranked(self, executor: Executor) -> list[Elite]:
-        """The best candidates, the winner first."""
+        """Return the best candidates, the winner first."""
         if self.archive.best is None:
             raise EvolutionError("no candidate passed the gates and was evaluated: give a larger budget")
         self._tell("certify")
@@ -412,7 +431,10 @@ class _Run:
         )
 
     def _note_withheld(self, before: Any) -> None:
-        """Say so when an earlier sitting had a URL with secrets, which no store keeps, and this one has not."""
+        """Add a note if the secrets of an endpoint's URL are missing in a resumed run.
+
+        The store does not keep such secrets, so the user must give the whole URL again.
+        """
         now = _json(dict(self.proposer.describe()))
         for name, kept in _texts((before or {}).get("base_url")):
             if HIDDEN in kept and name in (given := dict(_texts(now.get("base_url")))) and HIDDEN not in given[name]:
@@ -447,7 +469,7 @@ def _regression(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> list[tuple[str, str]]:
-    """Return the texts of a setting that is one text, or one by model."""
+    """Return the named texts of a setting that is either one text or one text per model."""
     pairs = value.items() if isinstance(value, Mapping) else [("", value)]
     return [(name, text) for name, text in pairs if isinstance(text, str)]
 

@@ -1,7 +1,8 @@
-"""The local executor: worker processes with CPU, memory and time limits, killed and replaced when they pass one.
+"""The local executor: worker processes with CPU, memory and time limits, killed and replaced when they exceed one.
 
-A worker leads its own process group and dies with its parent, so nothing it started outlives it. It inherits none of the
-parent's secrets. A spawned process costs about a second, so workers serve many jobs; a job can only hurt the one it runs in.
+A worker leads its own process group and dies with its parent, so none of its child processes outlives it. It inherits
+none of the parent's secrets. A spawned process costs about a second, so each worker serves many jobs. A job can harm
+only the worker that runs it.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from .work import Setup, Worker
 __all__ = ["LocalPool", "answer_of", "limit_cpu", "pickled"]
 
 START_S = 120.0
-"""How long a worker may take to start: imports, and a first compilation on a fresh machine."""
+"""Seconds that a worker may take to start, including imports and a first compilation on a fresh machine."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -48,7 +49,7 @@ class LocalPool:
         self._staff = [_Member(self._setup, limits) for _ in range(workers)]
 
     def submit(self, key: Key, job: object, time_limit_s: float | None = None) -> None:
-        """Queue a job, perhaps with another time limit (clock and CPU) than usual."""
+        """Queue a job, optionally with its own time limit, which applies to wall time and CPU time."""
         limits = (
             self._limits if time_limit_s is None else replace(self._limits, wall_s=time_limit_s, cpu_s=time_limit_s)
         )
@@ -56,7 +57,7 @@ class LocalPool:
         self._assign()
 
     def wait(self, timeout_s: float | None) -> Sequence[Done]:
-        """Answers and failures since the last call; blocks until there is one or the time is up."""
+        """Return answers and failures since the last call. Block until there is one or the time is up."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._assign()
@@ -74,7 +75,7 @@ class LocalPool:
                 return []
 
     def clear(self) -> None:
-        """Forget the jobs that have not started."""
+        """Remove the jobs that have not started."""
         self._queue.clear()
 
     def close(self) -> None:
@@ -89,13 +90,13 @@ class LocalPool:
                 member.start(*self._queue.popleft())
 
     def _attend(self, member: "_Member", ready: Sequence[object]) -> Done | None:
-        """Take what a worker has to say; replace it when it is dead or out of time."""
+        """Process the message of a worker, and replace the worker if it is dead or out of time."""
         if member.connection in ready:
             try:
                 kind, content = member.connection.recv()
             except (EOFError, OSError):
                 return self._replace(member, _cause(member.process))
-            except Exception as error:  # an answer that cannot be read back costs its candidate only
+            except Exception as error:  # an answer that cannot be unpickled loses only its candidate
                 return self._replace(
                     member, Failure(Reason.RAISED, f"unreadable answer: {type(error).__name__}: {error}")
                 )
@@ -147,26 +148,26 @@ class _Member:
 
     @property
     def waitables(self) -> tuple[Connection, int]:
-        """What to wait on."""
+        """The connection and the process sentinel, on which the pool waits."""
         return self.connection, self.process.sentinel
 
     def start(self, key: Key, job: object, limits: Limits) -> None:
-        """Hand over a job."""
+        """Send a job to the worker."""
         self.limits = limits
         self.key, self.started = key, time.monotonic()
         self.deadline = self.started + limits.wall_s
-        with contextlib.suppress(OSError):  # a worker that died just now is noticed by its sentinel
+        with contextlib.suppress(OSError):  # the sentinel of a worker that has just died reports its death
             self.connection.send((job, limits.cpu_s))
 
     def finish(self, answer: object) -> Done:
-        """The job is over."""
+        """Clear the worker's job and return its answer."""
         assert self.key is not None
         done = Done(self.key, answer, time.monotonic() - self.started)
         self.key, self.deadline = None, None
         return done
 
     def kill(self) -> None:
-        """Kill the worker and everything in its process group."""
+        """Kill the worker and all processes of its process group."""
         pid = self.process.pid
         if pid is not None:
             for target in (os.killpg, os.kill):
@@ -195,8 +196,8 @@ def _cause(process: BaseProcess) -> Failure:
 
 
 def _serve(connection: Connection, setup: bytes, limits: Limits, parent: int) -> None:
-    """The worker process: limits first, then jobs until the pipe closes."""
-    os.setpgrp()  # not a session: `watch --idle` would be of no use (see `priority`)
+    """Serve jobs in the worker process until the pipe closes, after setting the limits."""
+    os.setpgrp()  # not a session of its own, because `watch --idle` would then have no effect (see `priority`)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -238,7 +239,7 @@ def _send(connection: Connection, answer: Any) -> None:
 
 
 def limit_cpu(seconds: float | None) -> None:
-    """A soft limit counts from now; SIGXCPU then ends the process."""
+    """Set a soft CPU limit that counts from now, or remove it. SIGXCPU ends the process at the limit."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = resource.RLIM_INFINITY if seconds is None else int(used.ru_utime + used.ru_stime + seconds) + 1

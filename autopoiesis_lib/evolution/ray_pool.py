@@ -1,7 +1,7 @@
-"""The Ray executor: the same jobs in Ray actors, on one machine or many; no cluster code of our own.
+"""The Ray executor: the same jobs in Ray actors, on one machine or many. Ray does all of the cluster's work.
 
-Each worker is an actor that holds the setup; a job past its limits kills its actor, and another takes its place wherever the
-cluster has room. Every node needs the library and the contract's package installed.
+Each worker is an actor that holds the setup. A job that exceeds its limits kills its actor, and a new actor starts on
+any node with free resources. Every node needs the library and the contract's package installed.
 """
 
 import os
@@ -24,9 +24,9 @@ __all__ = ["RayPool"]
 
 
 class RayPool:
-    """A fixed number of actors on the Ray cluster this process is connected to, or on a local one that is started for it.
+    """A fixed number of actors on the Ray cluster that this process is connected to, or on a new local cluster.
 
-    Set RAY_ADDRESS (or call `ray.init`) to use a cluster that runs already.
+    Set RAY_ADDRESS (or call `ray.init`) to use a cluster that already runs.
     """
 
     def __init__(self, setup: Setup, workers: int, limits: Limits) -> None:
@@ -49,7 +49,7 @@ class RayPool:
         hidden = os.environ.keys() - clean_environment().keys()
         kept_back = {
             name: "" for name in hidden if not name.startswith("RAY_")
-        }  # Ray's own let a worker join the cluster
+        }  # Ray's own variables let a worker join the cluster
         self._actor: Any = ray.remote(
             num_cpus=1, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": kept_back}
         )(_Actor)
@@ -66,7 +66,7 @@ class RayPool:
         self._assign()
 
     def wait(self, timeout_s: float | None) -> Sequence[Done]:
-        """Answers and failures; blocks until there is one or the time is up."""
+        """Return answers and failures. Block until there is one or the time is up."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._assign()
@@ -92,11 +92,11 @@ class RayPool:
                 return []
 
     def clear(self) -> None:
-        """Forget the jobs that have not started."""
+        """Remove the jobs that have not started."""
         self._queue.clear()
 
     def close(self) -> None:
-        """Kill the actors, and the cluster if it was started here."""
+        """Kill the actors, and shut down the cluster if it was started here."""
         for member in self._staff:
             self._ray.kill(member.actor)
         self._staff = []
@@ -139,7 +139,7 @@ class RayPool:
 
 
 class _Member:
-    """One actor as the pool sees it; `key` is None while it starts."""
+    """One actor as the pool sees it. `key` is None while it starts."""
 
     def __init__(self, actor: Any, reference: Any, limits: Limits) -> None:
         self.actor = actor
@@ -150,12 +150,12 @@ class _Member:
         self.deadline = self.started + limits.wall_s
 
     def begin(self, key: Key, reference: Any, limits: Limits) -> None:
-        """A job was handed over."""
+        """Record that a job was sent to the actor."""
         self.key, self.reference, self.limits, self.started = key, reference, limits, time.monotonic()
         self.deadline = self.started + limits.wall_s
 
     def end(self, answer: object) -> Done | None:
-        """The job (or the start) is over."""
+        """Clear the actor's job and return its answer; None if the actor was starting."""
         key, self.key, self.reference = self.key, None, None
         return None if key is None else Done(key, answer, time.monotonic() - self.started)
 
@@ -170,11 +170,11 @@ class _Actor:
         self._worker.warm()
 
     def ready(self) -> bytes:
-        """Answers once the worker is set up."""
+        """Return once the worker is set up."""
         return pickle.dumps(None)
 
     def run(self, job: bytes, cpu_s: float) -> bytes:
-        """One job; the answer is pickled here, so that one that cannot be is a failure of its own."""
+        """Run one job and return its pickled answer, or a failure if the answer cannot be pickled."""
         limit_cpu(cpu_s)
         answer = answer_of(self._worker, pickle.loads(job))
         limit_cpu(None)

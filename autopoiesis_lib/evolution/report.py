@@ -16,11 +16,11 @@ from .evaluator import HIGHER_IS_BETTER
 __all__ = ["pareto_front", "render", "write_report"]
 
 SECOND = ("e2e_p99_us", "ttft_p99_us", "worst_wait_us")
-"""Metrics tried, in order, as the second axis of the Pareto front when a run has one objective."""
+"""Metrics tried in this order as the second axis of the Pareto front if a run has one objective."""
 
 
 def _visible(value: Any) -> Any:
-    """Return what a template shows with hidden characters as escapes; markup stays markup."""
+    """Return a template value with hidden characters as escapes. Markup remains markup."""
     return type(value)(printable(value, allowed="\n\t")) if isinstance(value, str) else value
 
 
@@ -38,7 +38,7 @@ def write_report(store: Store, run: str, path: str | Path) -> Path:
     """Render a run's report to a file.
 
     Raises:
-        StoreError: there is no such run, or what is stored of it cannot be read.
+        StoreError: the store has no such run, or its record of the run cannot be read.
         EvolutionError: the run has no result yet.
     """
     target = Path(path)
@@ -48,7 +48,7 @@ def write_report(store: Store, run: str, path: str | Path) -> Path:
 
 
 def render(store: Store, run: str) -> str:
-    """Return the report of a run as HTML; raises as `write_report`."""
+    """Return the report of a run as HTML. The errors are those of `write_report`."""
     row = store.run(run)
     if row.result is None or "report" not in row.result:
         raise EvolutionError(f"run {row.id} is {row.status} and has no result yet; finish it with `--resume {row.id}`")
@@ -83,7 +83,7 @@ def _rendered(
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats on both coordinates (less is better), from left to right."""
+    """Return the points that no other point dominates (lower is better on both coordinates), from left to right."""
     front: list[tuple[float, float]] = []
     for point in sorted(set(points)):
         if not front or point[1] < front[-1][1]:
@@ -145,7 +145,7 @@ def _cdf_charts(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> list[tup
 
 
 def _lineage(best: int, proposals: Sequence[ProposalRow], candidates: Sequence[CandidateRow]) -> list[dict[str, Any]]:
-    """The winner's ancestors by first parent, oldest first."""
+    """Return the winner and its ancestors by first parent, oldest first."""
     by_id = {row.id: row for row in proposals}
     fates = {row.id: row for row in candidates}
     chain: list[dict[str, Any]] = []
@@ -187,7 +187,7 @@ def _moves(proposals: Sequence[ProposalRow], candidates: Sequence[CandidateRow])
 
 
 def _diff(before: str, after: str, name: str) -> list[tuple[str, str]]:
-    """Lines of a unified diff with their kind: "add", "del" or ""."""
+    """Return the lines of a unified diff with their kind: "add", "del" or ""."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), name, "evolved", lineterm="", n=8)
     kinds = {"+": "add", "-": "del"}
     return [(kinds.get(line[:1], ""), line) for line in lines]

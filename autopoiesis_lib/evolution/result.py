@@ -1,4 +1,4 @@
-"""What a run answers: the winner, how it compares on held-out windows, and what became of every candidate."""
+"""The result of a run: the winner, its comparison on held-out windows, and the counts of rejected candidates."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,25 +14,25 @@ from .compare import Improvement
 __all__ = ["REJECTIONS", "EvolutionResult", "Progress"]
 
 REJECTIONS = ("duplicate", "grammar", "types", "ranges", "fuzz", "proof", "replay")
-"""Why a candidate may be rejected, in the order of the cascade."""
+"""Gates that may reject a candidate, in the order of the cascade."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands, for a progress bar: told after every candidate."""
+    """The state of a run for a progress bar, reported after every candidate."""
 
     run: str
     phase: str
-    """"search", "held-out" or "certify"."""
+    """The phase: "search", "held-out" or "certify"."""
     seconds: float
     done: int
     total: int | None
-    """The candidate budget, if there is one."""
+    """The candidate budget, or None."""
     rejected: Mapping[str, int]
     best: Elite | None
     generation: int
     note: str = ""
-    """Something a person should know, such as a language model that stopped answering."""
+    """A note for the user, for example about a language model that stopped answering."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,30 +44,30 @@ class EvolutionResult:
     seconds: float
     proposed: int
     rejected: Mapping[str, int]
-    """By gate; every name of `REJECTIONS` is there."""
+    """Number of rejected candidates by gate. Every name of `REJECTIONS` is present."""
     evaluated: int
     objective: str
-    """The metric with the largest weight: the one improvements are stated in."""
+    """The metric with the largest weight, in which improvements are stated."""
     best: Policy
-    """The winner by train fitness, certified unless `certificate` is None."""
+    """The winner of the search, certified unless `certificate` is None."""
     best_id: int
     best_origin: str
-    """The move that made it; "baseline:NAME" when no candidate beat that baseline."""
+    """The move that made the winner; "baseline:NAME" if no candidate beat that baseline."""
     runners_up: tuple[Policy, ...]
-    """The next best; whoever certifies for himself may have to turn to them."""
+    """The next best policies, for a caller who certifies candidates himself."""
     fitness: float
     held_out: Mapping[str, float]
     """The winner's metrics on held-out windows."""
     baselines: Mapping[str, Mapping[str, float]]
     """Held-out metrics of the contract's baselines."""
     improvement: Improvement | None
-    """Over the contract's default baseline; None when it has no baselines."""
+    """Improvement over the contract's default baseline; None if the contract has no baselines."""
     over_best_baseline: Improvement | None
-    """Over the baseline that does best on the objective, held out."""
+    """Improvement over the baseline with the best held-out value of the objective."""
     certificate: Certificate | None
-    """The `Certificate`, or None when certification was switched off."""
+    """The `Certificate`, or None if certification was switched off."""
     counterexample: Mapping[str, Any] | None
-    """One real counterexample that a gate found on the way."""
+    """One real counterexample that a gate found during the search."""
     workload: Mapping[str, Any]
     curves: Mapping[str, Mapping[str, Sequence[float]]]
     """Policy ("evolved", or a baseline) -> sample -> 101 quantiles over the held-out requests, from 0% to 100%."""
@@ -77,12 +77,12 @@ class EvolutionResult:
 
     @property
     def winner(self) -> str:
-        """ "evolved", or the name of the baseline that did better on held-out windows."""
+        """The policy that did better on held-out windows: "evolved", or the name of a baseline."""
         best = self.over_best_baseline
         return "evolved" if best is None or best.reduction > 0 else best.over
 
     def to_json(self) -> dict[str, Any]:
-        """The shape of `autopoiesis evolve --json`."""
+        """Return the JSON object that `autopoiesis evolve --json` prints."""
         improvement = None if self.improvement is None else _plain(self.improvement)
         if improvement is not None and self.over_best_baseline is not None:
             improvement["best_baseline"] = _plain(self.over_best_baseline)
@@ -103,7 +103,7 @@ class EvolutionResult:
         }
 
     def record(self) -> dict[str, Any]:
-        """What the store keeps of it: the JSON, and what a report needs besides."""
+        """Return the record for the store: the JSON object, and the further data of a report."""
         claims = () if self.certificate is None else self.certificate.claims
         return {
             **self.to_json(),
@@ -125,11 +125,14 @@ class EvolutionResult:
         }
 
     def dumps(self) -> str:
-        """The JSON text."""
+        """Return the JSON text."""
         return json.dumps(self.to_json())
 
     def write(self, folder: str | Path) -> "EvolutionResult":
-        """Write `policy.py` and `certificate.json` to a folder (made when missing); the result that knows their paths."""
+        """Write `policy.py` and `certificate.json` to a folder, and return a result with their paths.
+
+        The folder is created if it does not exist.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         policy = target / "policy.py"

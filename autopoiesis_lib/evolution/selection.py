@@ -1,4 +1,4 @@
-"""Who has offspring: for each slot of a generation, an island, a parent to vary or repair, and a mate."""
+"""Selection of parents: for each slot of a generation, an island, a parent to vary or repair, and a mate."""
 
 from collections.abc import Sequence
 from random import Random
@@ -9,16 +9,22 @@ from .archive import Archive, Elite
 __all__ = ["MIGRATION_EVERY", "select"]
 
 MIGRATION_EVERY = 5
-"""Generations between migrations along the ring of islands."""
+"""Number of generations between migrations along the ring of islands."""
 FRESH, REPAIR, EXPLORE = 0.05, 0.12, 0.25
-"""Share of slots with no parent, with a rejected parent (as far as the memory of rejections is full: where few are rejected there
-is little to repair), and with one from a random cell instead of the best."""
+"""Shares of all slots without a parent and with a rejected one, and of the other slots with one from a random cell.
+
+The second share is scaled by the number of remembered rejections: if few candidates are rejected, there is little to
+repair.
+"""
 PRESSURE = 0.35
 """Of the elites of an island, best first, the k-th is chosen with probability about PRESSURE * (1 - PRESSURE)^k."""
 
 
 def select(archive: Archive, seed: int, generation: int, first_id: int, count: int) -> list[Slot]:
-    """Slots for the candidates `first_id` to `first_id + count - 1`: a function of the archive and the seed alone."""
+    """Return slots for the candidates `first_id` to `first_id + count - 1`.
+
+    The result is a function of the archive, the arguments and the seed alone.
+    """
     slots: list[Slot] = []
     for offset in range(count):
         rng = Random(f"{seed}/select/{generation}/{offset}")
@@ -42,7 +48,7 @@ def select(archive: Archive, seed: int, generation: int, first_id: int, count: i
 
 
 def _ranked(elites: Sequence[Elite], rng: Random) -> Elite:
-    """An elite, better ones more often."""
+    """Return a random elite, with a higher probability for better ones."""
     for elite in elites:
         if rng.random() < PRESSURE:
             return elite

@@ -1,4 +1,4 @@
-"""What the arguments of `evolve` mean: a workload as an evaluator, a name as an executor."""
+"""Resolution of the arguments of `evolve`: a workload to an evaluator, a name to an executor."""
 
 import os
 from collections.abc import Callable
@@ -15,10 +15,10 @@ __all__ = ["evaluator_of", "executor_of"]
 
 
 def evaluator_of(contract: Contract, workload: object | None) -> Evaluator:
-    """The evaluator that a workload argument of `evolve` means.
+    """Return the evaluator for a workload argument of `evolve`.
 
     Raises:
-        EvolutionError: it is none of the things `evolve` takes.
+        EvolutionError: the workload has a type that `evolve` does not accept.
     """
     from ..simulation.trace import Trace
     from ..simulation.workload import Workload, default_workload

@@ -1,4 +1,4 @@
-"""Who wins: of the best candidates the one that does well over the whole range of rates, once it is certified in full."""
+"""Selection of the winner: the best candidate over the whole range of rates that can be certified in full."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,25 +14,25 @@ from .work import SCORED, Certify, Judged, Measure, fitness_of
 __all__ = ["answer", "certified", "steadiest_first"]
 
 PATIENT_S = 900.0
-"""Time limit of jobs on trusted texts; the first on a fresh machine compiles the simulator."""
+"""Time limit in seconds of jobs on trusted texts. The first one on a fresh machine compiles the simulator."""
 NEAR_BEST, TOLERANCE = 32, 0.02
-"""Elites within TOLERANCE of the best fitness, NEAR_BEST at most, are told apart at more rates."""
+"""Elites within TOLERANCE of the best fitness, NEAR_BEST at most, are compared at more rates."""
 WINDOWS: tuple[Window, ...] = (*SCORED, "other-rates")
 LEAST = 1e-9
-"""Relative metrics below this count as this: a logarithm must be finite."""
+"""Lower bound on relative metrics, so that their logarithm is finite."""
 TRIES = 9
-"""Candidates that may fail to be certified before the run does."""
+"""Number of candidates that may fail certification before the run fails."""
 
 
 def steadiest_first(
     archive: Archive, executor: Executor, objectives: Mapping[str, float], default: str | None
 ) -> list[Elite]:
-    """The best elites; those within TOLERANCE of the best lead, the best over all rates of the train windows first.
+    """Return the best elites; those within TOLERANCE of the best fitness come first, ranked over all rates.
 
-    So close together the ranking is noise of the windows that make the fitness: who fits their coincidences loses it at other
-    rates. Each part of each window counts alike (the mean log of what fitness is there, relative to the default). `default` is
-    the default baseline's text; without one the order is that of fitness. One that cannot be measured again comes after those
-    that can.
+    Differences this small are noise of the windows that make the fitness: a policy fitted to their coincidences loses
+    its advantage at other rates. Each part of each window has equal weight: the rank is the mean logarithm of the
+    fitness on the part, relative to the default. `default` is the default baseline's text. Without one the order is the
+    order of fitness. An elite that cannot be measured again comes after those that can.
     """
     ranked = list(archive.runners_up(NEAR_BEST))
     near = [elite for elite in ranked if elite.fitness <= ranked[0].fitness * (1 + TOLERANCE)]
@@ -64,10 +64,12 @@ def steadiest_first(
 
 
 def certified(executor: Executor, elites: Sequence[Elite], notes: list[str]) -> tuple[Certificate, Elite]:
-    """The first of some elites that passes every gate in full; why others before it did not goes to `notes`.
+    """Return the certificate of the first elite that passes every gate in full, and the elite.
+
+    The reasons why earlier elites failed are appended to `notes`.
 
     Raises:
-        EvolutionError: none of the first TRIES does.
+        EvolutionError: none of the first TRIES elites passes.
     """
     for elite in elites[:TRIES]:
         executor.submit(("certify", elite.id), Certify(source=elite.source), PATIENT_S)
@@ -80,7 +82,11 @@ def certified(executor: Executor, elites: Sequence[Elite], notes: list[str]) -> 
 
 
 def answer(executor: Executor, job: Measure, what: str) -> Sequence[Measurement]:
-    """The answer to one measurement; raises `EvolutionError`, `what` first, when there is none."""
+    """Return the answer to one measurement.
+
+    Raises:
+        EvolutionError: the measurement failed; the message begins with `what`.
+    """
     executor.submit(("measure", 0), job, PATIENT_S)
     ((_, found),) = _gather(executor, {("measure", 0)})
     if isinstance(found, Failure):
@@ -90,7 +96,7 @@ def answer(executor: Executor, job: Measure, what: str) -> Sequence[Measurement]
 
 
 def _gather(executor: Executor, keys: set[Key]) -> Iterator[tuple[Key, object]]:
-    """The answers to some jobs as they come; answers to jobs that a deadline left behind are dropped."""
+    """Yield the answers to the given jobs as they arrive. Drop answers to other jobs, which a deadline left behind."""
     waiting = set(keys)
     while waiting:
         for done in executor.wait(None):

@@ -1,6 +1,6 @@
-"""What a worker does with a candidate: the cascade, cheapest first, as plain functions of a job.
+"""The jobs of a worker: the cascade of gates, cheapest first, as plain functions of a job.
 
-Candidate text is parsed and re-generated from the IR, never executed as it was written.
+Candidate text is parsed and generated again from the IR; it is never executed as written.
 """
 
 import gc
@@ -42,33 +42,36 @@ __all__ = [
 ]
 
 SCORED: tuple[Window, ...] = ("busier", "train")
-"""Windows whose parts make the fitness together, those that tell candidates apart best first."""
+"""Windows whose parts together make the fitness. The windows that separate candidates best come first."""
 LOOKS: tuple[Window, ...] = ("short", "busier")
-"""Windows that a hopeless candidate does not get beyond."""
+"""Windows after which a hopeless candidate is stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What every worker starts from. Picklable."""
+    """The state that every worker starts from. It must be picklable."""
 
     contract: Contract
     evaluator: Evaluator
     objectives: Mapping[str, float]
-    """Metric -> weight; the fitness is the weighted sum of metrics relative to the reference."""
+    """Metric -> weight. The fitness is the weighted mean of metrics relative to the reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Screen:
-    """Grammar, ranges, quick fuzz, and what the policy does on the probes."""
+    """A job that checks grammar, ranges and quick fuzz, and takes the fingerprint on the probes."""
 
     source: str
     regressions: bytes = b""
-    """Kept counterexamples by invariant as `packed` gives them: the same for a whole generation, and pickled once."""
+    """Kept counterexamples by invariant, in the form that `packed` returns.
+
+    They are the same for a whole generation and are pickled once.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Screened:
-    """The answer to `Screen`; `gate` is the one that said no, or None."""
+    """The answer to `Screen`. `gate` is the gate that rejected the candidate, or None."""
 
     verdict: str
     gate: str | None = None
@@ -85,26 +88,26 @@ class Screened:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The default baseline's metrics, which fitness is relative to; empty, every metric counts as it is."""
+    """The default baseline's metrics, which fitness is relative to. If it is empty, fitness uses the plain metrics."""
 
     scored: Mapping[str, float] = field(default_factory=dict)
-    """Over all windows that make the fitness."""
+    """Metrics over all windows that make the fitness."""
     looks: Mapping[Window, Mapping[str, float]] = field(default_factory=dict)
-    """On each window after which a candidate may be measured no further, as far as there is such a window."""
+    """Metrics on each window after which a candidate may be stopped, for those windows that the evaluator has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Types, proof, then the windows one after the other, as long as there is hope.
+    """A job that checks types and the proof, then measures the windows in turn until a cut-off stops the candidate.
 
-    Types are checked here and not with the other cheap gates: mypy costs more than all of them together, and a quarter of a
-    search's candidates turn out to be duplicates first.
+    Types are checked here and not with the other cheap gates. mypy costs more than all of those together, and a quarter
+    of a search's candidates are found to be duplicates before.
     """
 
     source: str
     reference: Reference
     cutoffs: Mapping[Window, float] = field(default_factory=dict)
-    """Fitness on some of `LOOKS` above which the windows after it are not run."""
+    """Fitness on some of `LOOKS` above which the later windows are not run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +117,7 @@ class Judged:
     verdict: str
     gate: str | None = None
     reason: Reason | None = None
-    """Set when a gate said no, or when the replays were stopped early."""
+    """Set if a gate rejected the candidate, or if the replays were stopped early."""
     obligation: str | None = None
     detail: str = ""
     counterexample: Mapping[str, Any] | None = None
@@ -125,7 +128,10 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Scores without gates: of baselines, and of the winner on held-out windows. For texts that passed the gates."""
+    """A job that measures a policy without gates: a baseline, an elite, or the winner on held-out windows.
+
+    It is for texts that have passed the gates.
+    """
 
     source: str
     window: Window
@@ -134,20 +140,23 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Certify:
-    """The whole gate chain with a certificate; the answer is a `Certificate`, or a `Judged` that says which gate said no."""
+    """A job that runs the whole gate chain and makes a certificate.
+
+    The answer is a `Certificate`, or a `Judged` that names the gate that rejected the policy.
+    """
 
     source: str
 
 
 def packed(regressions: Mapping[str, Sequence[Arguments]]) -> bytes:
-    """Kept counterexamples by invariant as jobs carry them."""
+    """Return kept counterexamples by invariant in the form that jobs carry."""
     return pickle.dumps(regressions) if regressions else b""
 
 
 def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], objectives: Mapping[str, float]) -> float:
-    """The weighted mean of metrics relative to the reference, 1 being as good; lower is better.
+    """Return the weighted mean of metrics relative to the reference, where 1 equals the reference and lower is better.
 
-    A metric of `HIGHER_IS_BETTER` enters inverted. Where the reference is 0 the metric enters as 1 + itself.
+    A metric of `HIGHER_IS_BETTER` enters inverted. If the denominator is 0, the metric enters as 1 plus the numerator.
     """
     total = 0.0
     for name, weight in objectives.items():
@@ -160,11 +169,11 @@ def fitness_of(scores: Mapping[str, float], reference: Mapping[str, float], obje
 
 GATE_NAMES = {"quick-fuzz": "fuzz"}
 SCREENED = 256
-"""Policies a worker remembers between their screening and their judgement, so that it does not read them twice."""
+"""Number of policies a worker keeps between screening and judgement, so that it does not parse them twice."""
 
 
 class Worker:
-    """Runs jobs of one setup. One a process."""
+    """The executor of jobs of one setup. Each process has one."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -173,14 +182,14 @@ class Worker:
         self._trials: tuple[Trials, ...] | None = None
 
     def warm(self) -> None:
-        """Make what every job needs, so that no candidate pays for it, and keep it out of the garbage collector's way."""
+        """Build what every job needs, so that no candidate pays for it, and exclude it from garbage collection."""
         types.warm(self.setup.contract)
         _ = self.probes, self.trials(b"")
         gc.collect()
         gc.freeze()
 
     def __call__(self, job: object) -> object:
-        """The answer to a job."""
+        """Return the answer to a job."""
         match job:
             case Screen():
                 return self.screen(job)
@@ -200,14 +209,14 @@ class Worker:
         return [Probes.of(contract, name, self.setup.evaluator.probes(contract, name)) for name in contract.decisions]
 
     def trials(self, regressions: bytes) -> tuple[Trials, ...]:
-        """What candidates are tried on; made anew when other counterexamples are kept."""
+        """Return the trials of candidates, built again if the kept counterexamples have changed."""
         if self._trials is None or regressions != self._regressions:
             kept = pickle.loads(regressions) if regressions else {}
             self._regressions, self._trials = regressions, trials_of(self.setup.contract, kept)
         return self._trials
 
     def screen(self, job: Screen) -> Screened:
-        """The gates that cost microseconds to milliseconds."""
+        """Run the gates that cost microseconds to milliseconds."""
         clock = _Clock()
         try:
             policy = self._policy(job.source)
@@ -246,7 +255,7 @@ class Worker:
         )
 
     def judge(self, job: Judge) -> Judged:
-        """Types, the proof and the replays."""
+        """Run the type check, the proof and the replays."""
         clock = _Clock()
         policy = self._screened.pop(job.source, None) or self._policy(job.source)
         result = types.check_alike(policy)
@@ -279,7 +288,7 @@ class Worker:
         )
 
     def certify(self, job: Certify) -> Certificate | Judged:
-        """Every gate in full, both solvers."""
+        """Run every gate in full, with both solvers."""
         policy = self._policy(job.source)
         try:
             return verify(policy)
@@ -294,9 +303,9 @@ class Worker:
 
 
 class _Clock:
-    """CPU seconds of this thread by stage, none left out between two: a busy machine does not change them much.
+    """CPU seconds of this thread by stage, without gaps between stages. The load of the machine hardly changes them.
 
-    Not of the process: under a limit on CPU time the kernel adds a process's time up at its timer ticks only.
+    Process time is not used: under a limit on CPU time the kernel updates it only at its timer ticks.
     """
 
     def __init__(self) -> None:
@@ -304,7 +313,7 @@ class _Clock:
         self._last = time.thread_time()
 
     def lap(self, stage: str) -> None:
-        """What was used since the last call belongs to a stage."""
+        """Add the CPU time since the last call to a stage."""
         now = time.thread_time()
         self.seconds[stage], self._last = self.seconds.get(stage, 0.0) + now - self._last, now
 

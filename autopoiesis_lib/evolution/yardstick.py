@@ -1,4 +1,4 @@
-"""What candidates are measured against: the default baseline, and the elite that tells what is hopeless."""
+"""The reference of fitness: the default baseline, and the cut-offs that stop hopeless candidates early."""
 
 from collections.abc import Mapping
 
@@ -13,14 +13,17 @@ from .work import LOOKS, SCORED, Measure, Reference, Setup, fitness_of
 __all__ = ["Yardstick"]
 
 LEADERS, HOPELESS = 8, 1.2
-"""A candidate that a window shows to be HOPELESS times as bad as the last of the LEADERS best elites will hardly be one."""
+"""Number of best elites and cut-off factor that define a hopeless candidate.
+
+A candidate is hopeless if its fitness on a window is above HOPELESS times that of the last of the LEADERS best elites.
+"""
 
 
 class Yardstick:
-    """The reference of fitness, and what fitness on a window is hopeless: both measured by the workers.
+    """The reference of fitness, and the fitness from which a window is hopeless, both measured by the workers.
 
     Raises:
-        EvolutionError: the default baseline cannot be measured, or an objective is no metric of the evaluator.
+        EvolutionError: the default baseline cannot be measured, or an objective is not a metric of the evaluator.
     """
 
     def __init__(self, executor: Executor, setup: Setup) -> None:
@@ -30,9 +33,10 @@ class Yardstick:
         self._cutoffs: Mapping[Window, float] = {}
 
     def cutoffs(self, archive: Archive) -> Mapping[Window, float]:
-        """Fitness on a window above which a candidate is not measured on the next ones: a function of the archive.
+        """Return the fitness on each window above which a candidate is not measured on the next windows.
 
-        Like is compared with like: an elite's fitness on one window says little about the same number on another.
+        The result is a function of the archive. The leader is measured on the same window, because its fitness on
+        another window says little about this one.
         """
         leaders = archive.elites()[:LEADERS]
         if len(leaders) < LEADERS:
@@ -46,12 +50,15 @@ class Yardstick:
         try:
             parts = answer(self._executor, Measure(source=elite.source, window=window), f"elite {elite.id}")
         except EvolutionError:
-            return float("inf")  # then nobody is stopped there, which costs time and nothing else
+            return float("inf")  # no candidate is stopped there, which only costs time
         return fitness_of(pooled(parts), self.reference.looks[window], self._objectives)
 
 
 def _reference(executor: Executor, setup: Setup) -> Reference:
-    """The default baseline's metrics; every metric counts as it is when the contract has no baseline."""
+    """Return the default baseline's metrics.
+
+    Without a baseline the reference is empty, and fitness uses the plain metrics.
+    """
     source = next(iter(setup.contract.baselines().values()), None)
     if source is None:
         return Reference()

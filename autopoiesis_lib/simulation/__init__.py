@@ -1,4 +1,4 @@
-"""Replay traces through a calibrated model of the engine, with policies where the engine chooses.
+"""Replay of traces through a calibrated model of the engine, with policies at the engine's control points.
 
     from autopoiesis_lib import simulation as sim
 
@@ -6,8 +6,8 @@
     result = sim.simulate(workload.held_out, workload.engine, workload.calibration.step_time, {"ordering": native})
     print(result.ttft.mean, result.goodput(workload.slo))
 
-Importing this package compiles nothing; the first `simulate` on a machine compiles the kernel once (about 40 s) and
-numba keeps it on disk.
+The import of this package compiles nothing. The first `simulate` on a machine compiles the kernel once (about 40 s),
+and numba keeps it on disk.
 """
 
 from autopoiesis_lib.simulation.calibration import Calibration, CalibrationError, EngineConfig, StepTimeModel

@@ -1,9 +1,10 @@
 # mypy: disable-error-code="no-any-return"
-"""KV blocks in the compiled kernel: the free queue, the prefix cache, taking and giving back.
+"""KV blocks in the compiled kernel: the free queue, the prefix cache, allocation and release.
 
-As in vLLM, freed blocks keep their content and join the tail of a first-in first-out queue; new blocks are taken from
-its head, which is what evicts. A node of the queue is a hash block nobody pins, what a preempted request left behind
-(it gets back whatever is still there), or the remains of a finished request. Every node's weight is in engine blocks.
+As in vLLM, freed blocks keep their content and join the tail of a first-in first-out queue. New blocks are taken from
+its head, which evicts their content. A node of the queue is one of three things: an unpinned hash block, the blocks
+that a preempted request left behind, or the blocks of a finished request. A preempted request gets back the blocks of
+its node that are still there. Every node's weight is in engine blocks.
 """
 
 from autopoiesis_lib.simulation import _columns as c
@@ -12,7 +13,7 @@ from autopoiesis_lib.simulation._native import State, View, call_policy, kernel
 
 @kernel
 def prefix_length(s: State, i: int) -> int:
-    """Hash blocks of request i that are full of prompt tokens, hence cacheable."""
+    """Return the number of hash blocks of request i that are full of prompt tokens, hence cacheable."""
     if s.p[c.NUM_HASHES] == 0:
         return 0
     known = s.prefix_ptr[i + 1] - s.prefix_ptr[i]
@@ -22,7 +23,10 @@ def prefix_length(s: State, i: int) -> int:
 
 @kernel
 def cached_prefix(s: State, r: int, i: int) -> int:
-    """Leading hash blocks of request i cached on replica r, leaving at least one token to compute."""
+    """Return the number of leading hash blocks of request i that are cached on replica r.
+
+    The result leaves at least one token to compute.
+    """
     limit = prefix_length(s, i)
     if limit == 0:
         return 0
@@ -66,7 +70,7 @@ def request_node(s: State, i: int) -> int:
 
 @kernel
 def _to_evict(s: State, r: int, sentinel: int, view: View) -> int:
-    """Node the eviction policy values least; the least recently used of equals."""
+    """Return the node that the eviction policy values least. Of equals it is the least recently used."""
     hashes = s.rep.shape[0] * s.p[c.NUM_HASHES]
     now_us = s.rep[r, c.NOW_NS] // 1000
     best = s.links[sentinel, 1]
@@ -103,8 +107,10 @@ def _to_evict(s: State, r: int, sentinel: int, view: View) -> int:
 
 @kernel
 def take_blocks(s: State, r: int, count: int, view: View) -> None:
-    """Hand out `count` blocks of replica r, evicting as needed; the caller has lowered FREE. `view`: the
-    engine when the step began."""
+    """Allocate `count` blocks of replica r, and evict as needed.
+
+    The caller has already lowered FREE. `view` is the state of the engine when the step began.
+    """
     rep = s.rep
     direct = min(rep[r, c.UNUSED], count)
     rep[r, c.UNUSED] -= direct
@@ -132,7 +138,10 @@ def take_blocks(s: State, r: int, count: int, view: View) -> None:
 
 @kernel
 def pin_prefix(s: State, r: int, i: int, blocks: int) -> None:
-    """Request i pins its first `blocks` hash blocks; those nobody pinned leave the free queue and FREE."""
+    """Pin the first `blocks` hash blocks of request i.
+
+    Blocks that were not pinned before leave the free queue and FREE.
+    """
     first = s.prefix_ptr[i]
     offset = r * s.p[c.NUM_HASHES]
     for j in range(blocks):
@@ -149,7 +158,7 @@ def pin_prefix(s: State, r: int, i: int, blocks: int) -> None:
 
 @kernel
 def publish_prefix(s: State, r: int, i: int) -> None:
-    """Hash blocks of request i that its last chunk completed become visible to others."""
+    """Make the hash blocks of request i that its last chunk completed visible to other requests."""
     done = s.q[i, c.PREFIX_DONE]
     tokens = s.p[c.HASH_WEIGHT] * s.p[c.BLOCK_SIZE]
     limit = min(prefix_length(s, i), s.q[i, c.COMPUTED] // tokens)
@@ -172,11 +181,11 @@ def publish_prefix(s: State, r: int, i: int) -> None:
 
 @kernel
 def give_back(s: State, r: int, i: int, held: int, resumable: int) -> None:
-    """Request i frees its `held` private blocks and unpins its prefix; `resumable` of them are worth finding again
-    (-1: it has finished).
+    """Free the `held` private blocks of request i and unpin its prefix.
 
-    Last blocks first, so that the head of a prompt survives longest. With an eviction policy or without prefix caching
-    a finished request's remains go straight to c.UNUSED: nobody will ask for them.
+    `resumable` of the blocks are worth finding again (-1: the request has finished). The last blocks are freed first,
+    so that the start of a prompt survives longest. With an eviction policy or without prefix caching, the blocks of a
+    finished request go directly to UNUSED, because no request will look them up.
     """
     rep = s.rep
     rep[r, c.FREE] += held
@@ -193,7 +202,7 @@ def give_back(s: State, r: int, i: int, held: int, resumable: int) -> None:
     if s.q[i, c.OWNED] > 0:
         _unpin_prefix(s, r, i)
     s.q[i, c.DUPLICATED] = 0
-    s.q[i, c.PREFIX_DONE] = rep[r, c.NOW_NS] // 1000  # while it waits: when its remains were last used
+    s.q[i, c.PREFIX_DONE] = rep[r, c.NOW_NS] // 1000  # while it waits: when its old blocks were last used
 
 
 @kernel
@@ -216,7 +225,10 @@ def _unpin_prefix(s: State, r: int, i: int) -> None:
 
 @kernel
 def forget_remains(s: State, r: int, i: int) -> None:
-    """What a preempted request left behind becomes plain unused blocks (its prefix is gone, so it cannot resume)."""
+    """Turn the blocks that a preempted request left behind into plain unused blocks.
+
+    Its prefix is evicted, so the request cannot resume from them.
+    """
     node = request_node(s, i)
     weight = s.links[node, 2]
     if weight > 0:
@@ -226,7 +238,10 @@ def forget_remains(s: State, r: int, i: int) -> None:
 
 @kernel
 def conserved(s: State, r: int) -> bool:
-    """Checked mode: every block of replica r is held, pinned once, or free; the free queue adds up to FREE."""
+    """Return True if every block of replica r is held, pinned once or free, and the free queue adds up to FREE.
+
+    The check runs in checked mode only.
+    """
     weight = s.rep[r, c.UNUSED]
     sentinel = sentinel_of(s, r)
     node = s.links[sentinel, 1]
@@ -248,7 +263,7 @@ def conserved(s: State, r: int) -> bool:
 
 @kernel
 def held_blocks(s: State, r: int, k: int) -> int:
-    """Private blocks held by the k-th running request of replica r."""
+    """Return the number of private blocks that the k-th running request of replica r holds."""
     i = s.run[r, c.RUN_REQUEST, k]
     held = s.q[i, c.HELD]
     base = s.run[r, c.RUN_BASE, k]

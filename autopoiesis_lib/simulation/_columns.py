@@ -1,7 +1,7 @@
-"""Where each number lives in the integer arrays of the compiled kernel.
+"""Column indices of the integer arrays of the compiled kernel.
 
-The kernel keeps everything in int64 arrays (one row a request, one row a replica), because one explicit signature then
-serves every run: numba compiles once and caches. Names here are column indices; units are in the comments.
+The kernel keeps all state in int64 arrays (one row per request, one row per replica). One explicit signature then
+serves every run: numba compiles once and caches. The names here are column indices, and the comments give the units.
 """
 
 from typing import Final
@@ -10,10 +10,10 @@ FS_PER_NS: Final = 1_000_000
 NEVER: Final = 1 << 62
 DAY_US: Final = 86_400_000_000
 
-# --- one row a request ------
+# --- one row per request ------
 ARRIVAL_US: Final = 0
 PROMPT: Final = 1  # tokens
-OUTPUT: Final = 2  # tokens; the true length, read by the kernel only, never shown to a policy
+OUTPUT: Final = 2  # tokens; the true length, which only the kernel reads and no policy sees
 MAX_TOKENS: Final = 3
 PRIORITY: Final = 4
 CACHED_HINT: Final = 5  # tokens found in the prefix cache when the request was enqueued
@@ -24,7 +24,7 @@ TARGET: Final = 9  # tokens to prefill before the next output token
 HELD: Final = 10  # private blocks held since admission, reservation included
 OWNED: Final = 11  # hash blocks of the prefix cache this request pins
 PREFIX_DONE: Final = 12  # leading hash blocks already hit or inserted
-DUPLICATED: Final = 13  # 1 when a hash block it computed was already cached by somebody else
+DUPLICATED: Final = 13  # 1 if another request had already cached a hash block that this one computed
 SCORE: Final = 14
 SCHEDULED_NS: Final = 15
 FIRST_TOKEN_NS: Final = 16
@@ -43,7 +43,7 @@ RUNNING: Final = 1
 FINISHED: Final = 2
 REJECTED: Final = 3
 
-# --- one row a replica ------
+# --- one row per replica ------
 NOW_NS: Final = 0
 NOW_FS: Final = 1  # femtoseconds beyond NOW_NS, below FS_PER_NS
 BUSY: Final = 2  # 1 while a step is in flight
@@ -53,21 +53,21 @@ DECODED: Final = 5  # decode steps taken so far; a decode's context is BASE + DE
 NUM_RUNNING: Final = 6
 NUM_DECODING: Final = 7
 CONTEXT: Final = 8  # sum of the contexts of all decodes, tokens
-NEXT_EVENT: Final = 9  # value of DECODED at which somebody finishes or outgrows a reservation
+NEXT_EVENT: Final = 9  # value of DECODED at which a request finishes or exceeds a reservation
 NUM_PREFILLING: Final = 10
-FREE: Final = 11  # blocks nobody running holds, evictable cached ones included
-UNUSED: Final = 12  # of these, blocks with nothing cached in them
+FREE: Final = 11  # blocks that no running request holds, including evictable cached ones
+UNUSED: Final = 12  # those of the free blocks that have no cached content
 NUM_WAITING: Final = 13
 MIN_NEED: Final = 14  # lower bound of the blocks any waiting request needs
-HEAD_BLOCKED: Final = 15  # 1: the first-come head did not fit and nothing has been freed since
+HEAD_BLOCKED: Final = 15  # 1: the first-come head did not fit, and no block has been freed since
 HEALTH: Final = 16
 STEPS: Final = 17
 NUM_PREEMPTED: Final = 18
 RESERVED: Final = 19  # blocks held beyond use
-QUEUED_TOKENS: Final = 20  # prompt tokens waiting
-STARTED_NS: Final = 21  # when it was last switched on
-ON_NS: Final = 22  # total time on, the current spell excluded
-READY_NS: Final = 23  # when a starting replica turns active
+QUEUED_TOKENS: Final = 20  # prompt tokens of waiting requests
+STARTED_NS: Final = 21  # time at which the replica was last switched on
+ON_NS: Final = 22  # total time on, without the current period
+READY_NS: Final = 23  # time at which a starting replica becomes active
 ACTIVE_STEP_DECODES: Final = 24  # decodes taking part in the step in flight
 SERVED: Final = 25  # requests finished here
 REPLICA_COLUMNS: Final = 26
@@ -79,10 +79,10 @@ ACTIVE: Final = 2
 DRAINING: Final = 3
 LOST: Final = 4
 
-# --- one column a running request ------
+# --- one column per running request ------
 RUN_REQUEST: Final = 0
-RUN_BASE: Final = 1  # context minus DECODED; PREFILLING while it has no output token to extend
-RUN_FINISH: Final = 2  # value of DECODED at which it finishes
+RUN_BASE: Final = 1  # context minus DECODED; PREFILLING while the request has no output token to extend
+RUN_FINISH: Final = 2  # value of DECODED at which the request finishes
 RUN_SPARE_END: Final = 3  # value of DECODED at which its reservation is used up
 RUN_EVENT: Final = 4  # the earlier of the two
 RUN_COLUMNS: Final = 5
@@ -143,7 +143,7 @@ LOG_COLUMNS: Final = 12
 ADMITTED: Final = 0
 PREEMPTED: Final = 1
 
-# --- what the kernel answers ------
+# --- status of a run ------
 OK: Final = 0
 STUCK: Final = 1
 NOT_CONSERVED: Final = 2

@@ -1,7 +1,7 @@
-"""The whole run in compiled code: arrivals, routing, autoscaling, replica loss and recovery, until all is served.
+"""The whole run in compiled code: arrivals, routing, autoscaling, and the loss and recovery of replicas.
 
-`compiled_run()` builds the one specialisation. Its cache key holds a digest of every kernel source file (numba itself
-looks only at the file of the outermost function), so an edited helper can never be served from a stale cache.
+`compiled_run()` builds the only specialisation. Its cache key holds a digest of every kernel source file, because numba
+itself checks only the file of the outermost function. An edited helper is therefore never served from a stale cache.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _SOURCES = ("_columns", "_native", "_blocks", "_waiting", "_replica", "_fleet")
 
 @kernel
 def _reset_replica(s: State, r: int, now_ns: int) -> None:
-    """An empty, cold replica whose clock stands at `now_ns`."""
+    """Make replica r empty and cold, and move its clock forward to `now_ns`."""
     rep = s.rep
     sentinel = sentinel_of(s, r)
     node = s.links[sentinel, 1]
@@ -62,7 +62,11 @@ def _switch_off(s: State, r: int, now_ns: int, health: int) -> None:
 
 @kernel
 def _choose_replica(s: State, i: int) -> int:
-    """Where request i goes: by policy, else as vLLM balances (4 * waiting + running, lowest index); -1 if nowhere."""
+    """Return the replica for request i: the policy's choice, or vLLM's balance without a policy.
+
+    vLLM's balance is the least 4 * waiting + running, and the lowest index of equals. The result is -1 if no replica is
+    active.
+    """
     rep, q = s.rep, s.q
     best, highest = -1, 0
     for r in range(rep.shape[0]):
@@ -94,7 +98,7 @@ def _choose_replica(s: State, i: int) -> int:
 
 @kernel
 def _dispatch(s: State, i: int, now_ns: int) -> None:
-    """Send request i to a replica, or to the line of those that no replica can take now."""
+    """Send request i to a replica, or to the line of requests that no replica can take now."""
     r = _choose_replica(s, i) if s.rep.shape[0] > 1 or s.rep[0, c.HEALTH] != c.ACTIVE else 0
     if r < 0:
         enqueue(s, s.rep.shape[0], i)
@@ -121,7 +125,10 @@ def _dispatch_orphans(s: State, now_ns: int) -> None:
 
 @kernel
 def _lose(s: State, r: int, now_ns: int) -> None:
-    """Replica r is gone with its step in flight and its cache; what it held is computed again elsewhere."""
+    """Remove replica r with its step in flight and its cache.
+
+    The requests that it held are computed again on other replicas.
+    """
     rep = s.rep
     _switch_off(s, r, now_ns, c.LOST)
     while rep[r, c.NUM_RUNNING] > 0:
@@ -140,7 +147,7 @@ def _lose(s: State, r: int, now_ns: int) -> None:
 
 @kernel
 def _autoscale(s: State, now_ns: int, arrivals: int) -> None:
-    """Ask the policy for a target; start or drain at most SCALE_STEP replicas."""
+    """Ask the policy for a target, and start or drain at most SCALE_STEP replicas."""
     rep, p = s.rep, s.p
     active, starting, waiting, running, free = 0, 0, 0, 0, 0
     for r in range(rep.shape[0]):
@@ -285,7 +292,10 @@ def _kernel(version: int) -> Callable[..., Any]:
 
 @cache
 def compiled_run() -> Callable[..., None]:
-    """The kernel: compiled on a machine's first use (some 30 s), then loaded from numba's cache (well under 1 s)."""
+    """Return the compiled kernel.
+
+    It is compiled on a machine's first use (about 30 s), then loaded from numba's cache (well under 1 s).
+    """
     here = Path(__file__).parent
     text = b"".join((here / f"{name}.py").read_bytes() for name in _SOURCES)
     version = int.from_bytes(hashlib.sha256(text).digest()[:7], "little") | 1

@@ -1,4 +1,4 @@
-"""What the kernel's files share: its state, the compiler's settings, and calling a policy by address."""
+"""Shared parts of the kernel's files: the state, the compiler's settings, and the call of a policy by address."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -19,52 +19,62 @@ R = TypeVar("R")
 
 
 class State(NamedTuple):
-    """Every array of a run. Columns are named in `_columns`."""
+    """All arrays of a run. Columns are named in `_columns`."""
 
     p: Ints
     """Run parameters."""
     slots: Ints
-    """Policy addresses, 0 for the built-in behaviour."""
+    """Policy addresses; 0 for the built-in behaviour."""
     q: Ints
-    """(requests, columns)."""
+    """Requests, of shape (requests, columns)."""
     rep: Ints
-    """(replicas, columns)."""
+    """Replicas, of shape (replicas, columns)."""
     run: Ints
-    """(replicas, columns, position): running requests in order of admission."""
+    """Running requests in order of admission, of shape (replicas, columns, position)."""
     pf: Ints
-    """(replicas, position): those still prefilling, in order of admission."""
+    """Running requests that still prefill, in order of admission, of shape (replicas, position)."""
     grow: Ints
-    """(replicas, 2, phase): decodes whose block fills when DECODED is at that phase; row 1 those that then use their
-    reservation instead of taking a free block."""
+    """Number of decodes whose block fills when DECODED is at a phase, of shape (replicas, 2, phase).
+
+    Decodes in row 0 then take a free block; those in row 1 use their reservation.
+    """
     line: Ints
-    """(replicas + 1, 2): first and last waiting, -1 for none; the last row is for requests with no replica to go to."""
+    """First and last waiting request (-1: none), of shape (replicas + 1, 2).
+
+    The last row is for requests that no replica can take.
+    """
     links: Ints
-    """(nodes, 3): the free queues, previous, next and weight in blocks of each node: hash blocks by replica, then one
-    node a request, then one sentinel a replica."""
+    """Nodes of the free queues with previous node, next node and weight in blocks, of shape (nodes, 3).
+
+    Hash blocks by replica come first, then one node per request, then one sentinel per replica.
+    """
     cache: Ints
-    """(replicas * hashes, 4): pins (-1: not cached), last used us, hits, depth."""
+    """Pins (-1: not cached), last use in us, hits and depth, of shape (replicas * hashes, 4)."""
     prefix_ptr: Ints
     prefix_ids: Ints
     owned: NDArray[np.uint8]
-    """Aligned with prefix_ids: 1 while the request pins that hash block."""
+    """Flags aligned with prefix_ids: 1 while the request pins that hash block."""
     log: Ints
     decisions: Ints
-    """(rows, 4): time ns, replica, ADMITTED or PREEMPTED, request."""
+    """Time in ns, replica, ADMITTED or PREEMPTED, and request, of shape (rows, 4)."""
     out: Ints
-    """Status, replica, time ns, log rows, requests finished, policy calls, decisions."""
+    """Status, replica, time in ns, log rows, finished requests, policy calls, decisions."""
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile as part of the kernel: no exceptions, no GIL. Not cached by itself; the outermost function is."""
+    """Compile a function as part of the kernel, without exceptions and without the GIL.
+
+    The result is not cached by itself; the outermost function is.
+    """
     compiled: Callable[P, R] = njit(error_model="numpy", nogil=True, forceinline=True)(function)
     return compiled
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def call_policy(typingctx: Any, address: Any, arguments: Any) -> Any:
-    """`call_policy(address, (a, b, ...))` calls the C function of int64s at `address` and returns its int64.
+    """Call the C function of int64 arguments at `address` and return its int64: `call_policy(address, (a, b, ...))`.
 
-    An indirect call and nothing else: no Python and no wrapper object between the engine and the policy.
+    The result is a plain indirect call, without Python and without a wrapper object between the engine and the policy.
     """
     signature = types.int64(address, arguments)
 
@@ -81,9 +91,10 @@ def call_policy(typingctx: Any, address: Any, arguments: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def borrowed(typingctx: Any, array: Any) -> Any:
-    """The same array without an owner, so that passing it on counts no references (atomic operations, half the time).
+    """Return the same array without an owner, so that passing it on counts no references.
 
-    Its owner must outlive it: the caller of the kernel holds every array until the run is over.
+    Reference counts are atomic operations and took half of the time. The owner must outlive the array: the caller of
+    the kernel holds every array until the run is over.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-any-return"
-"""One replica in the compiled kernel: schedule a step, carry it out, or jump over many decode steps at once.
+"""One replica in the compiled kernel: schedule a step, execute it, or skip over many decode steps at once.
 
-A step is scheduled at NOW, is in flight until END, and takes effect then: an arrival in between waits for the next one.
-Pure decode steps that nothing can interrupt are taken in closed form; all times are integers (ns and fs), so the sum is
-the very number that single steps would give.
+A step is scheduled at NOW, is in flight until END, and takes effect at END. A request that arrives in between waits for
+the next step. Pure decode steps that nothing can interrupt are computed in closed form. All times are integers (ns and
+fs), so the sum equals the result of single steps exactly.
 """
 
 import math
@@ -31,7 +31,10 @@ _WINDOW_FS = 1 << 61
 
 @kernel
 def advance(s: State, r: int, until_ns: int) -> None:
-    """Run replica r until `until_ns`: steps that end by then take effect; no step is scheduled at or after it."""
+    """Run replica r until `until_ns`.
+
+    Steps that end by then take effect. No step is scheduled at or after that time.
+    """
     rep = s.rep
     while s.out[0] == 0:
         if rep[r, c.BUSY] == 1:
@@ -51,7 +54,7 @@ def advance(s: State, r: int, until_ns: int) -> None:
 
 @kernel
 def _line_is_shut(s: State, r: int) -> bool:
-    """True when nobody can be admitted before somebody running finishes, whatever the policies say."""
+    """Return True if no request can be admitted before a running one finishes, for any result of the policies."""
     rep, p = s.rep, s.p
     return (
         rep[r, c.NUM_WAITING] == 0
@@ -63,13 +66,13 @@ def _line_is_shut(s: State, r: int) -> bool:
 
 @kernel
 def _window_fs(base: int, slope: int, k: int) -> int:
-    """Femtoseconds of k decode steps: base + (base + slope) + ... (k terms)."""
+    """Return the femtoseconds of k decode steps: base + (base + slope) + ... (k terms)."""
     return k * base + slope * (k * (k - 1) // 2)
 
 
 @kernel
 def _growth(s: State, r: int, which: int, k: int) -> int:
-    """Blocks that k decode steps from now on fill."""
+    """Return the number of blocks that the next k decode steps fill."""
     size = s.p[c.BLOCK_SIZE]
     start = s.rep[r, c.DECODED] % size
     total = 0
@@ -89,20 +92,23 @@ def _growth(s: State, r: int, which: int, k: int) -> int:
 
 @kernel
 def _jump(s: State, r: int, until_ns: int) -> bool:
-    """Take as many whole decode steps as end by `until_ns`, meet no event and find their blocks; False if none."""
+    """Take as many whole decode steps as possible, and return False if that is none.
+
+    The steps must end by `until_ns`, meet no event and find their blocks.
+    """
     rep, p = s.rep, s.p
     n = rep[r, c.NUM_DECODING]
     base = p[c.C0] + p[c.C2] * n + p[c.C3] * rep[r, c.CONTEXT]
     slope = p[c.C3] * n
     k = rep[r, c.NEXT_EVENT] - rep[r, c.DECODED]
-    # never let a window overflow int64
+    # prevent an int64 overflow of the window
     if (float(base) + float(slope) * 0.5 * float(k)) * float(k) > float(_WINDOW_FS):
         k = min(k, max(1, int(float(_WINDOW_FS) / (float(base) + float(slope) * float(k)))))
     left_ns = until_ns - rep[r, c.NOW_NS]
     if left_ns < _WINDOW_FS // c.FS_PER_NS:
         left = left_ns * c.FS_PER_NS - rep[r, c.NOW_FS]
         if _window_fs(base, slope, k) > left:
-            # largest k whose end is not after `until`: float guess, integer truth
+            # the largest k whose end is not after `until`: an estimate in floats, corrected in integers
             b = float(base) - 0.5 * float(slope)
             guess = (
                 int((-b + math.sqrt(b * b + 2.0 * float(slope) * float(left))) / float(slope))
@@ -151,7 +157,7 @@ def _jump(s: State, r: int, until_ns: int) -> bool:
 
 @kernel
 def _move_clock(rep: Ints, r: int, ns: int, fs: int, duration_fs: int) -> None:
-    """Set column pair (ns, fs) to the replica's clock plus a duration."""
+    """Set the column pair (ns, fs) to the replica's clock plus a duration."""
     total = rep[r, c.NOW_FS] + duration_fs
     rep[r, ns] = rep[r, c.NOW_NS] + total // c.FS_PER_NS
     rep[r, fs] = total % c.FS_PER_NS
@@ -159,7 +165,7 @@ def _move_clock(rep: Ints, r: int, ns: int, fs: int, duration_fs: int) -> None:
 
 @kernel
 def _schedule(s: State, r: int) -> None:
-    """Schedule one step at NOW: decodes first, then prefills under way, then admissions."""
+    """Schedule one step at NOW: decodes first, then running prefills, then admissions."""
     rep, p = s.rep, s.p
     preempted = False
     step_view = engine_view(s, r)
@@ -221,7 +227,7 @@ def _schedule(s: State, r: int) -> None:
 
 @kernel
 def _prefill(s: State, r: int, i: int, budget: int, view: View) -> tuple[int, int]:
-    """Give request i its chunk of this step; tokens, and twice their attention work."""
+    """Compute a chunk of request i in this step, and return its tokens and twice their attention work."""
     q, p = s.q, s.p
     done = q[i, c.COMPUTED]
     chunk = min(q[i, c.TARGET] - done, budget)
@@ -257,7 +263,10 @@ def _prefill(s: State, r: int, i: int, budget: int, view: View) -> tuple[int, in
 
 @kernel
 def _finish_step(s: State, r: int) -> None:
-    """The step in flight takes effect: decodes advance, complete prefills produce a token, the finished leave."""
+    """Apply the step in flight.
+
+    Decodes advance, complete prefills produce a token, and finished requests leave.
+    """
     rep, q, run, p = s.rep, s.q, s.run, s.p
     decodes = rep[r, c.ACTIVE_STEP_DECODES]
     if decodes > 0:
@@ -301,7 +310,7 @@ def _finish_step(s: State, r: int) -> None:
 
 @kernel
 def _events(s: State, r: int) -> None:
-    """Requests whose last token has come leave, in admission order; used-up reservations end."""
+    """Remove requests that produced their last token, in admission order, and end used-up reservations."""
     rep, q, run = s.rep, s.q, s.run
     decoded, n = rep[r, c.DECODED], rep[r, c.NUM_RUNNING]
     kept = 0
@@ -348,7 +357,10 @@ def _log(
     context: int,
     attention2: int,
 ) -> None:
-    """One row of the step log, while there is room; the count goes on so that the caller can ask again with more."""
+    """Add one row to the step log if there is room.
+
+    The count continues without room, so that the caller can repeat the run with a larger log.
+    """
     row = s.out[3]
     s.out[3] = row + 1
     if row < s.log.shape[0]:

@@ -1,6 +1,6 @@
-"""Rows of the files that users give: bounded reading, strict JSON, and fields that are checked one by one.
+"""Rows of user-supplied files: bounded reading, strict JSON, and fields that are checked one by one.
 
-A file may be hostile or damaged. Every size is bounded before memory is spent on it, and a fault is either a
+A file may be hostile or damaged. Every size is bounded before memory is spent on it. A fault is either a
 `FileRefusedError` of the whole file or a `FieldError` of one row.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES: Final = 4 << 30
-"""Bytes of a file, both as it is stored and as it is decompressed."""
+"""Maximum number of bytes of a file, both as stored and as decompressed."""
 MAX_LINE_BYTES: Final = 4 << 20
 MAX_LINES: Final = 50_000_000
 MAX_SPAN_US: Final = 10 * 366 * 86_400_000_000
@@ -47,7 +47,7 @@ MAX_SPAN_US: Final = 10 * 366 * 86_400_000_000
 MAX_INT64: Final = (1 << 63) - 1
 
 ROW: Final = "row"
-"""Stands for the name of a field where a row as a whole is wrong."""
+"""Substitute for the name of a field if a row as a whole is wrong."""
 
 _PIECE_BYTES: Final = 4 << 20  # at most MAX_LINE_BYTES: a line within one piece is then short enough
 _SHOWN_CHARACTERS: Final = 60
@@ -55,7 +55,7 @@ _MISSING: Final = object()
 
 
 class FieldError(ValueError):
-    """One row of a file is wrong; `field` names the field, or is ROW."""
+    """A fault in one row of a file. `field` names the field, or is ROW."""
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"`{field}` {why}")
@@ -68,8 +68,8 @@ class FieldError(ValueError):
 def text_blocks(path: Path) -> Generator[tuple[int, bytes], None, None]:
     """Yield blocks of whole lines, each as the number of its first line and its text.
 
-    Lines are separated by `\\n`, whatever the file has; a block ends without one. Files whose names end in `.gz` are
-    decompressed. A byte order mark of UTF-8 at the start is left out.
+    Lines are separated by `\\n`, whatever separator the file has, and a block does not end with one. Files whose names
+    end in `.gz` are decompressed. A UTF-8 byte order mark at the start is removed.
 
     Raises:
         FileRefusedError: the file cannot be read, or it exceeds a bound of this module.
@@ -120,11 +120,11 @@ def _too_long(path: Path, line: int) -> FileRefusedError:
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
-    """Return the JSON object that a row, or a whole small file, holds. Numbers may be NaN or infinite.
+    """Return the JSON object in a row or in a whole small file. Numbers may be NaN or infinite.
 
     Raises:
-        FieldError: it is not UTF-8, no JSON, no object, nested deeper than 200 levels, holds a number of more than 4,300
-            digits, or a key is there twice.
+        FieldError: the text is not UTF-8, not JSON, not an object, nested deeper than 200 levels, has a number of more
+            than 4,300 digits, or has a key twice.
     """
     try:
         found = jiter.from_json(raw, catch_duplicate_keys=True, cache_mode="keys")
@@ -150,7 +150,7 @@ def field_of(record: Mapping[str, Any], key: str) -> Any:
     """Return a field's value.
 
     Raises:
-        FieldError: there is no such field.
+        FieldError: the field is missing.
     """
     value = record.get(key, _MISSING)
     if value is _MISSING:
@@ -159,10 +159,10 @@ def field_of(record: Mapping[str, Any], key: str) -> Any:
 
 
 def in_range(field: str, value: int, low: int, high: int) -> int:
-    """Return the value.
+    """Return the value if it lies in [low, high].
 
     Raises:
-        FieldError: it lies outside [low, high].
+        FieldError: the value lies outside [low, high].
     """
     if not low <= value <= high:
         raise FieldError(field, f"{shown(value)} lies outside [{low:,}, {high:,}]")
@@ -173,7 +173,7 @@ def integer(record: Mapping[str, Any], key: str, low: int, high: int) -> int:
     """Return an integer field in [low, high].
 
     Raises:
-        FieldError: it is missing, no integer (a boolean, a text and 1.0 are none), or out of range.
+        FieldError: the field is missing, out of range, or not an integer. A boolean, a text and 1.0 are not integers.
     """
     value = field_of(record, key)
     if type(value) is not int:
@@ -182,10 +182,10 @@ def integer(record: Mapping[str, Any], key: str, low: int, high: int) -> int:
 
 
 def number(record: Mapping[str, Any], key: str) -> int | float:
-    """Return a numeric field.
+    """Return a numeric field, which may be infinite.
 
     Raises:
-        FieldError: it is missing, or no number (a boolean and a text are none). It may still be infinite.
+        FieldError: the field is missing or not a number. A boolean and a text are not numbers.
     """
     value = field_of(record, key)
     if type(value) is not int and type(value) is not float:
@@ -197,18 +197,18 @@ def microseconds(field: str, value: int | float, scale: int) -> int:
     """Return `value * scale`, rounded.
 
     Raises:
-        FieldError: it is not finite, or does not fit 64 bits.
+        FieldError: the product is not finite, or does not fit 64 bits.
     """
     scaled = value * scale
-    if not -MAX_INT64 <= scaled <= MAX_INT64:  # infinite and NaN, too
+    if not -MAX_INT64 <= scaled <= MAX_INT64:  # this includes infinite values and NaN
         raise FieldError(field, f"{shown(value)} is not a finite time of at most 64 bits in microseconds")
     return round(scaled)
 
 
 def out_of_line(stamps_us: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the indices of stamps that lie far from the others, when all of them span more than MAX_SPAN_US.
+    """Return the indices of stamps far from the others, if all stamps together span more than MAX_SPAN_US.
 
-    Far is more than half of MAX_SPAN_US from the median, so that the stamps left span at most MAX_SPAN_US.
+    Far means more than half of MAX_SPAN_US from the median, so the other stamps span at most MAX_SPAN_US.
     """
     if not len(stamps_us) or int(stamps_us.max()) - int(stamps_us.min()) <= MAX_SPAN_US:
         return np.empty(0, dtype=np.int64)

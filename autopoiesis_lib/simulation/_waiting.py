@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-any-return"
 """The waiting line of a replica in the compiled kernel: enqueue, score, pick, admit, preempt.
 
-The line is kept in enqueue order (the request's index), so first-come is its head, and the first of equal scores is the
-earlier enqueued. A preempted request goes back to its old place: its wait never restarts.
+The line is kept in enqueue order (the request's index), so the first-come request is its head. Of equal scores, the
+earlier enqueued request comes first. A preempted request returns to its old place: its waiting time never restarts.
 """
 
 from autopoiesis_lib.simulation import _columns as c
@@ -22,7 +22,10 @@ from autopoiesis_lib.simulation._native import State, View, call_policy, kernel
 
 @kernel
 def enqueue(s: State, r: int, i: int) -> None:
-    """Request i joins the line of replica r (row `len(rep)` of `line` holds those with no replica to go to)."""
+    """Add request i to the line of replica r.
+
+    The row `len(rep)` of `line` holds requests that no replica can take.
+    """
     q, line = s.q, s.line
     last = line[r, 1]
     if last < 0 or last < i:
@@ -62,7 +65,7 @@ def enqueue(s: State, r: int, i: int) -> None:
 
 @kernel
 def record(s: State, r: int, what: int, i: int) -> None:
-    """One row of the decision log, while there is room."""
+    """Add one row to the decision log if there is room."""
     row = s.out[6]
     s.out[6] = row + 1
     if row < s.decisions.shape[0]:
@@ -106,7 +109,10 @@ def oldest_wait_us(s: State, r: int) -> int:
 
 @kernel
 def engine_view(s: State, r: int) -> View:
-    """What every policy sees of the engine, taken once a pass. The wait is capped at its bound: the line is not."""
+    """Return the view of the engine that every policy receives, computed once per pass.
+
+    Only the wait in the view is capped at its bound.
+    """
     rep = s.rep
     return (
         rep[r, c.NUM_WAITING],
@@ -135,7 +141,7 @@ def waiting_view(s: State, i: int, now_us: int) -> View:
 
 @kernel
 def score_line(s: State, r: int, view: View) -> None:
-    """Score everybody waiting on replica r against one frozen view; also tightens MIN_NEED."""
+    """Score all requests that wait on replica r against one fixed view, and tighten MIN_NEED."""
     q = s.q
     now_us = s.rep[r, c.NOW_NS] // 1000
     address = s.slots[c.ORDERING]
@@ -173,7 +179,11 @@ def score_line(s: State, r: int, view: View) -> None:
 
 @kernel
 def pick(s: State, r: int) -> int:
-    """Next to admit: the overdue head if there is one, else the highest score, the earlier enqueued of equals."""
+    """Return the next request to admit.
+
+    It is the overdue head if there is one, else the request with the highest score. Of equals it is the earlier
+    enqueued one.
+    """
     q = s.q
     best = s.line[r, 0]
     if s.slots[c.ORDERING] == 0 or s.rep[r, c.NOW_NS] // 1000 - q[best, c.ARRIVAL_US] > c.DAY_US:
@@ -190,7 +200,10 @@ def pick(s: State, r: int) -> int:
 
 @kernel
 def try_admit(s: State, r: int, i: int, view: View) -> bool:
-    """Admit request i if its whole prompt fits; True when it now runs. With nothing running it always fits (FIT)."""
+    """Admit request i if its whole prompt fits, and return True if it was admitted.
+
+    A request always fits if no other request runs.
+    """
     q, rep, p = s.q, s.rep, s.p
     tokens = q[i, c.PROMPT] + q[i, c.GENERATED]
     total = _blocks_for(s, tokens)
@@ -271,7 +284,10 @@ def try_admit(s: State, r: int, i: int, view: View) -> bool:
 
 @kernel
 def choose_victim(s: State, r: int) -> int:
-    """Position in `run` of the request to preempt; never 0, the oldest admitted, so that somebody always progresses."""
+    """Return the position in `run` of the request to preempt.
+
+    It is never 0, the oldest admitted, so that some request always progresses.
+    """
     n = s.rep[r, c.NUM_RUNNING]
     if s.slots[c.VICTIM] == 0:
         return n - 1
@@ -308,7 +324,7 @@ def choose_victim(s: State, r: int) -> int:
 
 @kernel
 def progress(s: State, r: int, k: int) -> tuple[int, int]:
-    """Tokens computed and generated so far by the k-th running request."""
+    """Return the tokens that the k-th running request has computed and generated so far."""
     i = s.run[r, c.RUN_REQUEST, k]
     base = s.run[r, c.RUN_BASE, k]
     if base == c.PREFILLING:
@@ -319,7 +335,7 @@ def progress(s: State, r: int, k: int) -> tuple[int, int]:
 
 @kernel
 def stop_decoding(s: State, r: int, k: int) -> None:
-    """Take the k-th running request out of the sums over decodes."""
+    """Remove the k-th running request from the sums over decodes."""
     rep = s.rep
     base = s.run[r, c.RUN_BASE, k]
     rep[r, c.NUM_DECODING] -= 1
@@ -334,7 +350,7 @@ def stop_decoding(s: State, r: int, k: int) -> None:
 
 @kernel
 def unused_reservation(s: State, r: int, k: int) -> int:
-    """Blocks the k-th running request holds beyond its context."""
+    """Return the number of blocks that the k-th running request holds beyond its context."""
     i = s.run[r, c.RUN_REQUEST, k]
     tokens = s.q[i, c.TARGET]
     if s.run[r, c.RUN_BASE, k] != c.PREFILLING:
@@ -352,7 +368,7 @@ def move_running(s: State, r: int, k: int, to: int) -> None:
 
 @kernel
 def first_event(s: State, r: int) -> int:
-    """Least value of DECODED at which somebody running finishes or outgrows a reservation."""
+    """Return the least value of DECODED at which a running request finishes or exceeds a reservation."""
     event = c.NEVER
     for k in range(s.rep[r, c.NUM_RUNNING]):
         event = min(event, s.run[r, c.RUN_EVENT, k])
@@ -361,7 +377,7 @@ def first_event(s: State, r: int) -> int:
 
 @kernel
 def drop_running(s: State, r: int, k: int) -> None:
-    """Close the gap the k-th running request leaves and find the next event again."""
+    """Remove the k-th running request from the array, and compute the next event again."""
     for j in range(k + 1, s.rep[r, c.NUM_RUNNING]):
         move_running(s, r, j, j - 1)
     s.rep[r, c.NUM_RUNNING] -= 1
@@ -370,7 +386,10 @@ def drop_running(s: State, r: int, k: int) -> None:
 
 @kernel
 def preempt(s: State, r: int, k: int) -> None:
-    """The k-th running request loses its place and goes back to its place in the line, to recompute what is evicted."""
+    """Preempt the k-th running request and return it to its place in the line.
+
+    The request later recomputes what is evicted.
+    """
     q, rep = s.q, s.rep
     i = s.run[r, c.RUN_REQUEST, k]
     computed, generated = progress(s, r, k)

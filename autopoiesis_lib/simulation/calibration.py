@@ -1,4 +1,4 @@
-"""What the simulator knows about an engine: how long a step takes, and how much memory and batch it has."""
+"""Calibrations, the simulator's knowledge of an engine: step times, memory and batch limits."""
 
 import json
 from collections.abc import Mapping
@@ -24,27 +24,27 @@ class CalibrationError(AutopoiesisError):
 
 
 class StepTimeModel(BaseModel):
-    """Seconds one engine step takes.
+    """A model of the seconds that one engine step takes.
 
-    `t = c0 + max(floor, c1*prefill_tokens + c4*sum(chunk*(context + chunk/2))) + c2*decodes + c3*sum(decode contexts)`,
-    the middle term only in steps that prefill. All coefficients are seconds and not negative. The kernel rounds them
-    to femtoseconds, so that any number of steps adds up exactly.
+    `t = c0 + max(floor, c1*prefill_tokens + c4*sum(chunk*(context + chunk/2))) + c2*decodes + c3*sum(decode contexts)`.
+    The second term applies only to steps that prefill. All coefficients are in seconds and not negative. The kernel
+    rounds them to femtoseconds, so that the times of any number of steps add up exactly.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     c0: float = Field(ge=0, le=100)
-    """Seconds a step costs whatever is in it."""
+    """Constant seconds per step."""
     c1: float = Field(ge=0, le=1)
-    """Seconds a prefilled token."""
+    """Seconds per prefilled token."""
     c2: float = Field(ge=0, le=1)
-    """Seconds a decoding sequence."""
+    """Seconds per decoding sequence."""
     c3: float = Field(ge=0, le=0.001)
-    """Seconds a token of decode context read."""
+    """Seconds per token of decode context read."""
     c4: float = Field(ge=0, le=0.0001)
-    """Seconds a pair of tokens in prefill attention."""
+    """Seconds per pair of tokens in prefill attention."""
     floor: float = Field(default=0.0, ge=0, le=100)
-    """Least seconds the prefill part of a step takes."""
+    """Minimum seconds of the prefill part of a step."""
 
     @model_validator(mode="after")
     def _takes_time(self) -> Self:
@@ -53,7 +53,7 @@ class StepTimeModel(BaseModel):
         return self
 
     def femtoseconds(self) -> tuple[int, int, int, int, int, int]:
-        """(c0, c1, c2, c3, c4/2, floor) as the kernel uses them."""
+        """Return (c0, c1, c2, c3, c4/2, floor) in femtoseconds, in the form that the kernel uses."""
         return (
             round(self.c0 * _FS),
             round(self.c1 * _FS),
@@ -64,31 +64,33 @@ class StepTimeModel(BaseModel):
         )
 
     def step_seconds(self, *, prefill_tokens: int, attention: float, decodes: int, context: int) -> float:
-        """Seconds of one step; `attention` is the sum of chunk*(context + chunk/2) over its prefill chunks."""
+        """Return the seconds of one step. `attention` is the sum of chunk*(context + chunk/2) over its chunks."""
         compute = self.c1 * prefill_tokens + self.c4 * attention
         prefill = max(self.floor, compute) if prefill_tokens else 0.0
         return self.c0 + prefill + self.c2 * decodes + self.c3 * context
 
 
 class EngineConfig(BaseModel):
-    """A vLLM-like engine: its KV memory and its limits, under vLLM's own names where it has one."""
+    """The KV memory and the limits of a vLLM-like engine, under vLLM's own names where they exist."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     block_size: int = Field(default=16, ge=1, le=4_096)
-    """Tokens in a KV block."""
+    """Tokens per KV block."""
     total_blocks: int = Field(ge=1, le=16_777_216)
-    """KV blocks on one replica."""
+    """KV blocks of one replica."""
     max_num_seqs: int = Field(default=256, ge=1, le=65_536)
     max_num_batched_tokens: int = Field(default=2_048, ge=1, le=1_048_576)
-    """Tokens one step may process; a decode takes one, prefill chunks the rest."""
+    """Maximum number of tokens in one step. A decode uses one, and prefill chunks use the rest."""
     long_prefill_token_threshold: int = Field(default=0, ge=0, le=1_048_576)
-    """Most prompt tokens of one request in one step; 0 for no limit of its own."""
+    """Maximum number of prompt tokens of one request in one step; 0 for no such limit."""
     watermark: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Fraction of the blocks that admission leaves free while anything runs."""
+    """Fraction of the blocks that admission leaves free while a request runs."""
     enable_prefix_caching: bool = True
-    """Freed blocks keep their content until they are needed: prefixes hit, and a preempted request finds what is
-    left."""
+    """True if freed blocks keep their content until they are needed.
+
+    Prefixes can then hit, and a preempted request finds the blocks that are left.
+    """
 
     @model_validator(mode="after")
     def _every_sequence_has_a_token(self) -> Self:
@@ -102,7 +104,7 @@ class EngineConfig(BaseModel):
 
 
 class Calibration(BaseModel):
-    """A step-time model with the engine it was measured on, where it came from, and how well it predicts."""
+    """A step-time model with the engine that it was measured on, its origin and its prediction errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -110,7 +112,7 @@ class Calibration(BaseModel):
     step_time: StepTimeModel
     engine: EngineConfig
     source: str
-    """The measurement it was fitted to, with its licence."""
+    """The measurement that the model was fitted to, with its licence."""
     method: str = ""
     errors: Mapping[str, float] = Field(default_factory=dict)
     """Relative errors on the unseen part, by metric: `(simulated - measured) / measured`."""
@@ -120,7 +122,7 @@ class Calibration(BaseModel):
         """Read a calibration from a JSON file of at most MAX_CALIBRATION_BYTES.
 
         Raises:
-            CalibrationError: the file cannot be read or is wrong; it names the first thing that is.
+            CalibrationError: the file cannot be read or is wrong. The message names the first fault.
         """
         where = f"calibration {printable(path)}"
         try:
@@ -140,7 +142,11 @@ class Calibration(BaseModel):
 
     @classmethod
     def shipped(cls, name: str) -> Self:
-        """A calibration that comes with the library; `Calibration.names()` lists them."""
+        """Return a calibration that comes with the library. `Calibration.names()` lists them.
+
+        Raises:
+            CalibrationError: there is no such calibration.
+        """
         if name not in cls.names():
             raise CalibrationError(f"no shipped calibration {name!r}; there are {', '.join(cls.names())}")
         resource = files("autopoiesis_lib") / "data" / "calibrations" / f"{name}.json"
@@ -148,6 +154,6 @@ class Calibration(BaseModel):
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Names of the shipped calibrations."""
+        """Return the names of the shipped calibrations."""
         found = (item.name for item in (files("autopoiesis_lib") / "data" / "calibrations").iterdir())
         return tuple(sorted(name.removesuffix(".json") for name in found if name.endswith(".json")))

@@ -1,4 +1,4 @@
-"""`simulate`: replay a trace through a model of a vLLM-like engine, with policies in the places where it chooses."""
+"""`simulate`: replay of a trace through a model of a vLLM-like engine, with policies at its control points."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ Ints = NDArray[np.int64]
 
 
 class SimulationError(AutopoiesisError):
-    """A run cannot be set up, or came to a state that must not occur."""
+    """A run cannot be set up, or reached a state that must not occur."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outage:
-    """A replica is lost with all it holds and, when `end_s` is given, comes back empty."""
+    """The loss of a replica with its whole state. If `end_s` is given, the replica comes back empty."""
 
     replica: int
     start_s: float
@@ -34,19 +34,19 @@ class Outage:
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """How many replicas there are, may be, and when some are lost. Autoscaling needs a policy in `autoscaling`."""
+    """The number of replicas, its limits and the outages. Autoscaling needs a policy in the slot `autoscaling`."""
 
     replicas: int = 1
-    """Replicas on at the start."""
+    """Number of replicas at the start."""
     min_replicas: int = 1
     max_replicas: int | None = None
-    """None: as many as at the start."""
+    """Maximum number of replicas; None for the number at the start."""
     scale_interval_s: float = 10.0
-    """How often the autoscaling policy is asked."""
+    """Seconds between two calls of the autoscaling policy."""
     max_step: int = 1
-    """Replicas started or drained at one question."""
+    """Maximum number of replicas that one call of the policy starts or drains."""
     start_delay_s: float = 60.0
-    """From the decision until a new replica serves."""
+    """Seconds from the decision until a new replica serves."""
     outages: Sequence[Outage] = ()
 
     @property
@@ -65,16 +65,20 @@ def simulate(
     step_log: bool = False,
     decision_log: bool = False,
 ) -> SimulationResult:
-    """Serve every request of `trace` to its end and report what each of them met.
+    """Serve every request of `trace` to its end and return the times of each request.
 
-    `policies` maps slot names (see `slots.LAYOUTS`) to native functions; slots without one behave as vLLM does: first
-    come first served, the last admitted is preempted, blocks are evicted least recently used, the least loaded replica
-    gets the request. A request that could never fit the KV memory is rejected and counted.
+    `policies` maps slot names (see `slots.LAYOUTS`) to native functions. A slot without a policy behaves as in vLLM:
+    requests are served first come, first served, the last admitted request is preempted, the least recently used blocks
+    are evicted, and the least loaded replica gets a request. A request that can never fit the KV memory is rejected and
+    counted.
 
-    `checked` verifies block conservation after every step. `step_log` keeps one row a step (or a closed-form window of
-    decode steps) for plots and calibration, `decision_log` every admission and preemption; nothing else changes.
+    `checked` verifies block conservation after every step. `step_log` keeps one row per step (or per closed-form window
+    of decode steps) for plots and calibration. `decision_log` keeps every admission and preemption. None of them
+    changes the other results. The call releases the GIL.
 
-    Raises SlotError (wrong slot or layout, a Python policy that raised) and SimulationError. Releases the GIL.
+    Raises:
+        SlotError: a slot or layout is wrong, or a Python policy raised.
+        SimulationError: the run cannot be set up, or reached a state that must not occur.
     """
     chosen = policies or {}
     fleet = fleet or Fleet()
@@ -122,7 +126,7 @@ def _explain(status: int, replica: int, time_ns: int) -> str:
 
 
 class _Arrays:
-    """The kernel's arrays for one run; alive only while `simulate` is."""
+    """The kernel's arrays for one run, which exist only during `simulate`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""`calibrate`: find the step-time coefficients of a real engine from its step log, or from request timestamps alone."""
+"""`calibrate`: fit of an engine's step-time coefficients to its step log or to request timestamps alone."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -41,12 +41,12 @@ _STARTS: Final = (
     (0.020, 8.0e-5, 3.0e-5, 2e-8, 1e-8),
     (0.012, 5.0e-5, 3.0e-5, 1e-7, 1e-9),
 )
-"""Seconds; one memory-bound and two compute-bound guesses of an 8B model on one GPU, for the descent to start from."""
+"""Start points of the descent: one memory-bound and two compute-bound guesses of an 8B model on one GPU, in seconds."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MeasuredRequests:
-    """What a serving engine recorded of each request, in order of arrival; seconds on one clock."""
+    """The times that a serving engine recorded of each request, in order of arrival and in seconds of one clock."""
 
     queued_s: Floats
     scheduled_s: Floats
@@ -57,11 +57,13 @@ class MeasuredRequests:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read the vLLM run format, plain or gzipped (`.gz`): JSON lines with input_toks, output_toks, queued_ts,
-        scheduled_ts, first_token_ts and last_token_ts.
+        """Read the vLLM run format, plain or gzipped (`.gz`).
+
+        The file has JSON lines with input_toks, output_toks, queued_ts, scheduled_ts, first_token_ts and last_token_ts.
 
         Raises:
-            CalibrationError: the file cannot be read, or a row is wrong; it names the line and the field.
+            CalibrationError: the file cannot be read, a row is wrong, or the number of requests is out of bounds. For a
+                wrong row the message names the line and the field.
         """
         rows: list[dict[str, float]] = []
         lines: list[int] = []
@@ -97,7 +99,7 @@ class MeasuredRequests:
         )
 
     def trace(self, name: str = "measured") -> Trace:
-        """The same arrivals as a workload."""
+        """Return the same arrivals as a trace."""
         return Trace.from_columns(
             arrival_us=np.rint((self.queued_s - self.queued_s[0]) * 1e6).astype(np.int64),
             num_prompt_tokens=self.num_prompt_tokens,
@@ -106,7 +108,7 @@ class MeasuredRequests:
         )
 
     def measures(self) -> Mapping[str, Floats]:
-        """TTFT, TPOT and end-to-end of every request, seconds."""
+        """Return TTFT, TPOT and end-to-end time of every request, in seconds."""
         later = np.maximum(self.num_output_tokens - 1, 1)
         return {
             "ttft": self.first_token_s - self.queued_s,
@@ -116,7 +118,11 @@ class MeasuredRequests:
 
 
 def _measured(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the fields of a row that are used; the times must be in the order in which they happen."""
+    """Return the used fields of a row.
+
+    Raises:
+        FieldError: a field is wrong, or the times are not in the order of their events.
+    """
     found: dict[str, float] = {}
     before = -math.inf
     for key in _CLOCKS:
@@ -135,7 +141,7 @@ def _measured(record: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StepRecords:
-    """What an engine recorded of each step; (n,) arrays."""
+    """The data that an engine recorded of each step, as (n,) arrays."""
 
     seconds: Floats
     prefill_tokens: Ints
@@ -147,7 +153,14 @@ class StepRecords:
 
 
 def fit_steps(steps: StepRecords) -> StepTimeModel:
-    """Non-negative least squares (Lawson, Hanson) on relative error, then the floor that lowers it most, if any."""
+    """Fit a step-time model to step records.
+
+    The fit minimises the relative error by non-negative least squares (Lawson, Hanson). It then adds the floor that
+    lowers the error most, if any does.
+
+    Raises:
+        CalibrationError: there are fewer than 8 steps.
+    """
     prefills = (steps.prefill_tokens > 0).astype(np.float64)
     design = np.column_stack(
         [np.ones_like(steps.seconds), steps.prefill_tokens, steps.decodes, steps.context, steps.attention]
@@ -180,10 +193,14 @@ def fit_steps(steps: StepRecords) -> StepTimeModel:
 def fit_requests(
     measured: MeasuredRequests, engine: EngineConfig, *, rows: NDArray[np.bool_] | None = None, evaluations: int = 600
 ) -> StepTimeModel:
-    """Coefficients that make the simulated TTFT, TPOT and end-to-end times of `rows` match the measured ones.
+    """Fit coefficients so that the simulated TTFT, TPOT and end-to-end times of `rows` match the measured ones.
 
-    Descent through the simulator itself (Nelder, Mead) from several starts, because queueing and preemption make the
-    times a non-linear function of the coefficients. About a millisecond a simulated run of 300 requests.
+    The times are a non-linear function of the coefficients because of queueing and preemption. The fit therefore
+    descends through the simulator itself (Nelder, Mead) from several starts. A simulated run of 300 requests takes
+    about a millisecond.
+
+    Raises:
+        CalibrationError: the measured times are all 0 or not finite, or a request does not fit the KV memory.
     """
     trace, observed = measured.trace(), measured.measures()
     mask = np.ones(len(trace), dtype=bool) if rows is None else rows
@@ -217,7 +234,11 @@ def fit_requests(
 def calibrate(
     measured: MeasuredRequests, engine: EngineConfig, *, name: str, source: str, fit_fraction: float = 0.5
 ) -> Calibration:
-    """Fit on the first part of the requests, report the errors on the unseen rest. Raises CalibrationError."""
+    """Fit a calibration to the first part of the requests, and report its errors on the rest.
+
+    Raises:
+        CalibrationError: the parts have too few requests, or the fit fails.
+    """
     n = len(measured.queued_s)
     seen = np.arange(n) < round(n * fit_fraction)
     if not 8 <= int(seen.sum()) < n:
@@ -236,8 +257,10 @@ def calibrate(
 def prediction_errors(
     measured: MeasuredRequests, engine: EngineConfig, model: StepTimeModel, *, rows: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Return `(simulated - measured) / measured` of mean, p50 and p99 of each measure over `rows`, where measured is
-    not 0."""
+    """Return `(simulated - measured) / measured` of mean, p50 and p99 of each measure over `rows`.
+
+    Statistics whose measured value is 0 are left out.
+    """
     times = _simulated(simulate(measured.trace(), engine, model).times)
     summaries: dict[str, Callable[[Floats], float]] = {
         "mean": lambda x: float(x.mean()),

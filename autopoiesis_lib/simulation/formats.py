@@ -1,8 +1,8 @@
-"""Trace files in and out: Azure 2023, Mooncake, the vLLM run format, OpenAI-style request logs, and our own CSV.
+"""Readers and writers of trace files: Azure 2023, Mooncake, vLLM run, OpenAI-style logs, and the library's own CSV.
 
-Files are read in blocks of lines into columns, so that ten million rows cost their columns and not their text. A block of
-plain CSV rows is read at once: a grammar accepts it as a whole, then numpy reads the numbers. Any other block is read row by
-row. Both ways accept the same rows with the same values.
+Files are read in blocks of lines into columns, so ten million rows need memory for their columns, not for their text. A
+regular expression accepts a block of plain CSV rows as a whole, then numpy reads the numbers. Any other block is read
+row by row. Both ways accept the same rows with the same values.
 """
 
 import csv
@@ -55,7 +55,7 @@ _OWN_HEADER: Final = "arrival_us,num_prompt_tokens,num_output_tokens,max_tokens,
 _AZURE_HEADER: Final = "TIMESTAMP,ContextTokens,GeneratedTokens"
 _MOONCAKE_BLOCK_TOKENS: Final = 512
 _MAX_DATE_US: Final = 7_258_118_399_999_999
-"""The last microsecond of 2199, from 1970."""
+"""The last microsecond of 2199, counted from 1970."""
 _RANGES: Final = ((1, MAX_TOKENS_IN_VIEW), (1, MAX_TOKENS_IN_VIEW), (1, MAX_TOKENS_IN_VIEW), (0, 15))
 """Bounds of the prompt, output, max_tokens and priority of a row."""
 _FAR: Final = "lies more than five years from the median, and all arrivals must lie within ten years"
@@ -76,7 +76,7 @@ _DATE: Final = re.compile(
 
 
 def _lines_of(row: bytes) -> re.Pattern[bytes]:
-    # Possessive, so that a match costs no memory and a mismatch no second try.
+    # Possessive, so that a match needs no memory and a mismatch no second attempt.
     return re.compile(rb"%b(?:\n%b)*+" % (row, row))
 
 
@@ -89,24 +89,24 @@ _PLAIN_OWN: Final = {
 }
 
 Row = tuple[int, int, int, int, int, Sequence[int]]
-"""arrival_us, prompt, output, max_tokens (0: not known), priority (-1: not known), prefix ids."""
+"""The values of a row: arrival_us, prompt, output, max_tokens (0: unknown), priority (-1: unknown), prefix ids."""
 
 
 @dataclass
 class _Columns:
-    """Grows while a file is read."""
+    """The columns of a file, which grow while it is read."""
 
     numbers: list[Ints] = field(default_factory=list)
-    """(5, n) pieces: arrival_us, prompt, output, max_tokens, priority."""
+    """Pieces of shape (5, n): arrival_us, prompt, output, max_tokens, priority."""
     prefix_lengths: list[Ints] = field(default_factory=list)
     prefix_ids: list[Ints] = field(default_factory=list)
     num_prefix_ids: int = 0
     lines: list[Sequence[int] | Ints] = field(default_factory=list)
     """The line of each row, in the same pieces."""
     block_tokens: int = 0
-    """Tokens of a prefix block; 0 until a row has one."""
+    """Tokens per prefix block; 0 until a row has one."""
     clock: str = ""
-    """The field that the first row took its arrival from, where a format has several clocks."""
+    """The field that the first row took its arrival from, for a format with several clocks."""
     bad_count: int = 0
     bad: list[BadRow] = field(default_factory=list)
 
@@ -132,7 +132,7 @@ def read_trace(
     on_malformed: Literal["stop", "skip"],
     name: str | None,
 ) -> Trace:
-    """See Trace.read."""
+    """Read a trace file. See Trace.read."""
     columns = _Columns()
     try:
         with closing(text_blocks(path)) as blocks:
@@ -153,7 +153,7 @@ def read_trace(
 
 
 def write_trace(trace: Trace, path: Path, *, format: TraceFormat) -> None:  # noqa: A002
-    """See Trace.write."""
+    """Write a trace file. See Trace.write."""
     if format not in _WRITERS:
         raise TraceError(f"cannot write the format {format!r}; there are {', '.join(_WRITERS)}")
     with gzip.open(path, "wt", newline="") if path.suffix == ".gz" else path.open("w", newline="") as out:
@@ -161,7 +161,11 @@ def write_trace(trace: Trace, path: Path, *, format: TraceFormat) -> None:  # no
 
 
 def _recognise(text: bytes) -> TraceFormat:
-    """Return the format of a file from its first line, or from its first rows of JSON."""
+    """Return the format of a file, recognised from its first line or from its first rows of JSON.
+
+    Raises:
+        TraceError: the file is empty or has no known format.
+    """
     if not text.strip():
         raise TraceError("it is empty")
     first = text.partition(b"\n")[0].strip()
@@ -212,7 +216,7 @@ def _read_csv(blocks: Iterable[tuple[int, bytes]], header: bytes, kind: TraceFor
 
 
 def _azure_block(line: int, text: bytes, columns: _Columns) -> bool:
-    """Read a block at once; False when one of its rows needs a closer look."""
+    """Read a whole block. Return False if one of its rows must be read by itself."""
     if not _PLAIN_AZURE.fullmatch(text):
         return False
     parts = text.replace(b"+00:00", b"").replace(b"\n", b",").split(b",")
@@ -227,7 +231,7 @@ def _azure_block(line: int, text: bytes, columns: _Columns) -> bool:
 
 
 def _own_block(width: int, line: int, text: bytes, columns: _Columns) -> bool:
-    """Read a block at once; False when one of its rows needs a closer look."""
+    """Read a whole block. Return False if one of its rows must be read by itself."""
     if width not in _PLAIN_OWN or not _PLAIN_OWN[width].fullmatch(text):
         return False
     if width <= 5:
@@ -249,14 +253,14 @@ def _own_block(width: int, line: int, text: bytes, columns: _Columns) -> bool:
 
 
 def _integers(text: bytes, separator: str) -> Ints:
-    """Return the numbers of a text that a grammar accepted."""
+    """Return the numbers of a text that a regular expression has accepted."""
     return np.fromstring(text, dtype=np.int64, sep=separator) if text else np.empty(0, dtype=np.int64)
 
 
 def _append_checked(
     line: int, rows: Ints, columns: _Columns, lengths: Ints | None = None, ids: Ints | None = None
 ) -> bool:
-    """Append rows of 3 to 5 columns; False, and nothing is appended, when a value is out of range."""
+    """Append rows of 3 to 5 columns. Return False and append nothing if a value is out of range."""
     if lengths is None:
         lengths = np.zeros(len(rows), dtype=np.int64)
     full = np.empty((5, len(rows)), dtype=np.int64)
@@ -354,7 +358,11 @@ def _mooncake_row(record: dict[str, Any], columns: _Columns) -> Row:
 
 
 def _check_prefix(ids: list[int], prompt: int, size: int, columns: _Columns, name: str) -> None:
-    """Check the prefix ids of a row that is right otherwise, and keep the size of their blocks."""
+    """Check the prefix ids of a row that is otherwise right, and keep the size of their blocks.
+
+    Raises:
+        FieldError: an id is out of range, there are too many ids, or the block size differs from that of earlier rows.
+    """
     if not ids:
         return
     in_range(name, min(ids), 0, MAX_INT64)
@@ -367,7 +375,7 @@ def _check_prefix(ids: list[int], prompt: int, size: int, columns: _Columns, nam
 
 
 def _vllm_row(record: dict[str, Any], columns: _Columns) -> Row:
-    # queued_ts is when the engine core saw the request; arrival_time is another clock, in another process
+    # queued_ts is the time at which the engine core saw the request; arrival_time is the clock of another process
     clock = "queued_ts" if "queued_ts" in record else "arrival_time"
     arrival = microseconds(clock, number(record, clock), 1_000_000)
     prompt = integer(record, "input_toks", 1, MAX_TOKENS_IN_VIEW)
@@ -379,7 +387,10 @@ def _vllm_row(record: dict[str, Any], columns: _Columns) -> Row:
 
 
 def _openai_row(record: dict[str, Any], _: _Columns) -> Row:
-    """One request a line: `created` (or `timestamp`) and `usage`, at the top level or under `response` (`body`)."""
+    """Read one request of a log.
+
+    The request has `created` (or `timestamp`, `created_at`) and `usage`, at the top level or under `response` (`body`).
+    """
     response, request = _body(record, "response"), _body(record, "request")
     usage = _object(response, "usage") if "usage" in response else record
     stamped, clock = response, "created"
@@ -393,7 +404,7 @@ def _openai_row(record: dict[str, Any], _: _Columns) -> Row:
     )
     prompt = integer(usage, _either(usage, "prompt_tokens", "input_tokens"), 1, MAX_TOKENS_IN_VIEW)
     output = integer(usage, _either(usage, "completion_tokens", "output_tokens"), 1, MAX_TOKENS_IN_VIEW)
-    limit = 0  # as null, 0 is how some gateways log that there was no limit
+    limit = 0  # like null, 0 is the value with which some gateways log that there was no limit
     for key in ("max_completion_tokens", "max_tokens"):
         if not limit and request.get(key) is not None:
             limit = integer(request, key, 0, MAX_TOKENS_IN_VIEW)
@@ -401,7 +412,7 @@ def _openai_row(record: dict[str, Any], _: _Columns) -> Row:
 
 
 def _body(record: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return the `body` of the object in a field; where there is none of either, what is around it."""
+    """Return the `body` of the object in a field, or the enclosing object if the field or the `body` is missing."""
     found = _object(record, key) if key in record else record
     return _object(found, "body") if "body" in found else found
 
@@ -437,7 +448,7 @@ _JSON_ROWS: Final[dict[str, Callable[[dict[str, Any], _Columns], Row]]] = {
 
 
 def _parse_slowly(first: int, text: bytes, parse: Callable[[bytes, _Columns], Row], columns: _Columns) -> None:
-    """Parse row by row, and note the rows that are malformed."""
+    """Parse a block row by row, and record the malformed rows."""
     numbers: list[tuple[int, int, int, int, int]] = []
     lines: list[int] = []
     lengths: list[int] = []

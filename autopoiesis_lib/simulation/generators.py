@@ -1,4 +1,7 @@
-"""Synthetic workloads with a seed: Poisson, bursty, diurnal, phase shifts, conversations that share prefixes."""
+"""Synthetic workloads with a seed: Poisson, bursty and diurnal arrivals, phase shifts, and conversations.
+
+The prompts of a conversation share prefixes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +20,25 @@ _P99_SIGMAS: Final = 2.3263478740408408
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Lengths:
-    """Where prompt and output lengths come from: pairs drawn with replacement."""
+    """A pool of prompt and output lengths, from which pairs are drawn with replacement."""
 
     prompt: Ints
     output: Ints
 
     @classmethod
     def like(cls, trace: Trace) -> Self:
-        """The pairs of a trace, so that prompt and output stay as correlated as they were."""
+        """Return the pairs of a trace, which keeps the correlation of prompt and output."""
         return cls(prompt=trace.num_prompt_tokens, output=trace.num_output_tokens)
 
     @classmethod
     def lognormal(
         cls, *, prompt_p50: float, prompt_p99: float, output_p50: float, output_p99: float, seed: int = 0
     ) -> Self:
-        """Independent lognormal lengths with these medians and 99th percentiles (a pool of 65,536 pairs)."""
+        """Return independent lognormal lengths with the given medians and 99th percentiles (a pool of 65,536 pairs).
+
+        Raises:
+            TraceError: a median is not positive, or exceeds its 99th percentile.
+        """
         if not (0 < prompt_p50 <= prompt_p99 and 0 < output_p50 <= output_p99):
             raise TraceError("medians must be positive and at most the 99th percentiles")
         random = np.random.default_rng(seed)
@@ -49,12 +56,15 @@ class Lengths:
 
 
 def poisson(count: int, rate: float, lengths: Lengths, *, seed: int) -> Trace:
-    """Independent arrivals, `rate` a second."""
+    """Return a trace with independent arrivals at `rate` per second."""
     return bursty(count, rate, 1.0, lengths, seed=seed)
 
 
 def bursty(count: int, rate: float, cv: float, lengths: Lengths, *, seed: int) -> Trace:
-    """Gamma gaps with the coefficient of variation `cv`: 1 is Poisson, above 1 comes in bursts, below 1 is regular."""
+    """Return a trace with gamma-distributed gaps of the coefficient of variation `cv`.
+
+    1 is Poisson, above 1 arrivals come in bursts, and below 1 they are regular.
+    """
     _check(count, rate)
     if not cv > 0:
         raise TraceError(f"the coefficient of variation must be positive, not {cv}")
@@ -66,7 +76,10 @@ def bursty(count: int, rate: float, cv: float, lengths: Lengths, *, seed: int) -
 def diurnal(
     count: int, rate: float, lengths: Lengths, *, peak_to_trough: float, period_s: float = 86_400.0, seed: int
 ) -> Trace:
-    """Poisson arrivals whose rate swings as a sine about `rate`, from trough to `peak_to_trough` times the trough."""
+    """Return Poisson arrivals whose rate follows a sine around `rate`.
+
+    `peak_to_trough` is the ratio of the highest to the lowest rate.
+    """
     _check(count, rate)
     if peak_to_trough < 1 or not period_s > 0:
         raise TraceError(f"peak_to_trough must be at least 1 and period_s positive, not {peak_to_trough}, {period_s}")
@@ -81,7 +94,7 @@ def diurnal(
 
 
 def phases(parts: Sequence[tuple[int, float, Lengths]], *, seed: int) -> Trace:
-    """Poisson phases one after another, each (count, rate, lengths): a workload that shifts abruptly."""
+    """Return consecutive Poisson phases, each given as (count, rate, lengths): a workload that shifts abruptly."""
     if not parts:
         raise TraceError("give at least one phase")
     traces = [poisson(count, rate, lengths, seed=seed + i) for i, (count, rate, lengths) in enumerate(parts)]
@@ -100,11 +113,12 @@ def conversations(
     block_tokens: int = 16,
     seed: int,
 ) -> Trace:
-    """`count` conversations starting at `rate` a second; each turn's prompt holds all turns before it.
+    """Return `count` conversations that start at `rate` per second. Each prompt contains all earlier turns.
 
-    Turns per conversation are geometric with mean `turns`, thinking times exponential with mean `think_s` from one
-    arrival to the next, and every conversation opens with one of `systems` shared system prompts. Lengths are of the
-    user's part of a prompt and of the answer; a prompt stops growing at 131,072 tokens.
+    The number of turns per conversation is geometric with mean `turns`. The time from one arrival to the next is
+    exponential with mean `think_s`. Every conversation begins with one of `systems` shared system prompts. Lengths are
+    those of the user's part of a prompt and of the answer. A conversation ends before a prompt would exceed 131,072
+    tokens.
     """
     _check(count, rate)
     if turns < 1 or think_s < 0 or system_tokens < 0 or systems < 1 or block_tokens < 1:

@@ -1,4 +1,4 @@
-"""Is ours better than the baseline, by how much, and beyond noise? Always in both forms: speed-up and reduction."""
+"""Comparison of two runs: the improvement as speed-up and as reduction, with its confidence interval."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,25 +25,25 @@ class ComparisonError(AutopoiesisError):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One statistic of one measure, baseline against ours on the same requests; less is better."""
+    """One statistic of one measure for the baseline and for ours, on the same requests. Lower is better."""
 
     measure: Measure
     statistic: Statistic
     baseline: float
-    """Seconds."""
+    """Value of the baseline, in seconds."""
     ours: float
-    """Seconds."""
+    """Value of ours, in seconds."""
     speedup: float
     """baseline / ours."""
     reduction: float
     """1 - ours / baseline."""
     ci95: tuple[float, float]
-    """95% interval of the reduction."""
+    """95% confidence interval of the reduction."""
     method: str
 
     @property
     def better(self) -> bool:
-        """Beyond noise: the whole interval of the reduction is above 0."""
+        """True if the whole interval of the reduction is above 0."""
         return self.ci95[0] > 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,9 +68,12 @@ def compare(
 ) -> Comparison:
     """Compare two runs of the same trace.
 
-    The interval is a paired circular block bootstrap (Politis, Romano 1992), percentile method. Neighbouring requests
-    share a queue, so whole blocks of n/24 consecutive arrivals are drawn, the same for both runs; drawing single
-    requests would make the interval far too narrow. Raises ComparisonError when the runs are not of the same requests.
+    The interval comes from a paired circular block bootstrap (Politis and Romano 1992) with the percentile method.
+    Neighbouring requests share a queue, so the bootstrap draws whole blocks of n/24 consecutive arrivals, the same
+    blocks for both runs. Draws of single requests would make the interval far too narrow.
+
+    Raises:
+        ComparisonError: the runs are not of the same requests, or no request was served.
     """
     a, b = _paired(baseline.times, ours.times, measure)
     point = _reduction(a[None, :], b[None, :], statistic)[0]
@@ -101,7 +104,11 @@ def compare(
 def comparison_rows(
     results: Mapping[str, SimulationResult], baseline: str, slo: Slo | None = None
 ) -> list[dict[str, float | str]]:
-    """One row a run for a table: the main measures, and mean TTFT against `baseline` in both forms."""
+    """Return one table row per run: the main measures, and mean TTFT against `baseline` in both forms.
+
+    Raises:
+        ComparisonError: no run has the name `baseline`.
+    """
     if baseline not in results:
         raise ComparisonError(f"no run named {baseline!r} among {', '.join(results)}")
     base = results[baseline]

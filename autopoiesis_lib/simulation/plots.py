@@ -1,4 +1,4 @@
-"""Pictures of runs, when the `plots` extra (matplotlib) is there: latency CDFs and the queue over time."""
+"""Plots of runs with the `plots` extra (matplotlib): latency CDFs and the queue over time."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,14 @@ __all__ = ["PlotError", "latency_cdf", "queue_over_time"]
 
 
 class PlotError(AutopoiesisError):
-    """A picture cannot be drawn."""
+    """A plot cannot be drawn."""
 
 
 def latency_cdf(results: Mapping[str, SimulationResult], path: str | Path | None = None) -> "Figure":
-    """CDFs of TTFT, TPOT and end-to-end, one line a run, on logarithmic time; saved to `path` when given."""
+    """Return CDFs of TTFT, TPOT and end-to-end latency, one line per run, on a logarithmic time axis.
+
+    The figure is saved to `path` if given.
+    """
     figure, axes = _figure(3)
     measures = (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "end to end"))
     for axis, (column, title) in zip(axes, measures, strict=True):
@@ -35,7 +38,13 @@ def latency_cdf(results: Mapping[str, SimulationResult], path: str | Path | None
 
 
 def queue_over_time(results: Mapping[str, SimulationResult], path: str | Path | None = None) -> "Figure":
-    """Requests waiting and running at each step, one line a run and replica; needs runs with `step_log=True`."""
+    """Return the numbers of waiting and running requests at each step, one line per run and replica.
+
+    The runs need `step_log=True`.
+
+    Raises:
+        PlotError: a run has no step log, or matplotlib is not installed.
+    """
     figure, axes = _figure(2)
     for name, result in results.items():
         log = result.step_log

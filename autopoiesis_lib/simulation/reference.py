@@ -1,7 +1,8 @@
-"""The engine model once more, in plain Python, one step at a time: what the compiled kernel must agree with exactly.
+"""A second implementation of the engine model, in plain Python and one step at a time, for comparison with the kernel.
 
-Written for reading, not for speed (some 10,000 steps a second): objects instead of columns, lists instead of linked
-nodes, Python integers for time, no jump over steps. Nothing is shared with the kernel but the definitions of the slots.
+The compiled kernel must agree with it exactly. It is written for reading, not for speed (about 10,000 steps per
+second): objects instead of columns, lists instead of linked nodes, Python integers for time, and no jump over steps. It
+shares only the definitions of the slots with the kernel.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ Policies = Mapping[str, Policy]
 
 @dataclass(eq=False)
 class ReferenceRequest:
-    """One request and all that happened to it. Times in ns, -1 until they happen."""
+    """One request and its history. Times are in ns, and -1 until the event happens."""
 
     index: int
     arrival_us: int
@@ -34,11 +35,11 @@ class ReferenceRequest:
     prefix: list[int]
     generated: int = 0
     decoding: bool = False
-    """Its prefill is complete; each step it takes part in gives one token."""
+    """True if the prefill is complete. Each step that includes the request then gives one token."""
     computed: int = 0
     target: int = 0
     private: int = 0
-    """Blocks held that nobody shares."""
+    """Number of held blocks that no other request shares."""
     pinned: list[int] = field(default_factory=list)
     published: int = 0
     duplicated: bool = False
@@ -58,7 +59,7 @@ class ReferenceRequest:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReferenceRun:
-    """Requests in order of arrival, and the decisions: (time ns, replica, what, request index)."""
+    """The requests in order of arrival, and the decisions: (time in ns, replica, kind, request index)."""
 
     requests: tuple[ReferenceRequest, ...]
     decisions: tuple[tuple[int, int, str, int], ...]
@@ -73,9 +74,10 @@ def reference_simulate(
     *,
     fleet: Fleet | None = None,
 ) -> ReferenceRun:
-    """Serve `trace` as `simulate` does; policies are plain callables of the slot's layout. No autoscaling here.
+    """Serve `trace` as `simulate` does, without autoscaling. Policies are plain callables of the slot's layout.
 
-    Checks after every step that no block is lost or held twice; raises SimulationError if one is.
+    Raises:
+        SimulationError: a block is lost or held twice after a step, or requests wait that no replica can serve.
     """
     fleet = fleet or Fleet()
     policies = policies or {}
@@ -125,7 +127,7 @@ def reference_simulate(
 
 
 class _World:
-    """What all replicas share: the requests, the engine's limits and the policies."""
+    """The state that all replicas share: the requests, the engine's limits and the policies."""
 
     def __init__(self, trace: Trace, engine: EngineConfig, step_time: StepTimeModel, policies: Policies) -> None:
         self.engine = engine
@@ -178,7 +180,10 @@ class _World:
 
 
 class _Replica:
-    """One engine. `remains` is the free queue: what is free but still holds content, oldest first."""
+    """One engine.
+
+    `remains` is the free queue: free blocks that still hold content, oldest first.
+    """
 
     def __init__(self, index: int, world: _World) -> None:
         self.index, self.world, self.engine = index, world, world.engine
@@ -198,7 +203,7 @@ class _Replica:
         self.remains: dict[tuple[str, int], int] = {}
         self.pins: dict[int, int] = {}
         self.history: dict[int, tuple[int, int, int]] = {}
-        """Hash to (last used us, hits, depth)."""
+        """Hash -> (last use in us, hits, depth)."""
         self.left_us: dict[int, int] = {}
 
     @property
@@ -216,7 +221,7 @@ class _Replica:
     # --- time -----
 
     def advance(self, until: int | None) -> None:
-        """Finish steps that end by `until` (fs, None: for ever) and schedule those that start before it."""
+        """Finish steps that end by `until` (in fs; None: no limit), and schedule those that start before it."""
         while True:
             if self.end is not None:
                 if until is not None and self.end > until:

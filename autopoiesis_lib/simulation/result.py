@@ -1,4 +1,4 @@
-"""What a run answers: every request's times, and the measures serving people use, as one typed value."""
+"""The result of a run: the times of every request and the usual measures of serving, as one typed value."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Floats) -> Self:
-        """All zero when there is nothing to measure."""
+        """Return the distribution of values, with all fields 0 if there are no values."""
         if len(values) == 0:
             return cls(mean=0.0, p50=0.0, p90=0.0, p99=0.0, max=0.0)
         p50, p90, p99 = np.percentile(values, [50, 90, 99])
@@ -38,7 +38,7 @@ class Distribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Slo:
-    """Service-level objective met by a request when both hold."""
+    """A service-level objective. A request meets it if both limits hold."""
 
     ttft_s: float
     tpot_s: float
@@ -46,11 +46,14 @@ class Slo:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RequestTimes:
-    """Per-request records, all (n,) int64, in order of arrival; -1 where it never happened (a rejected request)."""
+    """Per-request records, all (n,) int64, in order of arrival.
+
+    A value is -1 if its event never happened, as for a rejected request.
+    """
 
     arrival_ns: Ints
     scheduled_ns: Ints
-    """Start of the step that first ran it."""
+    """Start of the step that first ran the request."""
     first_token_ns: Ints
     finish_ns: Ints
     num_prompt_tokens: Ints
@@ -60,7 +63,7 @@ class RequestTimes:
     cached_tokens: Ints
     """Prompt tokens found in the prefix cache at first admission."""
     replica: Ints
-    """Replica that finished it."""
+    """Replica that finished the request."""
 
     @property
     def served(self) -> NDArray[np.bool_]:
@@ -68,22 +71,22 @@ class RequestTimes:
 
     @property
     def ttft_s(self) -> Floats:
-        """Time to first token of served requests, seconds."""
+        """Time to first token of served requests, in seconds."""
         return np.asarray((self.first_token_ns - self.arrival_ns)[self.served] / 1e9)
 
     @property
     def queueing_s(self) -> Floats:
-        """Arrival to first scheduled, of served requests, seconds."""
+        """Time from arrival to the first scheduling of served requests, in seconds."""
         return np.asarray((self.scheduled_ns - self.arrival_ns)[self.served] / 1e9)
 
     @property
     def e2e_s(self) -> Floats:
-        """Arrival to last token of served requests, seconds."""
+        """Time from arrival to the last token of served requests, in seconds."""
         return np.asarray((self.finish_ns - self.arrival_ns)[self.served] / 1e9)
 
     @property
     def tpot_s(self) -> Floats:
-        """Mean time per output token after the first, seconds; served requests of one token have 0."""
+        """Mean time per output token after the first, in seconds; 0 for served requests of one token."""
         served = self.served
         later = np.maximum(self.num_output_tokens[served] - 1, 1)
         return np.asarray((self.finish_ns - self.first_token_ns)[served] / 1e9 / later)
@@ -91,7 +94,10 @@ class RequestTimes:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StepLog:
-    """Rows of steps, or of closed-form windows of pure decode steps; all (rows,) int64, in order of scheduling."""
+    """Rows of steps, or of closed-form windows of pure decode steps.
+
+    All arrays are (rows,) int64, in order of scheduling.
+    """
 
     start_ns: Ints
     end_ns: Ints
@@ -129,13 +135,13 @@ class StepLog:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationResult:
-    """One run in numbers. Times are seconds and concern served requests."""
+    """The measures of one run. Times are in seconds and cover served requests."""
 
     trace_name: str
     num_requests: int
     num_served: int
     num_rejected: int
-    """Requests that could never fit the KV memory."""
+    """Number of requests that could never fit the KV memory."""
     ttft: Distribution
     tpot: Distribution
     e2e: Distribution
@@ -143,23 +149,25 @@ class SimulationResult:
     worst_wait_s: float
     """Longest time from arrival to the first token."""
     makespan_s: float
-    """First arrival to last token."""
+    """Time from the start of the trace to the last token."""
     request_throughput: float
-    """Served requests a second of makespan."""
+    """Served requests per second of makespan."""
     output_token_throughput: float
     preemptions: int
     recomputed_tokens: int
     cached_prompt_tokens: int
     jain_fairness: float
-    """Jain's index of normalised speed, (output tokens / e2e) over requests: 1 is perfectly even
-    (Jain, Chiu, Hawe 1984: (sum x)^2 / (n sum x^2))."""
+    """Jain's index of (output tokens / e2e) over requests, where 1 is perfectly even.
+
+    The index is (sum x)^2 / (n sum x^2) (Jain, Chiu, Hawe 1984).
+    """
     steps: int
     replica_seconds: float
     served_by_replica: tuple[int, ...]
     times: RequestTimes = field(repr=False, compare=False)
     step_log: StepLog | None = field(default=None, repr=False, compare=False)
     decisions: Ints | None = field(default=None, repr=False, compare=False)
-    """(rows, 4) in order of taking: time ns, replica, 0 admitted or 1 preempted, request."""
+    """Decisions in order of time, of shape (rows, 4): time in ns, replica, 0 admitted or 1 preempted, request."""
 
     @classmethod
     def from_times(
@@ -206,17 +214,17 @@ class SimulationResult:
         )
 
     def goodput(self, slo: Slo) -> float:
-        """Requests a second of makespan that met both halves of the SLO; a rejected request meets none."""
+        """Return the requests per second of makespan that met both limits of the SLO. A rejected request meets none."""
         good = (self.times.ttft_s <= slo.ttft_s) & (self.times.tpot_s <= slo.tpot_s)
         return float(good.sum()) / self.makespan_s if self.makespan_s else 0.0
 
     def slo_attainment(self, slo: Slo) -> float:
-        """Fraction of all requests that met both halves of the SLO."""
+        """Return the fraction of all requests that met both limits of the SLO."""
         good = (self.times.ttft_s <= slo.ttft_s) & (self.times.tpot_s <= slo.tpot_s)
         return float(good.sum()) / self.num_requests if self.num_requests else 0.0
 
     def summary(self, slo: Slo | None = None) -> dict[str, Any]:
-        """Everything but the per-request arrays, JSON-able; with the SLO's goodput when one is given."""
+        """Return all measures except the arrays as a JSON-able value, with the goodput of the SLO if one is given."""
         plain = {
             name: asdict(value) if isinstance(value, Distribution) else value
             for name, value in self.__dict__.items()
@@ -230,7 +238,7 @@ class SimulationResult:
         return json.dumps(self.summary(slo), indent=2)
 
     def to_csv(self, path: str | Path) -> None:
-        """One row a request with all its recorded times."""
+        """Write one CSV row per request with all its recorded times."""
         columns = self.times.__dict__
         with Path(path).open("w", newline="") as out:
             writer = csv.writer(out)

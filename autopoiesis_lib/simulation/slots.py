@@ -1,8 +1,8 @@
-"""The places where a serving engine chooses, and how a policy enters each of them.
+"""The control points of a serving engine, and the policy slot of each.
 
-A policy is the address of a C function of int64 arguments returning int64. Its arguments, in order, are the layout of
-its slot; they are public constants because the policy compiler and the engine must agree on them. A slot without a
-policy uses the behaviour compiled into the engine.
+A policy is the address of a C function that takes int64 arguments and returns an int64. The layout of its slot is the
+order of the arguments. Layouts are public constants because the policy compiler and the engine must agree on them. A
+slot without a policy uses the behaviour compiled into the engine.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class SlotError(AutopoiesisError):
-    """A policy does not fit the slot it was given to, or a Python policy raised."""
+    """A policy does not fit the slot that it was given to, or a Python policy raised."""
 
 
 _WAITING: Final = (
@@ -71,7 +71,7 @@ ADMIT_LAYOUT: Final = (
 """`admit(request, memory)`: 0 refuses the head of the line, which ends admission for the step."""
 
 RESERVE_LAYOUT: Final = _WAITING
-"""`reserve_blocks(request)`: blocks set aside at admission beyond those of the prompt, clamped to what fits."""
+"""`reserve_blocks(request)`: blocks reserved at admission beyond those of the prompt, clamped to what fits."""
 
 VICTIM_LAYOUT: Final = (
     "running.waited_us",
@@ -84,8 +84,11 @@ VICTIM_LAYOUT: Final = (
     "running.num_blocks",
     *_ENGINE,
 )
-"""`victim_score(running, engine)`: the highest score is preempted; the oldest admitted is never offered; ties go to
-the latest admitted. `waited_us` counts from arrival; `num_blocks` are the private blocks a preemption frees."""
+"""`victim_score(running, engine)`: the request with the highest score is preempted; ties go to the latest admitted.
+
+The oldest admitted request is never offered. `waited_us` counts from arrival; `num_blocks` is the number of private
+blocks that a preemption frees.
+"""
 
 TOKEN_BUDGET_LAYOUT: Final = _ENGINE
 """`token_budget(engine)`: tokens in one step, clamped to [1, max_num_batched_tokens]; decodes always take part."""
@@ -101,8 +104,10 @@ EVICTION_LAYOUT: Final = (
     "block.preempted",
     *_ENGINE,
 )
-"""`keep_score(block, engine)`: the lowest score is evicted; ties go to the least recently used. `depth` is the index
-of the hash block in its prompt; `preempted` is 1 for what a preempted request left behind."""
+"""`keep_score(block, engine)`: the lowest score is evicted; ties go to the least recently used.
+
+`depth` is the index of the hash block in its prompt. `preempted` is 1 for blocks that a preempted request left behind.
+"""
 
 ROUTING_LAYOUT: Final = (
     "request.num_prompt_tokens",
@@ -129,8 +134,11 @@ AUTOSCALING_LAYOUT: Final = (
     "fleet.max_num_seqs",
     "fleet.num_arrivals",
 )
-"""`target(fleet)`: replicas wanted (active plus starting), clamped to the bounds and the step limit. Sums are over
-active replicas; `total_blocks` and `max_num_seqs` are one replica's; `num_arrivals` since the last question."""
+"""`target(fleet)`: number of wanted replicas (active plus starting), clamped to the bounds and the step limit.
+
+Sums are over active replicas. `total_blocks` and `max_num_seqs` are one replica's. `num_arrivals` counts the arrivals
+since the last call.
+"""
 
 LAYOUTS: Final[Mapping[str, tuple[str, ...]]] = {
     "ordering": ORDERING_LAYOUT,
@@ -143,7 +151,7 @@ LAYOUTS: Final[Mapping[str, tuple[str, ...]]] = {
     "routing": ROUTING_LAYOUT,
     "autoscaling": AUTOSCALING_LAYOUT,
 }
-"""Slot name to layout."""
+"""Slot name -> layout."""
 
 _INDEX: Final = {
     "ordering": c.ORDERING,
@@ -160,9 +168,9 @@ _INDEX: Final = {
 
 @runtime_checkable
 class NativeFunctionLike(Protocol):
-    """Anything with the address of a C function of int64s: `Policy.native(...)`, a numba `cfunc`, `python_policy`.
+    """An object with the address of a C function of int64s: `Policy.native(...)`, a numba `cfunc`, `python_policy`.
 
-    When it also has a `layout`, it must equal the slot's.
+    If it also has a `layout`, that must equal the slot's.
     """
 
     @property
@@ -171,20 +179,26 @@ class NativeFunctionLike(Protocol):
 
 @dataclass(frozen=True)
 class CallableSlot:
-    """A Python callable behind a C function pointer: for policy types without a native form, and for tests."""
+    """A Python callable behind a C function pointer, for policy types without a native form and for tests."""
 
     layout: tuple[str, ...]
     address: int
     failures: list[BaseException] = field(default_factory=list, repr=False)
-    """What the callable raised; `simulate` raises the first after the run. C cannot carry an exception."""
+    """The exceptions that the callable raised.
+
+    `simulate` raises the first one after the run, because C cannot carry an exception.
+    """
     _keepalive: object = field(default=None, repr=False, compare=False)
 
 
 def python_policy(slot: str, function: Callable[..., int]) -> CallableSlot:
-    """Let a plain Python callable fill `slot`; it gets the slot's layout as positional ints and returns an int.
+    """Return a native slot for a plain Python callable.
 
-    About a microsecond a call instead of 3 ns; the engine takes the GIL for the call only.
-    Raises SlotError for an unknown slot.
+    The callable gets the slot's layout as positional ints and returns an int. A call takes about a microsecond instead
+    of 3 ns, and holds the GIL only for its duration.
+
+    Raises:
+        SlotError: there is no such slot.
     """
     layout = _layout_of(slot)
     failures: list[BaseException] = []
@@ -204,7 +218,11 @@ def python_policy(slot: str, function: Callable[..., int]) -> CallableSlot:
 
 
 def address_table(policies: Mapping[str, NativeFunctionLike]) -> NDArray[np.int64]:
-    """Addresses in kernel order, 0 where the built-in behaviour stays. Raises SlotError on a wrong name or layout."""
+    """Return the addresses in kernel order, with 0 for slots that keep the built-in behaviour.
+
+    Raises:
+        SlotError: a slot's name or a policy's layout is wrong.
+    """
     table = np.zeros(c.NUM_SLOTS, dtype=np.int64)
     for slot, policy in policies.items():
         expected = _layout_of(slot)

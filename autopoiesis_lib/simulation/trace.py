@@ -1,4 +1,7 @@
-"""A workload trace: who arrived when, with how many tokens. Columns, not objects, so that ten million rows fit."""
+"""A workload trace: the arrival time and the token counts of each request.
+
+It has columns instead of objects, so that ten million rows fit in memory.
+"""
 
 import math
 from collections.abc import Sequence
@@ -30,14 +33,17 @@ Ints = NDArray[np.int64]
 TraceFormat = Literal["azure", "mooncake", "vllm-run", "openai", "autopoiesis"]
 
 DEFAULT_MAX_TOKENS: Final = 2_048
-"""`max_tokens` of every request of a trace that does not record it, so that a policy learns nothing of the true output
-length. A trace with longer outputs uses the next power of two above its longest, the same for every request."""
+"""`max_tokens` of every request of a trace that does not record it.
+
+A constant reveals nothing about the true output length to a policy. A trace with longer outputs uses the smallest power
+of two that is at least its longest output, the same for every request.
+"""
 
 MAX_TOKENS_IN_VIEW: Final = 1_048_576
 MAX_ARRIVAL_US: Final = 100 * 366 * 86_400_000_000
-"""A hundred years: the simulator's clock of nanoseconds in 63 bits has room for them and for serving what arrives."""
+"""A hundred years, which leave room in the simulator's 63-bit nanosecond clock to serve the arrivals."""
 DEFAULT_PRIORITY: Final = 8
-"""Of the contracts, which serve high numbers first; vLLM serves low ones first and its default is 0."""
+"""The contracts' default priority, where higher is served first. vLLM serves lower first, and its default is 0."""
 SHIPPED: Final = {
     "azure-conv": "azure_conv_2023.csv.gz",
     "azure-code": "azure_code_2023.csv.gz",
@@ -48,7 +54,7 @@ SHIPPED: Final = {
 
 
 class TraceError(AutopoiesisError):
-    """A trace cannot be used as asked."""
+    """A trace cannot be used as requested."""
 
 
 class MalformedTrace(TraceError):
@@ -69,27 +75,27 @@ class BadRow(NamedTuple):
 
     line: int
     field: str
-    """The first field that is wrong; `row` where the row as a whole is."""
+    """The first wrong field; `row` if the row as a whole is wrong."""
     why: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prefixes:
-    """Which blocks of prompt tokens each request shares with others, in compressed sparse rows.
+    """The blocks of prompt tokens that each request shares with others, in compressed sparse rows.
 
-    `ids[ptr[i]:ptr[i + 1]]` are the hash-block ids of request i from the prompt's start; equal ids hold equal tokens
+    `ids[ptr[i]:ptr[i + 1]]` are the hash-block ids of request i from the prompt's start. Equal ids have equal tokens
     and equal predecessors. A last block that the prompt does not fill is never cached.
     """
 
     ptr: Ints
-    """(n + 1,) offsets into `ids`."""
+    """Offsets into `ids`, of shape (n + 1,)."""
     ids: Ints
-    """Block ids, any non-negative integers."""
+    """Block ids, which may be any non-negative integers."""
     block_tokens: int
-    """Tokens in one hash block."""
+    """Tokens per hash block."""
 
     def select(self, rows: Ints) -> Self:
-        """The prefixes of the given rows, in that order."""
+        """Return the prefixes of the given rows, in that order."""
         lengths = (self.ptr[1:] - self.ptr[:-1])[rows]
         ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         starts = np.repeat(self.ptr[rows] - ptr[:-1], lengths)
@@ -98,9 +104,9 @@ class Prefixes:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trace:
-    """Requests in order of arrival. All columns are int64 of one length; tokens and microseconds.
+    """Requests in order of arrival. All columns are int64 arrays of one length, in tokens and microseconds.
 
-    `num_output_tokens` is the true output length: the simulator's kernel uses it, no policy view ever holds it.
+    `num_output_tokens` is the true output length. The simulator's kernel uses it, and no policy view ever contains it.
     """
 
     arrival_us: Ints
@@ -109,13 +115,13 @@ class Trace:
     num_output_tokens: Ints
     max_tokens: Ints
     priority: Ints
-    """0 to 15, higher served first, 8 when the source has none."""
+    """Priority from 0 to 15, where higher is served first; 8 if the source has none."""
     prefixes: Prefixes | None = None
     name: str = "trace"
     source: str = ""
-    """Where it came from and under which licence, for reports."""
+    """Origin and licence of the trace, for reports."""
     skipped_rows: int = field(default=0)
-    """Malformed rows left out on request."""
+    """Number of malformed rows that were skipped on request."""
 
     def __post_init__(self) -> None:
         n = len(self.arrival_us)
@@ -161,7 +167,11 @@ class Trace:
         source: str = "",
         skipped_rows: int = 0,
     ) -> Self:
-        """Sort by arrival (stable), start at 0, and fill what is missing with stated constants."""
+        """Return a trace sorted by arrival (stable), with its start at 0 and constants in place of missing columns.
+
+        Raises:
+            TraceError: a value or the span of the arrivals is out of range.
+        """
         order = np.argsort(arrival_us, kind="stable")
         arrival = np.ascontiguousarray(arrival_us[order], dtype=np.int64)
         if len(arrival):
@@ -203,21 +213,20 @@ class Trace:
         on_malformed: Literal["stop", "skip"] = "stop",
         name: str | None = None,
     ) -> "Trace":
-        """Read a trace file, plain or gzipped (`.gz`); the format is recognised from its first rows unless given.
+        """Read a trace file, plain or gzipped (`.gz`).
 
         Sizes are bounded: 4 GiB of text, 50 million lines of at most 4 MiB, 100 million prefix ids. Dates lie in the
-        years 1970 to 2199 and are UTC where they name no zone. All arrivals lie within ten years.
+        years 1970 to 2199 and are UTC unless they name a zone. All arrivals lie within ten years.
 
         Args:
             path: the file; a link is followed.
-            format: the format, where it is known.
-            on_malformed: raise an error, or leave malformed rows out and count them in `skipped_rows`.
-            name: name of the trace; the file's by default.
+            format: the format; it is recognised from the first rows if None.
+            on_malformed: "stop" to raise an error, or "skip" to leave out malformed rows and count them.
+            name: the name of the trace; the file's name by default.
 
         Raises:
-            MalformedTrace: rows are malformed; it names the first of them with line, field and reason.
-            TraceError: the file as a whole is missing, no regular file, damaged, too large, empty or of no known
-                format.
+            MalformedTrace: rows are malformed. The message names the first of them with line, field and reason.
+            TraceError: the file as a whole is missing, not regular, damaged, too large, empty or of no known format.
         """
         from autopoiesis_lib.simulation.formats import read_trace
 
@@ -225,14 +234,21 @@ class Trace:
 
     @classmethod
     def shipped(cls, name: str) -> "Trace":
-        """One of the traces that come with the library: see SHIPPED; licences are in data/LICENSES.md."""
+        """Return a trace that comes with the library. SHIPPED lists them; data/LICENSES.md has the licences.
+
+        Raises:
+            TraceError: there is no such trace.
+        """
         if name not in SHIPPED:
             raise TraceError(f"no shipped trace {name!r}; there are {', '.join(SHIPPED)}")
         with as_file(files("autopoiesis_lib") / "data" / SHIPPED[name]) as path:
             return cls.read(path, name=name)
 
     def write(self, path: str | Path, *, format: TraceFormat = "autopoiesis") -> None:  # noqa: A002
-        """Write the trace; gzipped when the name ends in `.gz`. `autopoiesis` loses nothing but the source."""
+        """Write the trace, gzipped if the name ends in `.gz`.
+
+        The format `autopoiesis` loses only the name, the source and the count of skipped rows.
+        """
         from autopoiesis_lib.simulation.formats import write_trace
 
         write_trace(self, Path(path), format=format)
@@ -247,11 +263,11 @@ class Trace:
 
     @property
     def rate(self) -> float:
-        """Mean arrivals a second."""
+        """Mean arrivals per second."""
         return (len(self) - 1) / self.duration_s if self.duration_s > 0 else 0.0
 
     def scaled(self, rate_factor: float) -> "Trace":
-        """The same requests arriving `rate_factor` times as fast."""
+        """Return the same requests arriving `rate_factor` times as fast."""
         if not 0 < rate_factor < math.inf:
             raise TraceError(f"rate factor must be positive and finite, not {rate_factor}")
         if len(self) and float(self.arrival_us[-1]) > MAX_ARRIVAL_US * rate_factor:
@@ -262,7 +278,7 @@ class Trace:
         return replace(self, arrival_us=arrival, name=f"{self.name}x{rate_factor:g}")
 
     def select(self, rows: Ints) -> "Trace":
-        """The given rows (increasing), their clock starting at the first of them."""
+        """Return the given rows (increasing), with the clock starting at the first of them."""
         arrival = self.arrival_us[rows]
         return replace(
             self,
@@ -275,7 +291,7 @@ class Trace:
         )
 
     def split(self, *fractions: float) -> tuple["Trace", ...]:
-        """Consecutive parts holding these fractions of the requests, each with its clock starting at 0."""
+        """Return consecutive parts with the given fractions of the requests, each with its clock starting at 0."""
         if not fractions or any(f <= 0 for f in fractions) or sum(fractions) > 1 + 1e-9:
             raise TraceError(f"fractions must be positive and sum to at most 1, not {fractions}")
         edges = np.rint(np.concatenate([[0.0], np.cumsum(fractions)]) * len(self)).astype(np.int64)
@@ -285,18 +301,21 @@ class Trace:
         )
 
     def windows(self, count: int) -> tuple["Trace", ...]:
-        """`count` consecutive windows with as equal numbers of requests as can be."""
+        """Return `count` consecutive windows with numbers of requests as equal as possible."""
         if not 0 < count <= len(self):
             raise TraceError(f"cannot cut {len(self)} requests into {count} windows")
         return self.split(*([1.0 / count] * count))
 
     def window(self, start_s: float, end_s: float) -> "Trace":
-        """Requests arriving in [start, end) seconds, their clock starting at the first of them."""
+        """Return the requests arriving in [start, end) seconds, with the clock starting at the first of them."""
         rows = np.flatnonzero((self.arrival_us >= start_s * 1e6) & (self.arrival_us < end_s * 1e6)).astype(np.int64)
         return replace(self.select(rows), name=f"{self.name}[{start_s:g}s:{end_s:g}s]")
 
     def spliced(self, *others: "Trace", gap_us: int = 0) -> "Trace":
-        """This trace, then the others, one after another; prefixes of different traces never match."""
+        """Return this trace followed by the others.
+
+        Prefixes of different traces never match.
+        """
         parts = (self, *others)
         offsets, clock = [], 0
         for part in parts:

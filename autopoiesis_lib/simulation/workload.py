@@ -1,4 +1,4 @@
-"""What a candidate is scored on: trace, split, engine, rate and SLO, pinned so that scores compare."""
+"""The workload on which candidates are scored: trace, split, engine, rate and SLO, pinned so that scores compare."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,13 +12,15 @@ from autopoiesis_lib.simulation.trace import Trace
 __all__ = ["DEFAULT_RATE_FACTOR", "Workload", "WorkloadError", "default_workload", "overload_factor"]
 
 DEFAULT_RATE_FACTOR: Final = 1.7
-"""Times the recorded rate of Azure conv: the least multiple of 0.05 at which FCFS's mean TTFT exceeds 2 s on both
-halves of the trace, on the shipped RTX PRO 6000 calibration. `overload_factor` finds it again; a test holds it to
-that."""
+"""Default multiple of the recorded rate of Azure conv.
+
+It is the least multiple of 0.05 at which FCFS's mean TTFT exceeds 2 s on both halves of the trace, on the shipped RTX
+PRO 6000 calibration. `overload_factor` computes it, and a test compares the two.
+"""
 
 
 class WorkloadError(AutopoiesisError):
-    """A workload cannot be put together as asked."""
+    """A workload cannot be built as requested."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,7 +34,7 @@ class Workload:
     engine: EngineConfig
     """The calibration's engine, or a variant of it."""
     rate_factor: float
-    """How much faster than recorded the requests arrive."""
+    """Factor on the recorded arrival rate."""
     slo: Slo
 
     @classmethod
@@ -47,7 +49,13 @@ class Workload:
         slo: Slo | None = None,
         name: str | None = None,
     ) -> "Workload":
-        """The first `train_fraction` of the requests to train on, the rest held out; both scaled in rate."""
+        """Return a workload with the first `train_fraction` of the requests for training and the rest held out.
+
+        Both parts are scaled by `rate_factor`.
+
+        Raises:
+            WorkloadError: `train_fraction` is not between 0 and 1, or the trace has fewer than two requests.
+        """
         if not 0 < train_fraction < 1:
             raise WorkloadError(f"train_fraction must lie between 0 and 1, not {train_fraction}")
         if len(trace) < 2:
@@ -64,7 +72,7 @@ class Workload:
         )
 
     def describe(self) -> str:
-        """One paragraph for a report."""
+        """Return one paragraph for a report."""
         e, errors = self.engine, self.calibration.errors
         error = ", ".join(f"{k} {v:+.1%}" for k, v in errors.items() if k in ("ttft_mean", "e2e_mean", "e2e_p99"))
         return (
@@ -79,7 +87,7 @@ class Workload:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the workload as a JSON-able value."""
         return {
             "name": self.name,
             "train": {"trace": self.train.name, "requests": len(self.train), "rate": self.train.rate},
@@ -93,9 +101,12 @@ class Workload:
 
 
 def default_workload() -> Workload:
-    """The pinned workload: Azure conv in two halves at an overloaded rate, on one RTX PRO 6000 with Llama-3.1-8B."""
+    """Return the pinned workload: Azure conv in two halves at an overloaded rate.
+
+    The engine is one RTX PRO 6000 with Llama-3.1-8B.
+    """
     calibration = Calibration.shipped("rtxpro6000-llama31-8b")
-    # measured with 128 sequences at most; 256 is vLLM's own default and leaves memory and compute to be the limits
+    # measured with at most 128 sequences; 256 is vLLM's own default, so memory and compute become the limits
     engine = calibration.engine.model_copy(update={"max_num_seqs": 256})
     trace = Trace.shipped("azure-conv")
     return Workload.of(trace, calibration, engine=engine, rate_factor=DEFAULT_RATE_FACTOR, name="azure-conv-overload")
@@ -104,9 +115,10 @@ def default_workload() -> Workload:
 def overload_factor(
     trace: Trace, calibration: Calibration, engine: EngineConfig | None = None, *, ttft_s: float = 2.0
 ) -> float:
-    """Least multiple of 0.05 of the recorded rate at which FCFS's mean TTFT exceeds `ttft_s` on both halves.
+    """Return the least multiple of 0.05 of the recorded rate at which FCFS's mean TTFT exceeds `ttft_s` on both halves.
 
-    Raises WorkloadError when no rate up to 64 times the recorded one does.
+    Raises:
+        WorkloadError: no rate up to 64 times the recorded one overloads the engine.
     """
     halves = trace.split(0.5, 0.5)
 

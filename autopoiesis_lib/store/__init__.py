@@ -1,9 +1,9 @@
 """The store: policies, certificates, runs, candidates and deployments, in a SQLite file or a PostgreSQL database.
 
-Policies and certificates are addressed by content. They, the lineage and the log of deployments are append-only: the database
-itself refuses to change a row. The log is hash-chained as well, so that a head signed elsewhere shows a change made past the
-database. Every candidate is its own transaction, so a killed process loses only what was in flight. SQLite files are opened in
-WAL mode; a PostgreSQL URL gives the same store to several hosts.
+Policies and certificates are addressed by content. They, the lineage and the log of deployments are append-only: the
+database itself refuses to change a row. The log is also hash-chained, so a head that was signed elsewhere reveals a
+change that bypassed the database. Every candidate is its own transaction, so a killed process loses only the work in
+flight. SQLite files are opened in WAL mode. A PostgreSQL URL gives several hosts the same store.
 """
 
 from .database import Store

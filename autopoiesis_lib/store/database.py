@@ -21,10 +21,12 @@ __all__ = ["Store"]
 
 
 class Store:
-    """An open store. One process at a time per run; several processes may each hold a run of one store.
+    """An open store.
 
-    Every method raises `StoreError` if the database cannot be reached, read or written, or has a value that no column of it
-    may have.
+    One process at a time may work on a run. Several processes may each work on a run of the same store.
+
+    Every method raises `StoreError` if the database cannot be reached, read or written, or holds a value that its
+    column may not have.
     """
 
     def __init__(self, engine: sa.Engine, where: str, identity: str, not_migrated: str = "") -> None:
@@ -35,13 +37,14 @@ class Store:
 
     @classmethod
     def open(cls, url: str | Path | None = None) -> "Store":
-        """Open (and create when new) the store at a SQLAlchemy URL or a file path; None is `DEFAULT_STORE`.
+        """Open the store at a SQLAlchemy URL or a file path, and create it if it is new. None means `DEFAULT_STORE`.
 
-        A store of schema version 1 is migrated. If it cannot be written, its runs, policies and certificates can be read, and
-        everything else raises `StoreError`.
+        A store of schema version 1 or 2 is migrated. A store of version 1 that cannot be written offers only its runs,
+        policies and certificates to readers; every other operation raises `StoreError`. A store of version 2 that
+        cannot be written can be read in full.
 
         Raises:
-            StoreError: it cannot be opened, is not a store, or was written by a library of a later schema version.
+            StoreError: the store cannot be opened, is not a store, or has a later schema version.
         """
         where, parsed = locate(url)
         try:
@@ -68,10 +71,10 @@ class Store:
 
     @property
     def identity(self) -> str:
-        """The UUID that the store was given when it was created; every chain of the log begins with it.
+        """The UUID that the store was given when it was created. Every chain of the log begins with it.
 
         Raises:
-            StoreError: the store is of schema version 1 and cannot be migrated.
+            StoreError: the store has schema version 1 and cannot be migrated.
         """
         self._require_log()
         return self._identity
@@ -82,7 +85,7 @@ class Store:
 
     @contextmanager
     def _read(self, what: str) -> Iterator[sa.Connection]:
-        """Run one transaction that reads; the whole of it sees the same state."""
+        """Run one transaction that reads. All of its queries see the same state."""
         try:
             with self._engine.connect() as connection:
                 yield connection
@@ -94,7 +97,7 @@ class Store:
 
     @contextmanager
     def _write(self, *, exclusive: bool = False) -> Iterator[sa.Connection]:
-        """Run one transaction that writes all or nothing."""
+        """Run one transaction that writes everything or nothing."""
         if self._not_migrated:
             raise StoreError(self._not_migrated)
         try:
@@ -132,7 +135,7 @@ class Store:
     def update_run(
         self, run: str, *, status: RunStatus, spent_seconds: float, result: Mapping[str, Any] | None = None
     ) -> None:
-        """Record where a run stands."""
+        """Record the state of a run."""
         with self._write() as connection:
             connection.execute(
                 tables.runs.update()
@@ -141,10 +144,10 @@ class Store:
             )
 
     def run(self, run: str) -> RunRow:
-        """Return the run with an id, or with a prefix that no other run has.
+        """Return the run with the given id, or the only run whose id starts with it.
 
         Raises:
-            StoreError: no run, or several, have that id.
+            StoreError: no run, or more than one run, matches the id.
         """
         with self._read("run") as connection:
             rows = (
@@ -171,7 +174,7 @@ class Store:
             ]
 
     def propose(self, run: str, proposals: Sequence[ProposalRow]) -> None:
-        """Record a generation's proposals and their lineage, all or nothing."""
+        """Record a generation's proposals and their lineage in one transaction."""
         lineage = [
             {"run": run, "child": row.id, "position": position, "parent": parent}
             for row in proposals
@@ -198,7 +201,7 @@ class Store:
                 connection.execute(tables.lineage.insert(), lineage)
 
     def commit(self, run: str, row: CandidateRow) -> None:
-        """Record the outcome of one candidate: the checkpoint."""
+        """Record the outcome of one candidate. This is the checkpoint of a run."""
         values = {
             "run": run,
             "id": row.id,
@@ -258,10 +261,10 @@ class Store:
             ).mappings()
             return [checked(CandidateRow(**{key: row[key] for key in row if key != "run"})) for row in rows]
 
-    # content-addressed things
+    # policies and certificates, addressed by content
 
     def put_policy(self, digest: str, contract: str, contract_digest: str, source: str) -> None:
-        """Keep a policy; one that is there already is left alone."""
+        """Add a policy, unless a policy with the same digest is in the store."""
         self._insert_new(
             tables.policies,
             {
@@ -274,15 +277,15 @@ class Store:
         )
 
     def policy_source(self, digest: str) -> str:
-        """Return the source text of a policy by digest.
+        """Return the source text of the policy with a digest.
 
         Raises:
-            StoreError: it is not in the store.
+            StoreError: the policy is not in the store.
         """
         return self._one(tables.policies.c.source, digest, "policy")
 
     def put_certificate(self, digest: str, policy_digest: str, contract_digest: str, content: str) -> None:
-        """Keep a certificate's JSON text under its own digest; one that is there already is left alone."""
+        """Add a certificate's JSON text under its own digest, unless the digest is in the store."""
         self._insert_new(
             tables.certificates,
             {
@@ -295,15 +298,15 @@ class Store:
         )
 
     def certificate(self, digest: str) -> str:
-        """Return a certificate's JSON text by digest.
+        """Return the JSON text of the certificate with a digest.
 
         Raises:
-            StoreError: it is not in the store.
+            StoreError: the certificate is not in the store.
         """
         return self._one(tables.certificates.c.content, digest, "certificate")
 
     def certificates_of(self, policy_digest: str) -> list[str]:
-        """Return the JSON texts of every certificate of a policy, oldest first."""
+        """Return the JSON texts of all certificates of a policy, oldest first."""
         query = (
             sa.select(tables.certificates.c.content)
             .where(tables.certificates.c.policy_digest == policy_digest)
@@ -329,9 +332,10 @@ class Store:
     # regression counterexamples
 
     def put_counterexamples(self, contract_digest: str, contents: Sequence[Mapping[str, Any]], limit: int = 512) -> int:
-        """Keep counterexamples as regression inputs of their contract, those already known aside, until `limit` are kept.
+        """Add counterexamples to the regression inputs of a contract, and return the number added.
 
-        Returns how many are new.
+        Counterexamples that the store already has are skipped. The store holds at most `limit` counterexamples of a
+        contract.
         """
         texts = {_key(text): text for text in (json.dumps(content, sort_keys=True) for content in contents)}
         table = tables.counterexamples
@@ -351,7 +355,10 @@ class Store:
             return len(rows)
 
     def counterexamples(self, contract_digest: str, newest: int | None = None) -> list[dict[str, Any]]:
-        """Return the regression counterexamples of a contract, or the newest ones only, in the order they were found."""
+        """Return the regression counterexamples of a contract in the order in which they were found.
+
+        `newest` limits the result to that many of the newest counterexamples.
+        """
         table = tables.counterexamples
         query = (
             sa.select(table.c.content)
@@ -393,7 +400,7 @@ class Store:
             return int(row["id"])
 
     def deployments(self, channel: str | None = None) -> list[DeploymentRow]:
-        """Return the audit log, oldest first, of one channel or of all."""
+        """Return the audit log of one channel or of all channels, oldest first."""
         self._require_log()
         log = tables.deployments
         query = sa.select(log).order_by(log.c.id)
@@ -406,10 +413,10 @@ class Store:
             ]
 
     def log_head(self, channel: str) -> LogHead:
-        """Return the end of a channel's log, as it is recorded there.
+        """Return the end of a channel's log as the log records it.
 
-        Sign it only for a log that agrees with the head signed before (`check_log`): a signature on the head of a damaged log
-        makes the damage look intended.
+        Sign it only if the log agrees with the head that was signed before (see `check_log`). A signature on the head
+        of a damaged log makes the damage look intended.
         """
         self._require_log()
         with self._read("log") as connection:
@@ -452,7 +459,7 @@ class Store:
 
 
 _INSERT_CANDIDATE = tables.candidates.insert()
-"""One statement for every checkpoint, so that SQLAlchemy compiles it once."""
+"""The insert statement of every checkpoint, shared so that SQLAlchemy compiles it once."""
 
 
 def _text(value: object) -> str:

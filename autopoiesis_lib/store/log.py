@@ -1,9 +1,9 @@
-"""The hash chain of the audit log, without a database.
+"""The hash chain of the audit log, independent of any database.
 
-Each entry's chain value is the SHA-256 of the chain value before it and of every column of the entry. One value, the head,
-therefore stands for all entries up to it: whoever signed a head can tell later whether any of them was changed, removed, added
-or moved. Entries after the last signed head are checked for consistency only; a writer who drops the triggers can replace them
-by others that are consistent, too.
+The chain value of an entry is the SHA-256 of the previous chain value and of every column of the entry. The last chain
+value, the head, therefore stands for all entries up to it. The signer of a head can later detect that one of them was
+changed, removed, added or moved. Entries after the last signed head are only checked for consistency: a writer who
+drops the triggers can replace them by other consistent entries.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ class LogProblem(StrEnum):
     """The kind of damage at the first broken entry of a log."""
 
     CHANGED = "changed"
-    """The content of the entry is not what its chain value was computed from."""
+    """The content of the entry differs from the content that its chain value was computed from."""
     MISSING = "missing"
-    """The entry is not there, and later ones are."""
+    """The entry is absent, and later entries are present."""
     REORDERED = "reordered"
     """Entries have changed places."""
     FORKED = "forked"
-    """Two entries have the same number, or the log is consistent and another one than the signed head was computed from."""
+    """Two entries have the same number, or a consistent log differs from the log whose head was signed."""
     TRUNCATED = "truncated"
     """The log ends before the signed head."""
 
@@ -49,12 +49,12 @@ class LogProblem(StrEnum):
 @typed
 @dataclass(frozen=True, kw_only=True)
 class LogHead:
-    """The end of a channel's log: what a control plane signs into the channel."""
+    """The end of a channel's log, which a control plane signs into the channel."""
 
     entries: int
-    """Number of entries, which is the number of the last one; 0 for an empty log."""
+    """Number of entries, which is also the number of the last entry; 0 for an empty log."""
     chain: str
-    """Chain value of the last entry; of an empty log, the value that its first entry is chained to."""
+    """Chain value of the last entry. For an empty log it is the value that the first entry will be chained to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,17 @@ class LogCheck:
     entries: int
     """Number of rows in the log."""
     head: LogHead
-    """The last entry of the part that is whole."""
+    """The last entry of the intact part."""
     signed: LogHead | None
     """The signed head that the log was compared with."""
     covered: int
-    """Number of entries that the signed head proves unchanged; 0 without one, or if the log does not agree with it."""
+    """Number of entries that the signed head proves unchanged; 0 without a signed head or if the log disagrees with it.
+    """
     broken: LogBreak | None
-    """The first broken entry; None if there is none. For a log that is FORKED from the signed head it is the signed entry, and
-    the change lies there or before."""
+    """The first broken entry; None for an intact log.
+
+    For a log that is FORKED from the signed head it is the signed entry, and the change lies there or before it.
+    """
 
     @property
     def whole(self) -> bool:
@@ -89,12 +92,12 @@ class LogCheck:
 
 
 def genesis(store: str, channel: str) -> str:
-    """Return the value that the first entry of a channel is chained to; it binds the log to its store and channel."""
+    """Return the value that the first entry of a channel is chained to. It binds the log to its store and channel."""
     return _digest(["autopoiesis log", store, channel])
 
 
 def chain_after(previous: str, row: Mapping[str, Any]) -> str:
-    """Return the chain value of an entry, given the one before it.
+    """Return the chain value of an entry, given the chain value of the entry before it.
 
     Raises:
         TypeError: a column has a value that no writer of this library puts there, such as bytes.
@@ -113,7 +116,7 @@ def walk(store: str, channel: str, rows: Iterable[Mapping[str, Any]], signed: Lo
     Args:
         store: the store's identity.
         channel: the channel's name.
-        rows: its rows, sorted by `entry`; nothing else is assumed of them.
+        rows: the rows of the log, sorted by `entry`; the walk assumes nothing else about them.
         signed: the head that was signed last, if any.
     """
     head = LogHead(entries=0, chain=genesis(store, channel))

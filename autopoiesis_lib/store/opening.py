@@ -1,4 +1,4 @@
-"""Opening a store: finding it, creating or migrating it, and refusing what is no store."""
+"""Opening a store: locate it, create or migrate it, and refuse a file or database that is not a store."""
 
 import os
 import sqlite3
@@ -34,26 +34,26 @@ __all__ = [
 ]
 
 DEFAULT_STORE = ".autopoiesis/store.db"
-"""Where the store is when nobody says otherwise, below the working directory."""
+"""Default path of the store, relative to the working directory."""
 
 FAULTS = (SQLAlchemyError, ValueError, TypeError, ArithmeticError, RecursionError)
-"""What a database out of reach or damaged raises, and a value in it that is not what its column is for."""
+"""Errors that an unreachable or damaged database raises, or a value that does not fit its column."""
 
 LOCK = 0x6175746F706F69
 """Number of the PostgreSQL advisory lock that writers of the log and of the schema take."""
 LOCK_TIMEOUT_S = 60
 
 MAX_REASON = 300
-"""Characters of a database's own message that are shown; it may quote a whole column."""
+"""Maximum number of characters shown of a database's own message, which may quote a whole column."""
 
 V1_COLUMNS = ("id", "at", "channel", "action", "policy_digest", "certificate_digest", "actor", "detail")
 
 
 def locate(url: str | Path | None) -> tuple[str, sa.URL]:
-    """Return the name of a store for people, and its URL; the folder of a file is made.
+    """Return the printable name of a store and its URL, and create the folder of a file.
 
     Raises:
-        StoreError: it is no path and no URL of a database that this library can use.
+        StoreError: the argument is neither a path nor a URL of a database that this library can use.
     """
     text = DEFAULT_STORE if url is None else str(url)
     if "://" not in text:
@@ -84,12 +84,12 @@ def locate(url: str | Path | None) -> tuple[str, sa.URL]:
 
 
 def shown(url: sa.URL) -> str:
-    """Return a URL as messages may show it: without user name, password and query values."""
+    """Return a URL without user name, password and query values, for use in messages."""
     return redacted_url(url.render_as_string(hide_password=False))
 
 
 def make_private(url: sa.URL, where: str) -> None:
-    """Create a new SQLite file with mode 0600 before SQLite does: its WAL and shared memory then get the same mode.
+    """Create a new SQLite file with mode 0600 before SQLite does, so that its WAL and shared memory get the same mode.
 
     Raises:
         StoreError: the file cannot be created.
@@ -108,7 +108,7 @@ def make_private(url: sa.URL, where: str) -> None:
 
 
 def hide_secrets(engine: sa.Engine) -> None:
-    """Take the user name, the password and query values of an engine's URL out of every error of its driver."""
+    """Remove the user name, the password and the query values of an engine's URL from every error of its driver."""
     secrets = secrets_in_url(engine.url.render_as_string(hide_password=False))
 
     def redact(context: Any) -> None:
@@ -123,7 +123,10 @@ def hide_secrets(engine: sa.Engine) -> None:
 
 
 def _prepare_file(path: Path) -> None:
-    """Make a database file's folder, and refuse a file, or one that SQLite keeps beside it, at which opening would wait."""
+    """Create the folder of a database file, and refuse a path that is not a regular file.
+
+    The check includes the files that SQLite keeps beside the database. Opening a pipe there, for example, would block.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in (path, *(Path(f"{path}{ending}") for ending in ("-journal", "-wal", "-shm"))):
@@ -137,13 +140,13 @@ def _prepare_file(path: Path) -> None:
 
 
 def connect(url: sa.URL) -> sa.Engine:
-    """Return an engine whose transactions are what `writing` promises.
+    """Return an engine whose transactions have the properties that `writing` documents.
 
     Raises:
         SQLAlchemyError, ImportError, ValueError, TypeError: the URL is wrong, or its driver is not installed.
     """
     if url.get_backend_name() != "sqlite":
-        # A waiting writer must see what the one before it wrote, whatever the server's default.
+        # A waiting writer must see what the previous writer wrote, whatever the server's default isolation level is.
         return sa.create_engine(url, isolation_level="READ COMMITTED")
     engine = sa.create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S})
     sa.event.listen(engine, "connect", _prepare_connection)
@@ -152,7 +155,7 @@ def connect(url: sa.URL) -> sa.Engine:
 
 
 def _prepare_connection(connection: sqlite3.Connection, _: Any) -> None:
-    connection.isolation_level = None  # transactions begin in `_begin`, not where the driver thinks fit
+    connection.isolation_level = None  # `_begin` starts transactions, not the driver
     cursor = connection.cursor()
     with suppress(sqlite3.OperationalError):  # a file that cannot be written keeps its mode
         cursor.execute("PRAGMA journal_mode=WAL")
@@ -174,8 +177,8 @@ def _begin(connection: sa.Connection) -> None:
 def writing(engine: sa.Engine, *, exclusive: bool = False) -> Iterator[sa.Connection]:
     """Run one transaction that writes.
 
-    With `exclusive`, no other process is in such a transaction at the same time, and what it wrote is on the disk at its end: a
-    head that was signed must not be ahead of the log after a power failure.
+    With `exclusive`, no other process runs such a transaction at the same time, and its changes are on the disk when it
+    ends. Otherwise a signed head could be ahead of the log after a power failure.
     """
     with engine.connect() as connection:
         connection = connection.execution_options(store_transaction="exclusive" if exclusive else "write")
@@ -188,7 +191,10 @@ def writing(engine: sa.Engine, *, exclusive: bool = False) -> Iterator[sa.Connec
 
 @contextmanager
 def any_text(connection: sa.Connection) -> Iterator[None]:
-    """Read text that is not UTF-8, too, which SQLite keeps and its driver refuses: one bad entry must not hide the others."""
+    """Read text that is not UTF-8 as well, which SQLite stores and its driver refuses.
+
+    Without this, one bad entry would hide the others.
+    """
     if connection.dialect.name != "sqlite":
         yield
         return
@@ -201,13 +207,13 @@ def any_text(connection: sa.Connection) -> Iterator[None]:
 
 
 def prepare(engine: sa.Engine, where: str) -> tuple[str, str]:
-    """Create the tables of a new store and migrate those of an old one.
+    """Create the tables of a new store, or migrate those of an old store.
 
-    Returns the store's identity and "", or, for an old store that cannot be written, "" and the reason: its runs, policies and
-    certificates can be read.
+    Returns the store's identity and "". For a store of schema version 1 that cannot be written, it returns "" and the
+    reason; only the runs, policies and certificates of such a store can be read.
 
     Raises:
-        StoreError: it is the database of something else, of a later version, or damaged.
+        StoreError: the database belongs to another program, has a later version, or is damaged.
     """
     with engine.connect() as connection:
         found = _version(connection, where)
@@ -220,7 +226,7 @@ def prepare(engine: sa.Engine, where: str) -> tuple[str, str]:
             with writing(engine, exclusive=True) as connection:
                 _migrate(connection, _version(connection, where))
         except FAULTS as error:
-            if found == "2":  # all of it can be read
+            if found == "2":  # a store of version 2 can be read in full
                 return _identity(engine, where), ""
             return "", (
                 f"store {where} has schema version 1 and cannot be migrated to version {tables.SCHEMA_VERSION}: "
@@ -277,7 +283,7 @@ def _create(connection: sa.Connection) -> None:
 
 
 def _migrate(connection: sa.Connection, version: str | None) -> None:
-    """Bring version 1 or 2 to the present one; another process may have done so."""
+    """Migrate a store of version 1 or 2 to the present version, unless another process has already done so."""
     if version == "1":
         _chain_log(connection)
     if version in ("1", "2"):
@@ -290,7 +296,7 @@ def _migrate(connection: sa.Connection, version: str | None) -> None:
 
 
 def _chain_log(connection: sa.Connection) -> None:
-    """Bring the log of version 1 to version 2: it gets its entry numbers and chain values in the order of its ids."""
+    """Migrate the log of version 1 to version 2: add entry numbers and chain values in the order of the ids."""
     old = sa.table("deployments", *(sa.column(name) for name in V1_COLUMNS))
     text = sa.cast(old.c.detail, sa.Text).label("detail")
     query = sa.select(*(old.c[name] for name in V1_COLUMNS if name != "detail"), text).order_by(old.c.id)
@@ -318,7 +324,7 @@ def _freeze(connection: sa.Connection) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of the database or of a value in it says, as one line that is safe to show."""
+    """Return the message of a database error, or of an invalid stored value, as one line that is safe to show."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return printable(f"{error.title}.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")

@@ -1,4 +1,4 @@
-"""The store's records: one frozen value per row, checked as it is read."""
+"""The store's records: one frozen value per row, validated as the row is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ RunStatus = Literal["running", "interrupted", "done", "failed"]
 Row = TypeVar("Row")
 
 typed = with_config(ConfigDict(strict=True, revalidate_instances="always"))
-"""Config of a record: SQLite keeps a value of any type in any column, so nothing is known of a row before it is checked."""
+"""Pydantic configuration of a record. SQLite accepts a value of any type in any column, so every row is validated."""
 
 
 class StoreError(AutopoiesisError):
-    """The store cannot be opened, read or written, is of another version, or lacks what was asked for."""
+    """The store cannot be opened, read or written, has another schema version, or lacks the requested item."""
 
 
 def checked(row: Row) -> Row:
@@ -50,17 +50,17 @@ class RunRow:
     seed: int
     status: RunStatus
     config: Mapping[str, Any]
-    """Everything needed to resume: budget, generation size, proposer (never a key), workload."""
+    """All that a resumed run needs: budget, generation size, proposer (never a key), workload."""
     started_at: str
     spent_seconds: float = 0.0
-    """Wall seconds of all sittings so far, as of the last checkpoint."""
+    """Wall seconds of all sessions so far, as of the last checkpoint."""
     result: Mapping[str, Any] | None = None
 
 
 @typed
 @dataclass(frozen=True, kw_only=True)
 class ProposalRow:
-    """A candidate as it was proposed, before anything about it is known."""
+    """A candidate as it was proposed, before it is checked."""
 
     id: int
     generation: int
@@ -70,21 +70,28 @@ class ProposalRow:
     parents: tuple[int, ...] = ()
     rationale: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Model, tokens, dollars and the like; empty for search."""
+    """Model, tokens, dollars and other facts about the proposal; empty for the program search."""
 
 
 @typed
 @dataclass(frozen=True, kw_only=True)
 class CandidateRow:
-    """What became of a candidate. `gate` is what rejected it ("duplicate" too); None when it was evaluated."""
+    """The outcome of a candidate.
+
+    `gate` names the gate that rejected the candidate, which may be "duplicate". It is None for a candidate that was
+    evaluated.
+    """
 
     id: int
     verdict: str
     gate: str | None = None
     reason: str | None = None
-    """Value of a `gates.verdict.Reason`; None when nothing spoke against it, and in stores of schema version 2 and earlier."""
+    """The value of a `gates.verdict.Reason`.
+
+    It is None if no gate objected, and in rows that schema version 2 or earlier wrote.
+    """
     obligation: str | None = None
-    """Name of the obligation that it failed."""
+    """Name of the obligation that the candidate failed."""
     detail: str = ""
     """The reason in words, for people."""
     digest: str | None = None
@@ -92,11 +99,14 @@ class CandidateRow:
     descriptor: str | None = None
     counterexample: Mapping[str, Any] | None = None
     scores: Mapping[str, float] | None = None
-    """Metrics over the train windows at their own rate and the higher one, or over the window alone that it was stopped after."""
+    """Metrics over the train windows at their own rate and at the higher rate.
+
+    For a candidate that was stopped after one window, the metrics are those of that window.
+    """
     fitness: float | None = None
-    """Lower is better; None when it was not evaluated in full."""
+    """Fitness, where lower is better; None for a candidate that was not evaluated in full."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """CPU seconds of the worker by stage."""
+    """CPU seconds of the worker, by stage."""
 
 
 @typed
@@ -115,4 +125,4 @@ class DeploymentRow:
     actor: str
     detail: Mapping[str, Any]
     chain: str
-    """SHA-256 over the chain value of the entry before it and every column of this one."""
+    """SHA-256 over the chain value of the previous entry and every column of this entry."""

@@ -1,11 +1,14 @@
-"""The tables, and the DDL that makes the append-only ones refuse changes."""
+"""The tables, and the DDL that makes the append-only tables refuse changes."""
 
 from collections.abc import Iterator
 
 import sqlalchemy as sa
 
 SCHEMA_VERSION = 3
-"""Raised whenever a table changes. A store of an earlier version is migrated at open, one of a later version is refused."""
+"""The schema version, which increases with every change of a table.
+
+A store of an earlier version is migrated when it is opened. A store of a later version is refused.
+"""
 
 metadata = sa.MetaData()
 meta = sa.Table(
@@ -106,7 +109,7 @@ deployments = sa.Table(
     sa.Column("chain", sa.String(64), nullable=False),
     sa.UniqueConstraint("channel", "entry"),
 )
-"""The audit log. `detail` is JSON in a text column, because the chain covers the bytes that are stored."""
+"""The audit log. `detail` is JSON in a text column, because the chain covers the stored bytes."""
 
 APPEND_ONLY = (lineage, deployments, policies, certificates)
 
@@ -145,9 +148,9 @@ def freeze_statements(dialect: str) -> Iterator[str]:
 
 
 def _conflicting(table: sa.Table) -> str:
-    """Return the SQLite query for the rows that `INSERT OR REPLACE` would remove, for which no DELETE trigger runs.
+    """Return the SQLite query for the rows that `INSERT OR REPLACE` would remove without running a DELETE trigger.
 
-    `NEW.rowid` is -1 where the statement gives none; `no_sentinel` keeps that value out of the table.
+    `NEW.rowid` is -1 if the statement gives none; the trigger `no_sentinel` keeps that value out of the table.
     """
     keys = [
         constraint.columns

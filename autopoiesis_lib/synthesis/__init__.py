@@ -1,4 +1,4 @@
-"""Who writes candidates: a typed program search that needs nothing, and any language model."""
+"""Proposers of candidates: a typed program search, which needs no model, and any language model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ __all__ = ["Context", "Draft", "LLMProposer", "Parent", "Proposer", "ProposerErr
 
 
 def __getattr__(name: str) -> Any:
-    if name == "LLMProposer":  # imported on first use: it pulls in the client libraries
+    if name == "LLMProposer":  # imported on first use, because it imports the client libraries
         from .llm import LLMProposer
 
         return LLMProposer

@@ -1,9 +1,10 @@
-"""Keeping candidates within the contract's aging bound: what a policy can weigh against waiting, and weighing it less.
+"""Scaling of a candidate's weights down to the contract's aging bound.
 
-A score `a * w + E` of the field w that must win in the end, with E between lo and hi, never ranks an item behind one whose w is
-smaller by (hi - lo) / a or more: that is an upper bound on the least T of the proof. Found by interval analysis in microseconds,
-it lets the search move along the contract's limit instead of losing a candidate at each step beyond it. Nothing is taken on
-trust: the result passes the same gates as any other candidate.
+Consider a score `a * w + E`, where w is the field that must win in the end and E lies between lo and hi. It never ranks
+an item behind one whose w is smaller by (hi - lo) / a or more. This quotient is an upper bound on the tightest T that
+the proof can find. Interval analysis computes it in microseconds. The search can then move along the contract's limit
+instead of losing a candidate at each step beyond it. The result is not trusted: it passes the same gates as any other
+candidate.
 """
 
 from collections.abc import Mapping
@@ -33,18 +34,18 @@ from .tree import with_function
 __all__ = ["bound", "orders", "within_limit"]
 
 FINE = 16
-"""From this weight on rounding costs little, and a weight is made smaller by its constant and not by a division."""
+"""Minimum weight that is reduced by a smaller constant instead of a division, because rounding then costs little."""
 ROUNDS = 3
-"""How often weights are scaled again because rounding left them above the limit."""
+"""Maximum number of scalings, which repeat because rounding may leave the weights above the limit."""
 NOTHING = Interval(0, 0)
 
 
 def within_limit(module: Module, palette: Palette) -> Module:
-    """The module with the weights of all but the aging field scaled down to the contract's limit, where they exceed it.
+    """Return the module with all weights but the aging field's scaled down to the contract's limit.
 
-    Where the aging field is not read at all it is added, or nothing could be proved. Fields without a ceiling are clamped to what
-    the workload shows before weights are scaled, since their domain would leave them none. A module of another shape, or within
-    the limit, comes back as it is.
+    If the aging field is not read at all, it is added, because nothing could be proved otherwise. Fields without a
+    ceiling are first clamped to the maximum that the workload shows, because their domain would leave them no weight. A
+    module of another shape, or one within the limit, is returned unchanged.
     """
     aging = palette.aging
     function = module.functions[palette.signature.name]
@@ -75,7 +76,10 @@ def within_limit(module: Module, palette: Palette) -> Module:
 
 
 def bound(module: Module, palette: Palette, aging: Aging) -> Fraction | None:
-    """An upper bound on the least T for which the aging field wins; None when the shape gives none."""
+    """Return an upper bound on the tightest T for which the aging field wins.
+
+    The result is None if the shape of the module gives no bound.
+    """
     value = _value(module.functions[palette.signature.name])
     if value is None:
         return None
@@ -85,7 +89,10 @@ def bound(module: Module, palette: Palette, aging: Aging) -> Fraction | None:
 
 
 def orders(palette: Palette) -> Orders:
-    """The pairs of fields that the contract's assumptions put in order, in the names of the palette's function."""
+    """Return the pairs of fields that the contract's assumptions put in order.
+
+    The pairs use the parameter names of the function that `palette` was made for.
+    """
     names = {view: name for name, view in palette.views.items()}
     found = set()
     for formula in palette.contract.assumptions:
@@ -99,7 +106,7 @@ def orders(palette: Palette) -> Orders:
 
 
 def _value(function: Function) -> Expr | None:
-    """What a function of one statement returns."""
+    """Return the value that a function of one statement returns; None for any other function."""
     match function.body:
         case (Return(value),):
             return value
@@ -108,17 +115,20 @@ def _value(function: Function) -> Expr | None:
 
 @dataclass(frozen=True)
 class _Scope:
-    """What splitting an expression needs to know."""
+    """The context in which an expression is split."""
 
     ranges: Ranges
     own: frozenset[str]
-    """The parameters that differ between two items compared."""
+    """The parameters that differ between two compared items."""
     aging: Aging
     cancels: bool = True
-    """Whether what reads none of them is the same for both items: not in a branch that only one of the two may take."""
+    """True if an expression that reads none of them is equal for both items.
+
+    It is False in a branch that only one of the two items may take.
+    """
 
     def shared(self, value: Expr) -> bool:
-        """Whether two items compared give an expression the same value."""
+        """Return True if an expression has the same value for two compared items."""
         return not any(
             isinstance(node, (Call, Local)) or (isinstance(node, Field) and node.view in self.own)
             for node in walk(value)
@@ -126,7 +136,10 @@ class _Scope:
 
 
 def _split(value: Expr, scope: _Scope) -> tuple[Fraction, Interval]:
-    """An expression as a weight of the aging field, and the interval of all the rest that differs between two items."""
+    """Split an expression into a weight of the aging field and the interval of the rest.
+
+    The interval covers only the parts that differ between two items.
+    """
     match value:
         case Field() if _ages(value, scope.aging):
             return Fraction(1), NOTHING
@@ -140,7 +153,7 @@ def _split(value: Expr, scope: _Scope) -> tuple[Fraction, Interval]:
             return a - b, Interval(one.lo - other.hi, one.hi - other.lo)
         case Binary("//", inner, Const(divisor)) if divisor > 0:
             a, one = _split(inner, scope)
-            if a:  # rounding down takes less than 1 from each
+            if a:  # rounding down removes less than 1 from each
                 return a / divisor, Interval(one.lo // divisor - 1, one.hi // divisor + 1)
         case Cond(test, then, orelse):
             branch = replace(scope, cancels=scope.cancels and scope.shared(test))
@@ -157,7 +170,7 @@ def _ages(node: Field, aging: Aging) -> bool:
 
 
 def _clamped(value: Expr, reaches: Mapping[tuple[str, str], int]) -> Expr:
-    """The expression with a ceiling on each field that has none."""
+    """Return the expression with a ceiling on each field that has none."""
     match value:
         case Field(view, name) if (view, name) in reaches:
             return MinMax("min", (value, Const(reaches[view, name])))
@@ -173,7 +186,10 @@ def _clamped(value: Expr, reaches: Mapping[tuple[str, str], int]) -> Expr:
 
 
 def _scaled(value: Expr, ratio: Fraction, aging: Aging) -> Expr:
-    """About `ratio` times an expression, for a ratio below 1, its terms in the aging field left as they are."""
+    """Return about `ratio` times an expression, for a ratio below 1.
+
+    Terms in the aging field are not changed.
+    """
     match value:
         case (Field() as item) | Binary("*", Field() as item, Const()) if _ages(item, aging):
             return value

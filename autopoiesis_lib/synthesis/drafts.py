@@ -1,4 +1,7 @@
-"""The shape of a model's answer. Its validator runs the cheap gates, so that instructor tells the model what is wrong."""
+"""The structure of a model's answer.
+
+Its validator runs the cheap gates, so instructor reports the violation to the model.
+"""
 
 import ast
 import re
@@ -17,15 +20,18 @@ __all__ = ["PolicyDraft", "Shape", "draft_model"]
 CHEAP_GATES = ("grammar", "types", "ranges")
 
 Shape = Literal["any", "linear"]
-"""`any`: a whole program. `linear`: a weighted sum of view fields, for models too small to write a program; the server's guided
-decoding must honour `pattern` in a JSON schema, as vLLM's does."""
+"""The shape of the policies that a model may write.
+
+`any` is a whole program. `linear` is a weighted sum of view fields, for models too small to write a program. It needs a
+server whose guided decoding honours `pattern` in a JSON schema, as vLLM's does.
+"""
 
 TERMS = 4
-"""The most terms of a linear policy."""
+"""Maximum number of terms of a linear policy."""
 
 
 class PolicyDraft(BaseModel):
-    """One policy with its reason."""
+    """One policy with the reasons for it."""
 
     rationale: str = Field(max_length=4_000, description="Why this should do better, in one or two sentences.")
     expected_effect: str = Field(max_length=2_000, description="Which metric moves, which way, and at what cost.")
@@ -36,12 +42,17 @@ class PolicyDraft(BaseModel):
     @field_validator("rationale", "expected_effect")
     @classmethod
     def _shows_every_character(cls, text: str) -> str:
-        """Write control and bidirectional characters as escapes. In a policy's text the grammar refuses them."""
+        """Return the text with control and bidirectional characters as escapes.
+
+        In a policy's text the grammar refuses such characters.
+        """
         return printable(text, allowed="\n")
 
 
 def draft_model(contract: Contract, lock: threading.Lock, shape: Shape = "any") -> type[PolicyDraft]:
-    """`PolicyDraft` whose source must pass the cheap gates of a contract. `lock` is held while a text is checked.
+    """Return a `PolicyDraft` class whose source must pass the cheap gates of a contract.
+
+    `lock` is held while a text is checked.
 
     Raises:
         ProposerError: the contract has no linear policies.
@@ -57,7 +68,7 @@ def draft_model(contract: Contract, lock: threading.Lock, shape: Shape = "any") 
 
     fields: dict[str, Any] = {}
     if shape == "linear":
-        # Short, so that an answer ends within few tokens even if a weak model goes in circles.
+        # Short limits, so that an answer ends within few tokens even if a weak model repeats itself.
         for name, length in (("rationale", 160), ("expected_effect", 80)):
             description = PolicyDraft.model_fields[name].description
             fields[name] = (str, Field(max_length=length, description=description))
@@ -76,9 +87,13 @@ def draft_model(contract: Contract, lock: threading.Lock, shape: Shape = "any") 
 
 
 def linear_pattern(contract: Contract) -> str:
-    """The policies of one line that return a weighted sum of a decision's view fields, as a regular expression.
+    """Return a regular expression for the one-line policies that return a weighted sum of a decision's view fields.
 
-    One line, because a pattern says nothing of how JSON escapes a newline. Imports are added afterwards.
+    The policies have one line, because a pattern cannot express how JSON escapes a newline. Imports are added
+    afterwards.
+
+    Raises:
+        ProposerError: the contract has no single decision that is a number.
     """
     decisions = list(contract.decisions.values())
     if len(decisions) != 1 or decisions[0].result.kind == "bool":
@@ -97,7 +112,7 @@ def linear_pattern(contract: Contract) -> str:
 
 
 def _unfenced(text: str) -> str:
-    """The text without a markdown fence around it, which models like to add."""
+    """Return the text without an enclosing markdown fence, which models often add."""
     lines = text.replace("\r\n", "\n").strip(" \t\n").split("\n")
     if len(lines) >= 2 and lines[0].startswith("```") and lines[-1].strip() == "```":
         lines = lines[1:-1]
@@ -105,7 +120,10 @@ def _unfenced(text: str) -> str:
 
 
 def _with_imports(text: str, contract: Contract) -> str:
-    """The text with the views imported, where it imports nothing: the one line that models forget and that says nothing."""
+    """Return the text with an import of its views added if it imports nothing.
+
+    Models often omit this line, and it carries no information.
+    """
     if re.search(r"^\s*(from|import)\b", text, re.MULTILINE):
         return text
     used = sorted(name for name in contract.views if re.search(rf"\b{name}\b", text))

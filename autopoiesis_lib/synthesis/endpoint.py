@@ -1,9 +1,9 @@
-"""A language model behind an endpoint: one structured answer, with back-off, usage, and errors told apart.
+"""A language model behind an endpoint: one structured answer, with back-off, usage counts and typed errors.
 
-instructor asks again when an answer does not validate; this module asks again when the endpoint fails for a moment, fits the
-request to what the server takes, and gives up in a way the proposer can count on: every failure is an `EndpointError` that says
-whether trying later may help, and what was spent on it all the same. Nothing that an endpoint says is believed: `exchange`
-bounds its time and its replies, and its count of tokens is held to what the request could have used.
+instructor repeats a request if an answer does not validate. This module repeats it if the endpoint fails temporarily,
+and changes the request to fit the server's limits. Every failure is an `EndpointError`, which states if a later attempt
+may help and what the call used. No statement of an endpoint is trusted. `exchange` bounds its time and its replies, and
+its token count is limited to what the request could have used.
 """
 
 import base64
@@ -38,15 +38,18 @@ from .record import Scrubber
 __all__ = ["Answer", "Endpoint", "EndpointError", "Price", "Spent"]
 
 KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
-"""Where the providers whose clients come with this library look for their key. Others say themselves what they miss."""
+"""Environment variables with the keys of the providers whose clients are installed with this library.
+
+Other clients report a missing key themselves.
+"""
 
 FITTINGS = 4
-"""How often a request is changed because the server cannot take it."""
+"""Maximum number of times that a request is changed because the server refuses it."""
 NO_BASE_URL = "the base URL is not of the form http(s)://HOST[:PORT]/PATH"
 LONGEST_WAIT_S = 60.0
-"""Longest wait that a rate-limiting server is granted."""
+"""Longest wait in seconds that a rate-limiting server can impose."""
 MAX_RECORDED = 4_096
-"""Characters kept of a reply that is no plain JSON value, and of a line that a client library logs."""
+"""Number of characters kept of a reply that is not a plain JSON value, and of a line that a client library logs."""
 TEMPLATE_TOKENS = 512
 """Tokens that a server's chat template may add to a prompt."""
 
@@ -55,18 +58,18 @@ Draft = TypeVar("Draft", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Spent:
-    """What a call took, whatever came of it.
+    """The resources that a call used, with or without success.
 
-    Tokens are the server's own count over all tries, held to what the requests could have used, or estimated.
+    Tokens are the server's own count over all attempts, limited to what the requests could have used, or an estimate.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
     replies: Sequence[Any] = ()
-    """Every raw reply, those that did not validate too."""
+    """Every raw reply, including those that did not validate."""
     refused: Sequence[str] = ()
-    """Why each reply that did not validate was refused, in order: one line each."""
+    """The reason for each refusal of a reply, in order, one line each."""
 
     @property
     def tokens(self) -> int:
@@ -75,10 +78,10 @@ class Spent:
 
 
 class EndpointError(ProposerError):
-    """A model gave no usable answer.
+    """A call of a model without a usable answer.
 
-    `permanent`: asking again cannot help (a refused key, an unknown model). `answered`: the endpoint works, and it was the
-    model's text that the gates refused or that was cut off.
+    `permanent` means that another request cannot help, as for a refused key or an unknown model. `answered` means that
+    the endpoint works, but that the gates refused the model's text or that it was cut off.
     """
 
     def __init__(self, message: str, *, permanent: bool, answered: bool, spent: Spent) -> None:
@@ -88,27 +91,30 @@ class EndpointError(ProposerError):
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars for a million tokens."""
+    """Prices in dollars per million tokens."""
 
     prompt: float
     completion: float
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Dollars for one call."""
+        """Return the dollars for one call."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A validated answer and what it took."""
+    """A validated answer and the resources that it used."""
 
     draft: BaseModel
     spent: Spent
 
 
 class Endpoint:
-    """One model. `model` is "provider/name"; with a `base_url` it is any OpenAI-compatible server, and the provider
-    is dropped."""
+    """One model behind an endpoint.
+
+    `model` is "provider/name". With a `base_url` the endpoint is any OpenAI-compatible server, and the provider is
+    dropped.
+    """
 
     def __init__(
         self,
@@ -128,23 +134,28 @@ class Endpoint:
         self.model = model
         self.timeout_s, self.repairs, self.attempts = timeout_s, repairs, attempts
         self._request = Request(max_output_tokens, temperature, context_tokens)
-        """Learned from the server's refusals; replaced whole, so that threads may share it."""
+        """The request parameters learned from the server's refusals.
+
+        The value is replaced whole, so threads may share it.
+        """
         self._scrubber = scrubber
         _quiet(scrubber)
         try:
             self._client = _client(model, base_url, api_key, timeout_s, mode)
         except (InstructorError, openai.OpenAIError, ImportError, ValueError, KeyError) as error:
             raise ProposerError(f"the model {model!r} cannot be used: {_shown(scrubber.text(_line(error)))}") from None
-        _quiet(scrubber)  # again: the client libraries were imported meanwhile, and made their loggers
+        _quiet(scrubber)  # again, because the client libraries have been imported since and have made their loggers
         self._name = model.partition("/")[2] if base_url is not None and "/" in model else None
         if base_url is not None and "/" not in model:
             self._name = model
 
     def ask(self, prompts: Sequence[Messages], response_model: type[Draft], deadline_s: float | None) -> Answer:
-        """Return a validated answer. `prompts` are versions of one prompt, the longest first: the first that fits is sent.
+        """Return a validated answer.
+
+        `prompts` are versions of one prompt, the longest first. The first version that fits is sent.
 
         Raises:
-            EndpointError: none came within the attempts, the time-out and the deadline.
+            EndpointError: no answer came within the attempts, the time-out and the deadline.
         """
         started = time.monotonic()
         longest = self.timeout_s * self.attempts
@@ -169,7 +180,7 @@ class Endpoint:
         except Exception as error:
             answered = bool(seen.replies) and _about_the_text(error)
             if len(seen.refused) < len(seen.replies):
-                seen.refuse(error)  # a reply that was cut off: instructor does not try to parse it
+                seen.refuse(error)  # a reply that was cut off, which instructor does not parse
             spent = seen.spent(time.monotonic() - started, self._scrubber)
             what = f"no usable answer ({spent.refused[-1]})" if answered and spent.refused else _describe(error)
             permanent = not answered and _permanent(error)
@@ -181,7 +192,7 @@ class Endpoint:
     def _fitted(
         self, prompts: Sequence[Messages], response_model: type[Draft], hooks: Hooks, timeout_s: float
     ) -> Draft:
-        """One call, again with a smaller or otherwise changed request as long as the server says what it cannot take."""
+        """Make one call, and repeat it with a changed request while the server reports the limit that it exceeds."""
         for _ in range(FITTINGS):
             request = self._request
             prompt, max_tokens = request.fit(prompts)
@@ -219,7 +230,7 @@ class Endpoint:
 
 @dataclass
 class _Seen:
-    """What went over the wire during one call, as instructor's hooks tell it."""
+    """The replies and counts of one call, as instructor's hooks report them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -229,19 +240,19 @@ class _Seen:
     _most_tokens: int = 0
 
     def ask(self, **arguments: Any) -> None:
-        """Note a request."""
+        """Record a request."""
         told = {name: arguments.get(name) for name in ("messages", "system", "response_format", "tools")}
         self._asked_bytes = len(json.dumps(told, default=str))
         limits = (arguments.get("max_tokens"), arguments.get("max_completion_tokens"))
         self._most_tokens = max((limit for limit in limits if isinstance(limit, int)), default=0)
 
     def note(self, response: Any) -> None:
-        """Note a reply, with tokens that the request and the reply may have used: a server's count is only a claim.
+        """Record a reply, with the tokens that the request and the reply may have used.
 
-        Of a prompt a token is at least one byte; an answer ends at the limit that was asked for. A count that is missing or is
-        no positive integer is estimated from the bytes.
+        A server's count is only a claim, so it is limited. A token of a prompt is at least one byte, and an answer ends
+        at the requested limit. A count that is missing or is not a positive integer is estimated from the bytes.
         """
-        reply, size = _plain(response)  # now: instructor later writes the running total into `usage`
+        reply, size = _plain(response)  # now, because instructor later writes the running total into `usage`
         self.replies.append(reply)
         counts = getattr(response, "usage", None)
         asked, most = self._asked_bytes, self._most_tokens or size
@@ -249,18 +260,18 @@ class _Seen:
         self.completion_tokens += _tokens(counts, ("completion_tokens", "output_tokens"), size, most)
 
     def refuse(self, error: Exception, **_: Any) -> None:
-        """Note why the last reply did not validate."""
+        """Record why the last reply did not validate."""
         self.refused.append(_why_refused(error))
 
     def spent(self, seconds: float, scrubber: Scrubber) -> Spent:
-        """Return all of it, as a value."""
+        """Return the recorded data as a value."""
         replies = [scrubber.value(reply) for reply in self.replies]
         refused = [_shown(scrubber.text(line), 500) for line in self.refused]
         return Spent(self.prompt_tokens, self.completion_tokens, seconds, replies, refused)
 
 
 def _tokens(counts: Any, names: Sequence[str], size: int, most: int) -> int:
-    """Return a server's count of tokens held to `most`, or an estimate from the size in bytes."""
+    """Return a server's count of tokens limited to `most`, or an estimate from the size in bytes."""
     for name in names:
         value = getattr(counts, name, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -280,7 +291,7 @@ def _client(
             sdk = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=0, **settings)
         except openai.OpenAIError:
             raise
-        except Exception:  # each HTTP library has an error of its own for a URL, and says it in full
+        except Exception:  # each HTTP library has its own error for a URL, and its message contains the whole URL
             raise ValueError(NO_BASE_URL) from None
         bound(sdk)
         return instructor.from_openai(sdk, mode=chosen or instructor.Mode.JSON_SCHEMA)
@@ -297,15 +308,15 @@ def _client(
     inner: Any = getattr(client, "client", None)
     bound(inner)
     if isinstance(getattr(inner, "max_retries", None), int):
-        inner.max_retries = 0  # this module backs off; twice would multiply
+        inner.max_retries = 0  # this module backs off; a second back-off would multiply the attempts
     return client
 
 
 def _address(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """Return a base URL without its secrets, and these as query parameters and headers of every request.
+    """Return a base URL without its secrets, and the secrets as query parameters and headers of every request.
 
     Raises:
-        ValueError: it is no HTTP URL; the message shows none of it.
+        ValueError: the URL is not an HTTP URL. The message contains no part of it.
     """
     parts = urlsplit(url) if redacted_url(url) != HIDDEN else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
@@ -316,7 +327,7 @@ def _address(url: str) -> tuple[str, dict[str, str], dict[str, str]]:
 
 
 def basic_credentials(user: str) -> str:
-    """Return the `USER:PASSWORD` part of a URL as HTTP's basic authentication sends it."""
+    """Return the `USER:PASSWORD` part of a URL in the form of HTTP's basic authentication."""
     name, _, password = user.partition(":")
     return base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode("ascii")
 
@@ -329,7 +340,7 @@ def _mode(name: str) -> instructor.Mode:
 
 
 class _WaitAsTold(wait_base):
-    """Waits as long as a rate-limiting server asks for, up to a minute, otherwise as usual."""
+    """A wait strategy that uses the wait of a rate-limiting server, up to a minute, or else the usual wait."""
 
     def __init__(self, usual: wait_base) -> None:
         self._usual = usual
@@ -342,7 +353,10 @@ class _WaitAsTold(wait_base):
 
 
 def retry_after(told: str | None) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, 0 to `LONGEST_WAIT_S`; None when it says nothing usable."""
+    """Return the seconds that a `Retry-After` header asks for, from 0 to `LONGEST_WAIT_S`.
+
+    The result is None if the header has no usable value.
+    """
     text = (told or "").strip()
     if re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", text, re.ASCII):
         return min(LONGEST_WAIT_S, float(text))
@@ -355,7 +369,7 @@ def retry_after(told: str | None) -> float | None:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return the cause below instructor's wrapping: a bound that was broken, or else the client library's error."""
+    """Return the root cause of an error that instructor wraps: a violated bound, or else the client library's error."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)
@@ -377,7 +391,10 @@ def _passing(error: BaseException) -> bool:
 
 
 def _refuses_request(root: BaseException) -> bool:
-    """Was it refused as it is, by the server or by the provider's client (some take no temperature)?"""
+    """Return True if the server or the provider's client refused the request itself.
+
+    Some clients accept no temperature, for example.
+    """
     return getattr(root, "status_code", None) == 400 or (
         isinstance(root, TypeError) and "unexpected keyword argument" in str(root)
     )
@@ -404,7 +421,10 @@ def _describe(error: BaseException) -> str:
 
 
 def _about_the_text(error: BaseException) -> bool:
-    """Did the endpoint do its part? Then the text was refused by a gate or cut off, or the repairs outgrew the context."""
+    """Return True if the endpoint worked and the failure is about the text.
+
+    A gate refused the text, the text was cut off, or the repairs exceeded the context length.
+    """
     root = _root(error)
     if isinstance(root, ValidationError):
         return any(item["type"] == "value_error" for item in root.errors())
@@ -428,7 +448,7 @@ def _line(error: BaseException) -> str:
 
 
 def _shown(text: str, limit: int = 300) -> str:
-    """Return a text of an endpoint's as people may see it, on one line."""
+    """Return a text of an endpoint in printable form on one line."""
     return printable(" ".join(text[: 4 * limit].split()))[:limit]
 
 
@@ -450,7 +470,7 @@ class _Scrubbing(logging.Filter):
         self._scrubber = scrubber
 
     def scrubs_as(self, scrubber: Scrubber) -> bool:
-        """Is it this very scrubber's?"""
+        """Return True if the filter uses this very scrubber."""
         return self._scrubber is scrubber
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -463,8 +483,10 @@ class _Scrubbing(logging.Filter):
 
 
 def _quiet(scrubber: Scrubber) -> None:
-    """The client libraries log errors, and an error may quote a header: scrub what their loggers say. With no logging set up
-    they would write to stderr what the proposer handles and reports itself."""
+    """Scrub the output of the client libraries' loggers, because an error that they log may quote a header.
+
+    Without any logging set up, they would also write to stderr what the proposer handles and reports itself.
+    """
     packages = ("instructor", "openai", "anthropic", "httpx", "httpx2", "httpcore")
     for package in packages:
         logging.getLogger(package).addHandler(logging.NullHandler())

@@ -1,8 +1,8 @@
-"""Bounds on an exchange with a language-model endpoint: one deadline for all of it, and a limit on bytes and nesting.
+"""Bounds on an exchange with a language-model endpoint: one deadline, and limits on bytes and nesting.
 
-The time-outs of an HTTP client count from the last byte, so a server that sends a byte a second is never late; and a compressed
-reply says nothing of its size. Here every wait on the network ends at the deadline, and a reply is read, decompressed and looked
-through before a client library sees it.
+The time-outs of an HTTP client count from the last byte, so a server that sends one byte per second is never late. The
+size of a compressed reply does not show its decompressed size. Here every wait on the network ends at the deadline. A
+reply is read, decompressed and checked before a client library sees it.
 """
 
 import contextlib
@@ -30,20 +30,25 @@ __all__ = [
 ]
 
 MAX_REPLY_BYTES: Final = 1_048_576
-"""Bytes of a reply's body after decompression. A policy and its reason have at most 40 KB."""
+"""Maximum number of bytes of a reply's body after decompression. A policy and its reason have at most 40 KB."""
 MAX_RAW_BYTES: Final = 8 * MAX_REPLY_BYTES
-"""Bytes off the network for one reply: headers, interim replies, and the body with its framing."""
+"""Maximum number of bytes from the network for one reply: headers, interim replies, and the body with its framing."""
 MAX_DEPTH: Final = 32
-"""Arrays and objects inside one another in a reply."""
+"""Maximum nesting depth of arrays and objects in a reply."""
 MAX_REDIRECTS: Final = 5
 GRACE_S: Final = 1.0
-"""Seconds after the deadline at which a call is given up that none of its waits has ended: a name that does not resolve, a
-client library with waits of its own."""
+"""Seconds after the deadline at which a call is abandoned whose waits have not ended.
+
+Examples are a name that does not resolve, and a client library with waits of its own.
+"""
 
 ENCODINGS: Final = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
-"""Content encodings that are read: each inflates in bounded steps. None is asked for."""
+"""Content encodings that are read, each of which inflates in bounded steps. Requests ask for none of them."""
 HEADERS: Final = frozenset({"location", "request-id", "retry-after", "x-request-id"})
-"""Headers of a reply that client libraries see, besides a media type without parameters: some "charsets" inflate, too."""
+"""Headers of a reply that client libraries see, in addition to a media type without parameters.
+
+Parameters are removed because some "charsets" inflate, too.
+"""
 
 _MEDIA_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}")
 
@@ -56,12 +61,12 @@ class ReplyProblem(StrEnum):
     LATE = "late"
     TOO_LARGE = "too-large"
     ENCODED = "encoded"
-    """A content encoding that nobody asked for and that cannot be read in bounded steps."""
+    """A content encoding that was not requested and cannot be read in bounded steps."""
     NESTED = "nested"
 
 
 class ReplyRefusedError(AutopoiesisError):
-    """An endpoint's reply broke a bound; `problem` says which."""
+    """An endpoint's reply that violates a bound. `problem` names the bound."""
 
     def __init__(self, problem: ReplyProblem, message: str) -> None:
         super().__init__(message)
@@ -69,11 +74,11 @@ class ReplyRefusedError(AutopoiesisError):
 
 
 class Exchange:
-    """The time and the bytes that a call has left, over all its requests.
+    """The time and the bytes that remain for a call over all its requests.
 
     Args:
         deadline: end of the whole call, in monotonic seconds.
-        timeout_s: longest time for one request and its reply.
+        timeout_s: longest time for one request and its reply, in seconds.
     """
 
     def __init__(self, deadline: float, timeout_s: float) -> None:
@@ -90,7 +95,7 @@ class Exchange:
         """Return the seconds that one wait may take.
 
         Raises:
-            ReplyRefusedError: there are none.
+            ReplyRefusedError: no time is left.
         """
         left = self._until - time.monotonic()
         if left <= 0:
@@ -99,10 +104,10 @@ class Exchange:
 
     @contextlib.contextmanager
     def waiting(self, timeout_s: float | None) -> Iterator[float]:
-        """Yield the seconds that one wait may take; a failure after them is one of the deadline.
+        """Yield the seconds that one wait may take.
 
         Raises:
-            ReplyRefusedError: there are none, or they have passed.
+            ReplyRefusedError: no time is left, before the wait or at a failure during it.
         """
         try:
             yield self.left(timeout_s)
@@ -111,7 +116,7 @@ class Exchange:
             raise
 
     def received(self, count: int) -> None:
-        """Count bytes off the network.
+        """Count bytes from the network.
 
         Raises:
             ReplyRefusedError: the reply is too large.
@@ -125,10 +130,12 @@ _current: ContextVar[Exchange | None] = ContextVar("autopoiesis_exchange", defau
 
 
 def within(exchange: Exchange, work: Callable[[], Result]) -> Result:
-    """Do work whose requests keep to an exchange's bounds, in a thread that is left behind `GRACE_S` after the deadline.
+    """Run `work`, whose requests keep the bounds of an exchange, in a thread.
+
+    The thread is abandoned `GRACE_S` after the deadline.
 
     Raises:
-        ReplyRefusedError: the deadline passed, or a reply broke another bound.
+        ReplyRefusedError: the deadline passed, or a reply violated another bound.
     """
     done: list[Callable[[], Result]] = []
 
@@ -154,10 +161,11 @@ def _raise(error: BaseException) -> Any:
 
 
 def bound(sdk: Any) -> None:
-    """Hold the HTTP client inside a provider's client object to the bounds of the current exchange.
+    """Apply the bounds of the current exchange to the HTTP client inside a provider's client object.
 
-    Providers' clients differ in whether they take an HTTP client and of which library (`httpx`, `httpx2`), so the one that is
-    there is bound in place, with its proxies and certificates. A client that is built otherwise keeps the deadline only.
+    Some providers' clients accept no HTTP client, and they use different libraries (`httpx`, `httpx2`). Therefore the
+    existing client is changed in place, with its proxies and certificates. A client of another structure keeps only the
+    deadline.
     """
     http = getattr(sdk, "_client", None)
     if http is None or not hasattr(http, "_transport"):
@@ -171,7 +179,7 @@ def bound(sdk: Any) -> None:
 
 
 def _bounded_request(handle: Callable[[Any], Any], request: Any) -> Any:
-    """Send a request and return its reply, whole and within the bounds."""
+    """Send a request and return its whole reply within the bounds."""
     exchange = _current.get()
     if exchange is None:
         return handle(request)
@@ -204,7 +212,10 @@ def _content(response: Any, exchange: Exchange) -> bytes:
 
 
 def nested_too_deeply(content: bytes | str | list[Any] | dict[str, Any]) -> bool:
-    """Return whether JSON text, or a value made of it, has more than `MAX_DEPTH` levels. Other text has none."""
+    """Return True if JSON text, or a value made from it, has more than `MAX_DEPTH` levels.
+
+    Other text has no levels.
+    """
     if isinstance(content, (bytes, str)):
         try:
             content = json.loads(content)
@@ -221,27 +232,27 @@ def nested_too_deeply(content: bytes | str | list[Any] | dict[str, Any]) -> bool
 
 
 def _children(value: Any) -> Iterator[Any]:
-    """Yield the arrays and objects right inside a value."""
+    """Yield the arrays and objects directly inside a value."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (child for child in inside if isinstance(child, (dict, list)))
 
 
 class _Backend:
-    """A network backend of `httpcore` whose connections keep to the current exchange."""
+    """A network backend of `httpcore` whose connections keep the bounds of the current exchange."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
 
     def connect_tcp(self, *where: Any, **options: Any) -> "_Stream":
-        """Connect, within the time left."""
+        """Connect within the time left."""
         return _Stream(self._inner.connect_tcp(*where, **_timed(options)))
 
     def connect_unix_socket(self, *where: Any, **options: Any) -> "_Stream":
-        """Connect, within the time left."""
+        """Connect within the time left."""
         return _Stream(self._inner.connect_unix_socket(*where, **_timed(options)))
 
     def sleep(self, seconds: float) -> None:
-        """Wait between two tries to connect."""
+        """Wait between two attempts to connect."""
         self._inner.sleep(seconds)
 
 
@@ -252,7 +263,7 @@ class _Stream:
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what is there, within the time left."""
+        """Read the available bytes within the time left."""
         exchange = _current.get()
         if exchange is None:
             return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
@@ -262,7 +273,7 @@ class _Stream:
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it, within the time left."""
+        """Send all bytes within the time left."""
         exchange = _current.get()
         if exchange is None:
             return self._inner.write(buffer, timeout)  # type: ignore[no-any-return]
@@ -270,7 +281,7 @@ class _Stream:
             self._inner.write(buffer, left)
 
     def start_tls(self, *how: Any, **options: Any) -> "_Stream":
-        """Go over to TLS, within the time left."""
+        """Start TLS within the time left."""
         return _Stream(self._inner.start_tls(*how, **_timed(options)))
 
     def close(self) -> None:
@@ -278,7 +289,7 @@ class _Stream:
         self._inner.close()
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what the library asks of a connection."""
+        """Return the requested information about the connection."""
         return self._inner.get_extra_info(info)
 
 

@@ -1,7 +1,7 @@
-"""Fitting a request to a server: what it refused, and what to send instead.
+"""Adaptation of requests to a server: the limit that it refused, and the request to send instead.
 
-No server says beforehand what it takes in a way that all share, but all say so when they refuse (HTTP 400). What was learned
-stays: the next request fits at once.
+Servers have no common way to announce their limits, but all of them report a limit when they refuse a request (HTTP
+400). A learned limit is kept, so the next request fits immediately.
 """
 
 import re
@@ -14,18 +14,18 @@ __all__ = ["Messages", "Request", "context_limit"]
 Messages = Sequence[Mapping[str, str]]
 
 CHARS_PER_TOKEN = 3.0
-"""Characters of a prompt for a token, until a server tells better: English with code is at 3 to 4."""
+"""Characters of a prompt per token until a server's count is known. English with code has 3 to 4."""
 ROOM = 512
-"""Output tokens worth asking for: below it the prompt is shortened rather than the answer."""
+"""Minimum number of output tokens worth a request. If fewer would fit, a shorter prompt is used."""
 LEAST = 128
-"""Output tokens below which no policy fits."""
+"""Number of output tokens below which no policy fits."""
 MARGIN = 32
 """Tokens that a chat template may add."""
 
 LONGEST_REFUSAL = 4_096
-"""Characters of a refusal that are read."""
+"""Number of characters of a refusal that are read."""
 CHARS_BOUNDS = (0.5, 16.0)
-"""The least and the most characters for a token that a server is believed."""
+"""Lower and upper bound on the characters per token that a server's count is accepted for."""
 
 _LIMIT = re.compile(r"context (?:length|size|window)\D{0,40}?([0-9][0-9,]{0,14})", re.IGNORECASE)
 _PROMPT = re.compile(
@@ -34,24 +34,24 @@ _PROMPT = re.compile(
 
 
 def context_limit(refusal: str) -> int | None:
-    """The tokens of context that a refusal speaks of; None when it is about something else."""
+    """Return the context length in tokens that a refusal names; None if it is about another problem."""
     found = _LIMIT.search(refusal[:LONGEST_REFUSAL])
     return None if found is None else int(found[1].replace(",", ""))
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a server is known to take."""
+    """The request parameters that a server is known to accept."""
 
     max_output_tokens: int
     temperature: float | None
     context_tokens: int | None = None
-    """Tokens of prompt and answer together; None: not known, or not limited."""
+    """Tokens of prompt and answer together; None if the limit is unknown or absent."""
     chars_per_token: float = CHARS_PER_TOKEN
     limit_name: str = "max_tokens"
 
     def fit(self, prompts: Sequence[Messages]) -> tuple[Messages, int]:
-        """The longest version of a prompt that leaves room for an answer, and the output tokens to ask for."""
+        """Return the longest prompt version that leaves room for an answer, and the output tokens to request."""
         if self.context_tokens is None:
             return prompts[0], self.max_output_tokens
         wanted = min(ROOM, self.max_output_tokens)
@@ -62,12 +62,12 @@ class Request:
         return prompts[-1], max(LEAST, min(self.max_output_tokens, self.context_tokens - self._tokens(prompts[-1])))
 
     def arguments(self, max_tokens: int) -> dict[str, Any]:
-        """Keyword arguments of the call."""
+        """Return the keyword arguments of the call."""
         heat = {} if self.temperature is None else {"temperature": self.temperature}
         return {self.limit_name: max_tokens, **heat}
 
     def after(self, refusal: str, prompt: Messages) -> "Request | None":
-        """What to send after a refusal of `prompt`; None when it says nothing that helps."""
+        """Return the request to send after a refusal of `prompt`; None if the refusal does not help."""
         limit = context_limit(refusal)
         if limit is not None:
             told = _PROMPT.search(refusal[:LONGEST_REFUSAL])
@@ -76,7 +76,7 @@ class Request:
                 ratio = max(CHARS_BOUNDS[0], min(CHARS_BOUNDS[1], length / int(told[1].replace(",", ""))))
             else:
                 ratio = self.chars_per_token
-            # A server that was told of its limit and refused again counts more tokens than we do.
+            # A server that refuses a request again after the limit was applied counts more tokens than this estimate.
             if self.context_tokens == limit and ratio >= self.chars_per_token:
                 ratio = 0.8 * self.chars_per_token
             return replace(

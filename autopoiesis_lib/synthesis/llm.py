@@ -1,4 +1,4 @@
-"""`LLMProposer`: candidates by any language model behind instructor; when none answers, the search carries on."""
+"""`LLMProposer`: candidates from any language model behind instructor, with the program search as fallback."""
 
 import os
 import threading
@@ -27,26 +27,45 @@ from .weights import Outcome, Per, Tally
 __all__ = ["LLMProposer", "Price"]
 
 BREAKER = 3
-"""Failures in a row after which the rest of a generation goes to the fall-back, and the next one starts with a single try."""
+"""Number of failures in a row after which the rest of a generation goes to the fallback.
+
+The next generation then starts with a single attempt.
+"""
 
 
 Secret = str | SecretStr
 
 
 class LLMProposer:
-    """Writes candidates with language models.
+    """A proposer that writes candidates with language models.
 
-    `models` is "provider/name" or several with weights. With a `base_url` they are asked of that OpenAI-compatible server
-    (a mapping names one by model; models it leaves out are asked of their provider). `api_key`, likewise, defaults to the
-    provider's own environment variable (OPENAI_API_KEY for a `base_url`). Neither keys nor the user name, password and query
-    values of a URL are shown or stored. `share` of the slots go to the models, the rest to
-    `fallback`, as does every slot for which no usable answer comes. `prices` are dollars for a million tokens by model, and are
-    needed for a dollar budget. `record` is a JSONL file that every exchange is appended to; `replay` is such a file to answer
-    from instead of asking. `repairs` is how often a model may mend an answer that the cheap gates refuse.
-    `context_tokens` is what a model takes, prompt and answer together; without it the limit is learned when the server refuses.
-    `adapt` moves the weights of several models towards those that give more for what they cost, in "tokens" (True), "dollars"
-    or "seconds"; a run that is resumed with the same `record` goes on with what it learned. `shape="linear"` has a server with
-    guided decoding hold answers to weighted sums, for models too small to write a program.
+    Args:
+        models: "provider/name", or a mapping of several names to weights.
+        base_url: the OpenAI-compatible server of all models, or a mapping of models to servers. A model that the
+            mapping omits is requested from its provider.
+        api_key: the key of all models, or a mapping of models to keys. The default is the provider's own environment
+            variable, and OPENAI_API_KEY for a model with a `base_url`.
+        share: the share of the slots that go to the models. The rest goes to `fallback`.
+        temperature: the sampling temperature.
+        max_output_tokens: the maximum number of tokens of an answer.
+        context_tokens: the maximum number of tokens of prompt and answer together. If None, the limit is learned when
+            the server refuses a request.
+        timeout_s: the longest time of one request, in seconds.
+        repairs: the number of times that a model may correct an answer that the cheap gates refuse.
+        attempts: the number of attempts if the endpoint fails temporarily.
+        parallel: the number of concurrent calls.
+        mode: the name of an instructor mode.
+        prices: the prices by model, which a dollar budget needs.
+        record: a JSONL file to which every exchange is appended.
+        replay: a record from which the answers are taken instead of from a model.
+        fallback: the proposer for the slots without a model or without a usable answer; `SearchProposer()` if None.
+        adapt: the unit of cost, "tokens" (also True), "dollars" or "seconds", by which the weights of several models
+            move towards those that give more for their cost. A run resumed with the same `record` keeps what it
+            learned.
+        shape: "linear" makes a server with guided decoding restrict answers to weighted sums, for models too small to
+            write a program.
+
+    Keys are neither shown nor stored, and neither are the user name, password and query values of a URL.
     """
 
     def __init__(
@@ -97,7 +116,7 @@ class LLMProposer:
         self._recording = Recording(replay) if replay is not None else None
         self._recorder = Recorder(record, self._scrubber) if record is not None else None
         self._outcomes = _outcomes_of(record) if record is not None and self._per is not None else {}
-        """By generation and slot; what a resumed run asks again replaces what it was told before."""
+        """Outcomes by generation and slot. A repeated call of a resumed run replaces the earlier outcome."""
         self._endpoints: dict[str, Endpoint] = {}
         if self._recording is None:
             self._endpoints = {
@@ -113,7 +132,7 @@ class LLMProposer:
         self._lock = threading.Lock()
         self._failures = 0
         self.note = ""
-        """The last failure of an endpoint, for progress displays; empty while all is well."""
+        """The last failure of an endpoint, for progress displays; empty if the last call succeeded."""
 
     def _each(self, name: str, given: Secret | Mapping[str, Secret] | None) -> dict[str, SecretStr | None]:
         """Return a setting by model."""
@@ -132,13 +151,13 @@ class LLMProposer:
         return f"llm:{'+'.join(self.models)}"
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the settings without the key and the secret parts of URLs; prices as they were when the run began."""
+        """Return the settings without keys and secret parts of URLs. Prices are those of the run's start."""
         prices = {model: [price.prompt, price.completion] for model, price in self.prices.items()}
         record = {"proposer": "llm", "models": self.models, **self._settings, "prices_per_million_tokens": prices}
         return dict(self._scrubber.value(record))
 
     def propose(self, context: Context, slots: Sequence[Slot]) -> Sequence[Draft]:
-        """One draft a slot; never fails because a model does."""
+        """Return one draft per slot. The failure of a model never raises an error."""
         if context.dollars_left is not None and (missing := [m for m in self.models if m not in self.prices]):
             raise ProposerError(
                 f"a dollar budget needs the price of {missing[0]}; give prices={{model: Price(prompt, completion)}}"
@@ -147,13 +166,13 @@ class LLMProposer:
         until = None if context.deadline_s is None else time.monotonic() + context.deadline_s
         if self._recording is None:
             with self._lock:
-                types.warm(context.contract)  # or the first answer waits for it while its deadline comes nearer
+                types.warm(context.contract)  # otherwise the first answer would wait for it
         drafts: dict[int, Draft] = {}
         asked = [slot for slot in slots if slot.id in ours]
         allowance = _Allowance(context.tokens_left, context.dollars_left)
         response_model = draft_model(context.contract, self._lock, self.shape)
         weights = self.weights(context)
-        if self._failures >= BREAKER and asked:  # a single try tells whether the endpoint is back
+        if self._failures >= BREAKER and asked:  # a single attempt shows if the endpoint works again
             drafts[asked[0].id] = self._draft(context, asked[0], response_model, allowance, weights, until, probe=True)
             asked = asked[1:]
         with ThreadPoolExecutor(self._parallel) as threads:
@@ -166,7 +185,10 @@ class LLMProposer:
         return [drafts[slot.id] for slot in slots]
 
     def weights(self, context: Context) -> Mapping[str, float]:
-        """The share of each model in a generation: the weights given, moved by the generations before it with `adapt`."""
+        """Return the share of each model in a generation.
+
+        It is the given weight, adjusted by the results of earlier generations if `adapt` is set.
+        """
         if self._per is None:
             return self.models
         baselines = {
@@ -208,7 +230,7 @@ class LLMProposer:
         except EndpointError as error:
             failed, spent = str(error), error.spent
             with self._lock:
-                # A model that answers badly is no broken endpoint: the next slot may do better.
+                # A model that answers badly does not mean a broken endpoint: the next slot may do better.
                 self._failures = BREAKER if error.permanent else 0 if error.answered else self._failures + 1
                 self.note = f"{model}: {failed}; search carries on"
         else:
@@ -221,7 +243,10 @@ class LLMProposer:
         return self._done(call, draft, failed, spent)
 
     def _bound(self, prompt: Sequence[Mapping[str, str]]) -> tuple[int, int]:
-        """The most tokens a call can take: each repair sends the prompt and the answers so far again."""
+        """Return upper bounds on the prompt and completion tokens of a call.
+
+        Each repair sends the prompt and the previous answers again.
+        """
         output, repairs, context = self._upper_bound
         chars = sum(len(message["content"]) for message in prompt)
         calls = repairs + 1
@@ -232,7 +257,7 @@ class LLMProposer:
         return self.prices[model].of(spent.prompt_tokens, spent.completion_tokens) if model in self.prices else 0.0
 
     def _done(self, call: "_Call", content: Mapping[str, str] | None, error: str | None, spent: Spent) -> Draft:
-        """The draft of a call that is over, after writing it down."""
+        """Record a finished call and return its draft."""
         exchange = {
             "key": call.key, "slot": call.slot.id, "model": call.model, "messages": list(call.prompt),
             "replies": list(spent.replies), "refused": list(spent.refused), "draft": content, "error": error,
@@ -254,7 +279,7 @@ class LLMProposer:
         return self._as_draft(exchange, call)
 
     def _as_draft(self, exchange: Mapping[str, Any], call: "_Call") -> Draft:
-        """The same from a call as from its line in the record."""
+        """Return the draft of an exchange, in the same way for a call and for its line in the record."""
         outcome = Outcome.of_exchange(exchange)
         if outcome is not None:
             with self._lock:
@@ -263,7 +288,7 @@ class LLMProposer:
         content, slot = exchange["draft"], call.slot
         if content is None:
             draft = self._fallback.propose(call.context, [slot])[0]
-            # `llm_` and not `model`: the search wrote it, after this model had failed to.
+            # `llm_` and not `model`: the search wrote the draft, after this model had failed.
             told = {"llm_tried": call.model, "tokens": tokens, "dollars": dollars}
             return replace(draft, details={**draft.details, **told}) if tokens else draft
         return Draft(
@@ -277,7 +302,7 @@ class LLMProposer:
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """Who is asked what, for which slot."""
+    """One call: the model, the prompt and the slot."""
 
     context: Context
     slot: Slot
@@ -286,7 +311,7 @@ class _Call:
     prompt: Sequence[Mapping[str, str]]
 
     def outcome(self, content: Mapping[str, str] | None, exchange: Mapping[str, Any]) -> Outcome:
-        """What the call will count for."""
+        """Return the outcome of the call for the model's weight."""
         found = None if content is None else Policy.from_source(content["source"], self.context.contract).digest
         better = tuple(
             (parent.id, str(parent.details["model"]))
@@ -300,14 +325,14 @@ class _Call:
 
 
 class _Allowance:
-    """What a generation may still spend; calls in flight count at their upper bound."""
+    """The tokens and dollars that a generation may still spend. Calls in flight count at their upper bound."""
 
     def __init__(self, tokens: int | None, dollars: float | None) -> None:
         self._tokens, self._dollars = tokens, dollars
         self._lock = threading.Lock()
 
     def reserve(self, tokens: int, dollars: float) -> bool:
-        """Take the upper bound of a call, if there is enough."""
+        """Reserve the upper bound of a call, and return True if enough was left."""
         with self._lock:
             if (self._tokens is not None and tokens > self._tokens) or (
                 self._dollars is not None and dollars > self._dollars
@@ -318,7 +343,7 @@ class _Allowance:
             return True
 
     def settle(self, tokens: int, dollars: float, used_tokens: int, used_dollars: float) -> None:
-        """Give back what a call did not use."""
+        """Release the part of a reservation that a call did not use."""
         with self._lock:
             self._tokens = None if self._tokens is None else self._tokens + tokens - used_tokens
             self._dollars = None if self._dollars is None else self._dollars + dollars - used_dollars
@@ -329,13 +354,13 @@ def _secret(given: Secret | None) -> SecretStr | None:
 
 
 def _secrets_of(url: str) -> list[str]:
-    """Return the secret parts of a base URL, also as they go over the wire."""
+    """Return the secret parts of a base URL, including their form in an HTTP header."""
     found = secrets_in_url(url)
     user, at, _ = urlsplit(url).netloc.rpartition("@") if "://" in url and found != [url] else ("", "", "")
     return [*found, *([basic_credentials(user)] if at else [])]
 
 
 def _outcomes_of(record: str | Path) -> dict[tuple[int, int], Outcome]:
-    """What an earlier sitting of the run left in the record."""
+    """Return the outcomes that an earlier session of the run left in the record."""
     found = (Outcome.of_exchange(exchange) for exchange in Recording(record).exchanges())
     return {(outcome.generation, outcome.slot): outcome for outcome in found if outcome is not None}

@@ -1,4 +1,4 @@
-"""Moves of the search: each changes a module at one place, or gives None when it does not apply."""
+"""Moves of the search. Each changes a module at one place, or returns None if it does not apply."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,11 +31,14 @@ __all__ = ["MOVES", "Move", "Typical", "Workbench", "decision_palette", "tuned"]
 
 
 Typical = Mapping[str, Mapping[str, tuple[int, int]]]
-"""Decision -> "parameter.field" -> the least and the greatest value that the workload shows."""
+"""Decision -> "parameter.field" -> the minimum and the maximum that the workload shows."""
 
 
 class Workbench:
-    """What a move works with: the module, the contract, a second parent for crossover, and the run's random numbers."""
+    """The context of a move.
+
+    It holds the module, the contract, a second parent for crossover, and the run's random numbers.
+    """
 
     def __init__(
         self,
@@ -57,16 +60,19 @@ class Workbench:
 
     @property
     def function(self) -> Function:
-        """The decision being worked on."""
+        """The decision that the move changes."""
         return self.module.functions[self.decision]
 
     def pick(self, wanted: Callable[[Expr], bool]) -> Site | None:
-        """A random expression of the module that qualifies."""
+        """Return a random expression of the module for which `wanted` is true; None if there is none."""
         found = [site for site in sites(self.module) if wanted(site.node)]
         return self.rng.choice(found) if found else None
 
     def ages(self, node: Expr) -> bool:
-        """Whether an expression reads the field that must win in the end: clamped or switched off, it could not."""
+        """Return True if an expression reads the field that must win in the end.
+
+        A clamp or a condition on that field could prevent it from winning.
+        """
         aging = self.palette.aging
         return aging is not None and any(
             isinstance(part, Field) and (part.view, part.name) == (aging.feature.view, aging.feature.name)
@@ -74,11 +80,11 @@ class Workbench:
         )
 
     def put(self, site: Site, new: Expr) -> Module:
-        """The module with `new` in the place of a site."""
+        """Return the module with `new` in the place of a site."""
         return with_function(self.module, replace_in(site.function, site.node, new))
 
     def pick_return(self) -> Site | None:
-        """The value of a random return statement of the decision."""
+        """Return the value of a random return statement of the decision; None if there is none."""
         found = returns(self.function)
         return Site(self.function, self.rng.choice(found).value) if found else None
 
@@ -87,7 +93,7 @@ Move = Callable[[Workbench], Module | None]
 
 
 def decision_palette(contract: Contract, module: Module, decision: str, typical: Typical | None = None) -> Palette:
-    """The palette with the names that the module's own function gives to the views."""
+    """Return a `Palette` with the parameter names of the module's own function."""
     names = tuple(param.name for param in module.functions[decision].params)
     return Palette(contract, decision, names, (typical or {}).get(decision))
 
@@ -98,7 +104,10 @@ def tune(bench: Workbench) -> Module | None:
 
 
 def tuned(module: Module, rng: Random, sigma: float, share: float | None) -> Module | None:
-    """A module with some constants multiplied by exp(N(0, sigma)): one to three, or a share of all."""
+    """Return a module with some constants multiplied by exp(N(0, sigma)).
+
+    `share` is the share of constants to change; None changes one to three.
+    """
     found = _constants(module, least=1)
     if not found:
         return None
@@ -112,7 +121,7 @@ def tuned(module: Module, rng: Random, sigma: float, share: float | None) -> Mod
 
 
 def add_term(bench: Workbench) -> Module | None:
-    """Add or subtract a new term in what the decision returns."""
+    """Add a new term to the value that the decision returns, or subtract it."""
     site = bench.pick_return()
     if site is None or site.node.is_bool:
         return None
@@ -122,22 +131,23 @@ def add_term(bench: Workbench) -> Module | None:
 
 
 def trade(bench: Workbench) -> Module | None:
-    """Multiply one constant and divide another by the same factor: a slope against the length it runs.
+    """Multiply one constant and divide another by the same factor, such as a slope and the length of its range.
 
-    A bound that holds a product of the two is kept, so that a policy can move along it; changing one of them alone cannot.
+    The move keeps a bound that depends on the product of the two, so a policy can move along it. A change of one
+    constant alone cannot do so.
     """
     found = _constants(bench.module, least=2)
     if len(found) < 2:
         return None
     module, exponent = bench.module, bench.rng.gauss(0.0, bench.sigma)
     for (site, value), sign in zip(bench.rng.sample(found, 2), (1, -1), strict=True):
-        # rounded towards zero, so that the product does not grow, unless a constant would be lost
+        # rounded towards zero, so that the product does not grow, unless a constant would become 0
         module = _with_constant(module, site, int(value * math.exp(sign * exponent)) or (1 if value > 0 else -1))
     return module
 
 
 def _constants(module: Module, least: int) -> list[tuple[Site, int]]:
-    """The integer constants of at least that magnitude, with their values."""
+    """Return the integer constants of at least the given magnitude, with their values."""
     return [
         (site, site.node.value)
         for site in sites(module)
@@ -146,16 +156,17 @@ def _constants(module: Module, least: int) -> list[tuple[Site, int]]:
 
 
 def _with_constant(module: Module, site: Site, value: int) -> Module:
-    """The module with another constant at a site, kept where sums of constants stay in int64."""
+    """Return the module with another constant at a site, limited so that sums of constants stay in int64."""
     function = module.functions[site.function.name]
     return with_function(module, replace_in(function, site.node, Const(max(-(2**53), min(2**53, value)))))
 
 
 def stretch(bench: Workbench) -> Module | None:
-    """Let a weighted clamp reach as far as the workload does, at the same product: `min(q, K) * w` becomes
-    `min(q, K') * w'` with K' the greatest q usually is, or twice that, and K' w' = K w.
+    """Extend a weighted clamp to the range of the workload, with the same product.
 
-    Beyond its ceiling a clamp tells no two requests apart; whatever the train window made of that, a heavier one will ask.
+    `min(q, K) * w` becomes `min(q, K') * w'`, where K' is the usual maximum of q or twice that, and K' w' = K w. A
+    clamp does not separate requests above its ceiling. The order there may not matter in the train window, but it does
+    in a heavier one.
     """
     site = bench.pick(
         lambda node: (
@@ -180,8 +191,11 @@ def stretch(bench: Workbench) -> Module | None:
 
 
 def bend(bench: Workbench) -> Module | None:
-    """Break the slope of a clamped quantity: `min(q, K)` becomes `min(q, K) + min(max(q - a, 0), b)`, or its square
-    over a constant, so that the middle of the range and its end can count differently."""
+    """Change the slope of a clamped quantity within its range.
+
+    `min(q, K)` becomes `min(q, K) + min(max(q - a, 0), b)`, or its square over a constant. The middle and the end of
+    the range can then have different weights.
+    """
     site = bench.pick(lambda node: isinstance(node, MinMax) and node.op == "min" and _clamps(node))
     if site is None:
         return None
@@ -227,8 +241,11 @@ def drop_term(bench: Workbench) -> Module | None:
 
 
 def swap_field(bench: Workbench) -> Module | None:
-    """Read another field, most often one of the same unit, or join one of the same unit to what is read: uncached tokens are a
-    difference, the tokens a request may occupy a sum. The constants around it stay."""
+    """Read another field, most often one of the same unit, or combine the field with one of the same unit.
+
+    Uncached tokens, for example, are a difference; the tokens that a request may occupy are a sum. The surrounding
+    constants stay.
+    """
     site = bench.pick(lambda node: isinstance(node, Field) and not node.is_bool)
     if site is None or site.function.name != bench.decision:
         return None
@@ -248,7 +265,7 @@ def swap_field(bench: Workbench) -> Module | None:
 
 
 def swap_operator(bench: Workbench) -> Module | None:
-    """Exchange an operator for a related one."""
+    """Replace an operator by a related one."""
     site = bench.pick(lambda node: isinstance(node, (Binary, MinMax, Compare, Logic)) and not _is_power(node))
     if site is None:
         return None
@@ -266,7 +283,10 @@ def swap_operator(bench: Workbench) -> Module | None:
 
 
 def wrap(bench: Workbench) -> Module | None:
-    """Clamp an integer expression from above or below by a constant near what it usually is, or halve it."""
+    """Clamp an integer expression by a constant, square it over a constant, or take its excess over a constant.
+
+    The constant is at most the field's usual maximum, or 8,192 for any other expression.
+    """
     site = bench.pick(lambda node: not node.is_bool and not isinstance(node, Const) and not bench.ages(node))
     if site is None:
         return None
@@ -286,7 +306,7 @@ def wrap(bench: Workbench) -> Module | None:
 
 
 def guard(bench: Workbench) -> Module | None:
-    """Decide by a condition between what is there and a variant of it."""
+    """Replace an expression by a conditional choice between itself and a variant."""
     site = (
         bench.pick_return()
         if bench.rng.random() < 0.5
@@ -311,7 +331,7 @@ def guard(bench: Workbench) -> Module | None:
 
 
 def change_guard(bench: Workbench) -> Module | None:
-    """Put a new condition in the place of one that is there."""
+    """Replace the condition of an existing conditional by a new one."""
     found = [
         site for site in sites(bench.module) if isinstance(site.node, Cond) and site.function.name == bench.decision
     ]
@@ -326,7 +346,10 @@ def change_guard(bench: Workbench) -> Module | None:
 
 
 def crossover(bench: Workbench) -> Module | None:
-    """Put a part of the second parent in the place of a part of the first, or blend or guard the two results."""
+    """Replace a part of the first parent by a part of the second.
+
+    Sometimes the move instead averages the two results or chooses between them by a condition.
+    """
     if bench.mate is None or bench.decision not in bench.mate.functions:
         return None
     theirs = bench.mate.functions[bench.decision]
@@ -355,7 +378,7 @@ def crossover(bench: Workbench) -> Module | None:
 
 
 def renew(bench: Workbench) -> Module | None:
-    """Write the decision anew."""
+    """Replace the decision's body by a new random expression."""
     body = (Return(bench.palette.result(bench.rng)),)
     return with_function(bench.module, replace(bench.function, body=body))
 
@@ -387,4 +410,4 @@ MOVES: Mapping[str, tuple[Move, float]] = {
     "crossover": (crossover, 0.06),
     "renew": (renew, 0.02),
 }
-"""Name -> (move, share of candidates made by it)."""
+"""Name -> (move, relative frequency of the move)."""

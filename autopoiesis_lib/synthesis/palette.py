@@ -1,6 +1,7 @@
-"""What a contract offers the search: fields by unit, sensible constants, the field that ages, and random expressions.
+"""The parts from which the search builds policies.
 
-Everything is read from the contract's declarations; nothing here knows any one policy type.
+They are fields by unit, plausible constants, the aging field, and random expressions. Everything is read from the
+contract's declarations. Nothing here depends on one type of policy.
 """
 
 import math
@@ -18,43 +19,46 @@ __all__ = ["Aging", "Feature", "Palette"]
 SIGNS: Sequence[ArithmeticOp] = ("+", "-")
 
 TYPICAL: Mapping[str, int] = {"us": 60_000_000, "tokens": 8_192, "blocks": 65_536, "count": 1_024}
-"""Up to where constants of a unit are usually worth trying (a domain's own bound where it is lower)."""
+"""Largest constant of a unit that is usually worth trying. A domain's own bound applies if it is lower."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A field that can be read: parameter and field name, domain, and whether all items compared share it."""
+    """A readable field: parameter and field name, domain, and a flag for fields that all compared items share."""
 
     view: str
     name: str
     domain: Domain
     shared: bool
     typical: tuple[int, int] | None = None
-    """The least and the greatest value that the workload shows, if it was asked."""
+    """The minimum and the maximum that the workload shows, if known."""
 
     @property
     def reach(self) -> int:
-        """The largest constant usually worth comparing the field with."""
+        """The largest constant that is usually worth comparing the field with."""
         usual = TYPICAL.get(self.domain.unit, self.domain.hi)
         return max(1, min(self.domain.hi, usual if self.typical is None else max(self.typical[1], 1)))
 
     @property
     def varies(self) -> bool:
-        """Whether reading it can tell two situations of the workload apart, for all that is known."""
+        """True if the field may differ between two situations of the workload, as far as known."""
         return self.typical is None or self.typical[0] < self.typical[1]
 
     def read(self) -> Field:
-        """A fresh node that reads the field."""
+        """Return a new node that reads the field."""
         return Field(self.view, self.name, self.domain.kind == "bool")
 
 
 @dataclass(frozen=True)
 class Aging:
-    """An item's field that an invariant with a least bound compares between two items: what must win in the end."""
+    """An item's field that must win in the end.
+
+    An invariant with a tightest bound compares this field between two items.
+    """
 
     feature: Feature
     limit: int
-    """The largest least bound the contract accepts, in the field's unit."""
+    """The largest tightest bound that the contract accepts, in the field's unit."""
 
 
 class Palette:
@@ -80,11 +84,11 @@ class Palette:
             for owner, _, spec in (key.partition("."),)
             if owner == param.name
         }
-        """The least and greatest value that the workload shows, by "parameter.field" in the function's own names."""
+        """The minimum and the maximum that the workload shows, by "parameter.field" in the function's own names."""
 
     @cached_property
     def features(self) -> tuple[Feature, ...]:
-        """Every field, those of the first view (the item) first."""
+        """All fields with more than one value; those of the first view (the item) come first."""
         return tuple(
             Feature(name, spec.name, spec.domain, index > 0, self._typical.get(f"{name}.{spec.name}"))
             for index, (name, view) in enumerate(self.views.items())
@@ -94,7 +98,7 @@ class Palette:
 
     @cached_property
     def aging(self) -> Aging | None:
-        """The field that must win in the end, if an invariant asks for one."""
+        """The field that must win in the end; None if no invariant requires one."""
         item = next(iter(self.views.values()))
         for formula in self.contract.invariants:
             least = formula.least
@@ -108,17 +112,21 @@ class Palette:
         return None
 
     def usual(self, expression: Expr) -> int:
-        """About how large an expression usually is, judged by the largest field it reads."""
+        """Return the approximate usual size of an expression, judged by the largest field that it reads."""
         reaches = {(feature.view, feature.name): feature.reach for feature in self.features}
         read = [reaches.get((node.view, node.name), 1) for node in walk(expression) if isinstance(node, Field)]
         return max(read, default=1)
 
     def constant(self, rng: Random, high: int) -> Const:
-        """A constant from 1 to `high`, uniform in its logarithm."""
+        """Return a random constant from 1 to `high`, uniform in its logarithm."""
         return Const(_rounded(math.exp(rng.uniform(0.0, math.log(max(2, high))))))
 
     def feature(self, rng: Random, *, unit: str | None = None, item: bool | None = None) -> Feature | None:
-        """A random numeric field, perhaps of a unit, perhaps of the item (or of what is shared) only."""
+        """Return a random numeric field that varies; None if none qualifies.
+
+        `unit` restricts the choice to a unit. `item` restricts it to fields of the item (True) or to shared fields
+        (False).
+        """
         pool = [
             feature
             for feature in self.features
@@ -130,20 +138,19 @@ class Palette:
         return rng.choice(pool) if pool else None
 
     def quantity(self, rng: Random, depth: int = 2) -> tuple[Expr, int]:
-        """An integer expression and the size it usually has: mostly a field, sometimes a combination that makes
-        sense."""
-        # what all items share moves every score alike: alone it orders nothing
+        """Return an integer expression and its usual size: mostly a field, sometimes a meaningful combination."""
+        # a shared field moves every score alike, so on its own it orders nothing
         item = True if self.signature.result.unit == "score" or rng.random() < 0.8 else None
         first = self.feature(rng, item=item) or self.feature(rng)
         if first is None:
             return self.constant(rng, 1_000), 1_000
         roll = rng.random()
-        if depth > 0 and roll < 0.12:  # a difference of like units, such as uncached tokens
+        if depth > 0 and roll < 0.12:  # a difference of equal units, such as uncached tokens
             other = self.feature(rng, unit=first.domain.unit)
             if other is not None and other != first:
                 difference = Binary("-", first.read(), other.read())
                 return MinMax("max", (difference, Const(0))), first.reach
-        if depth > 0 and roll < 0.18:  # a product of unlike units, such as free blocks times block size
+        if depth > 0 and roll < 0.18:  # a product of different units, such as free blocks times block size
             other = self.feature(rng, item=not first.shared)
             if other is not None and other.domain.unit != first.domain.unit:
                 return Binary("*", self._clamped(rng, first), self._clamped(rng, other)), first.reach * other.reach
@@ -152,14 +159,14 @@ class Palette:
             if other is not None and other != first:
                 scaled = Binary("*", self._clamped(rng, first), Const(1_000))
                 return Binary("//", scaled, Binary("+", other.read(), Const(1))), first.reach
-        if roll < 0.32:  # a square, rescaled: large values count more
+        if roll < 0.32:  # a square, rescaled, so that large values count more
             return Binary(
                 "//", Binary("*", self._clamped(rng, first), first.read()), self.constant(rng, first.reach)
             ), first.reach
         return first.read(), first.reach
 
     def term(self, rng: Random, currency: int) -> Expr:
-        """A weighted, usually clamped quantity that moves the result by at most about `currency`."""
+        """Return a weighted, usually clamped quantity that moves the result by at most about `currency`."""
         quantity, reach = self.quantity(rng)
         if rng.random() < 0.8:
             ceiling = self.constant(rng, reach)
@@ -177,7 +184,7 @@ class Palette:
         return quantity
 
     def test(self, rng: Random) -> Expr:
-        """A random condition: a field against a constant, or against another field of its unit."""
+        """Return a random condition: a boolean field, or a field against a constant or another field of its unit."""
         flags = [feature for feature in self.features if feature.domain.kind == "bool"]
         if flags and rng.random() < 0.3:
             return rng.choice(flags).read()
@@ -187,7 +194,7 @@ class Palette:
         return Compare((rng.choice(("<", ">", "<=", ">=")),), (feature.read(), right))
 
     def result(self, rng: Random) -> Expr:
-        """A random value for the decision, in its declared range, in the shape that proofs like best."""
+        """Return a random value for the decision, in its declared range and in a shape that suits the proofs."""
         domain = self.signature.result
         if domain.kind == "bool":
             left, reach = self.quantity(rng)
@@ -201,7 +208,7 @@ class Palette:
         return self.in_range(value)
 
     def in_range(self, value: Expr) -> Expr:
-        """The value clamped to the decision's range, where that range is narrow."""
+        """Return the value clamped to the decision's range if that range is narrow."""
         domain = self.signature.result
         if domain.hi - domain.lo >= 2**40:
             return value
@@ -220,7 +227,7 @@ class Palette:
 
 
 def _rounded(value: float) -> int:
-    """A positive integer with at most three significant digits: constants people can read."""
+    """Return a positive integer with at most three significant digits, so that people can read the constants."""
     whole = max(1, round(value))
     digits = len(str(whole)) - 3
     return whole if digits <= 0 else round(whole, -digits)

@@ -1,6 +1,6 @@
-"""Prompts, rendered from the contract itself: whatever a contract declares is what a model is told, and nothing else.
+"""Prompts, rendered from the contract alone: a model receives exactly what the contract declares.
 
-A model hears aggregate statistics and policy text, never request contents.
+A model also receives aggregate statistics and policy text, but never the contents of requests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,15 +33,16 @@ _environment = Environment(
 
 
 def messages(context: Context, slot: Slot) -> list[dict[str, str]]:
-    """The chat messages for one slot: the contract as the system's, the task as the user's."""
+    """Return the chat messages for one slot: the contract as the system message, the task as the user message."""
     return _messages(context, slot)
 
 
 def versions(context: Context, slot: Slot) -> list[list[dict[str, str]]]:
-    """The prompt, and shorter ones for models with little context: what is left out goes in the order of its worth.
+    """Return the prompt and shorter versions of it for models with a short context.
 
-    First the tries of others (explored, counterexamples, second parents), then the workload and what the fields mean, then the
-    example policy if the parent can stand for it. What the verifier demands is never left out.
+    The least useful parts are left out first. The shorter versions omit other candidates (explored, counterexamples,
+    second parents), then the workload and the meaning of the fields. The last one omits the example policy if the
+    parent can replace it. The verifier's requirements are never left out.
     """
     alone = replace(context, explored=(), counterexamples=())
     one = replace(slot, parents=slot.parents[:1])
@@ -121,7 +122,7 @@ def _task(parents: Sequence[Parent]) -> str:
 
 
 def _example(contract: Contract) -> str:
-    """A baseline that is not the default, if there is one: it shows more of the language."""
+    """Return a baseline that is not the default, if there is one, because it shows more of the language."""
     texts = list(contract.baselines().values())
     if not texts:
         return "(none yet)\n"

@@ -1,4 +1,4 @@
-"""The interface of everything that writes candidates, and the values that cross it."""
+"""The interface of proposers, which write candidates, and the values that they exchange with a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,36 +11,42 @@ __all__ = ["Context", "Draft", "Parent", "Proposer", "ProposerError", "Slot"]
 
 
 class ProposerError(AutopoiesisError):
-    """A proposer cannot be set up or cannot go on."""
+    """A proposer cannot be set up or cannot continue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """An earlier candidate as a proposer sees it: its text, how it did, and why it was rejected if it was."""
+    """An earlier candidate in the form that proposers receive: its text, its scores, and the reason for a rejection."""
 
     id: int
     source: str
     move: str = ""
     fitness: float | None = None
-    """Relative to the default baseline, lower is better; None when it was rejected."""
+    """Fitness relative to the default baseline, where lower is better; None for a rejected candidate."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Its metrics over the train windows, at their own rate and a higher one together."""
+    """Metrics over the train windows, at their own rate and a higher one together."""
     gate: str | None = None
-    """The gate that rejected it, if any."""
+    """The gate that rejected the candidate, or None."""
     reason: str | None = None
-    """Value of a `gates.verdict.Reason`; None when it was not rejected, or long ago."""
+    """The value of a `gates.verdict.Reason`.
+
+    It is None for a candidate that was not rejected, and for one that an earlier schema version recorded.
+    """
     obligation: str | None = None
-    """Name of the obligation that it failed."""
+    """Name of the obligation that the candidate failed."""
     detail: str = ""
     """The reason in words, for a language model."""
     counterexample: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What its own proposer noted down."""
+    """Details that the candidate's own proposer recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A candidate to be written. `parents[0]` is the one to vary or to repair; none at all asks for something new."""
+    """A candidate to be written.
+
+    `parents[0]` is the candidate to vary or to repair. An empty tuple asks for a new policy.
+    """
 
     id: int
     island: int
@@ -49,34 +55,34 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all slots of a generation share."""
+    """The data that all slots of a generation share."""
 
     contract: Contract
     seed: int
     generation: int
     best: Parent | None = None
     explored: Sequence[str] = ()
-    """Short notes on strategies tried already, best first."""
+    """Short notes on strategies that have been tried, best first."""
     counterexamples: Sequence[Mapping[str, Any]] = ()
     """Recent counterexamples, newest last."""
     workload: Mapping[str, Any] = field(default_factory=dict)
-    """Aggregate statistics of the workload; never request contents."""
+    """Aggregate statistics of the workload, never the contents of requests."""
     typical: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
-    """Decision -> "parameter.field" in the contract's names -> the least and the greatest value that the workload shows."""
+    """Decision -> "parameter.field" in the contract's names -> the minimum and the maximum that the workload shows."""
     objectives: Mapping[str, float] = field(default_factory=lambda: {"ttft_mean_us": 1.0})
     reference: Mapping[str, float] = field(default_factory=dict)
     """The default baseline's metrics."""
     deadline_s: float | None = None
-    """Seconds left for this call, if the run has a time budget."""
+    """Seconds left for this call if the run has a time budget."""
     tokens_left: int | None = None
-    """Language-model tokens left, if the run has a token budget; drafts report theirs as `details["tokens"]`."""
+    """Language-model tokens left if the run has a token budget. Drafts report their use as `details["tokens"]`."""
     dollars_left: float | None = None
-    """Dollars left, if the run has a dollar budget; drafts report theirs as `details["dollars"]`."""
+    """Dollars left if the run has a dollar budget. Drafts report their use as `details["dollars"]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A candidate as written. `parents` are those it was really made from."""
+    """A candidate as it was written. `parents` are the candidates that it was made from."""
 
     source: str
     move: str
@@ -87,14 +93,17 @@ class Draft:
 
 @runtime_checkable
 class Proposer(Protocol):
-    """Writes candidates. Must be a function of its arguments and of what it recorded itself, so that runs repeat."""
+    """A writer of candidates.
+
+    A proposer must be a function of its arguments and of what it recorded itself, so that runs can be repeated.
+    """
 
     @property
     def name(self) -> str:
-        """What it is called in runs and reports."""
+        """The proposer's name in runs and reports."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Its settings, for the run's record; never a key or other secret."""
+        """Return the settings for the run's record, without keys and other secrets."""
 
     def propose(self, context: Context, slots: Sequence[Slot]) -> Sequence[Draft]:
-        """One draft a slot, in the order of the slots."""
+        """Return one draft per slot, in the order of the slots."""

@@ -1,4 +1,4 @@
-"""What was said to and by language models, one JSON object a line; keys and tokens never get into it.
+"""The record of exchanges with language models, one JSON object per line, without keys and other secrets.
 
 A record can be replayed: the same prompts then get the same answers without any model.
 """
@@ -18,7 +18,7 @@ __all__ = ["Recorder", "Recording", "Scrubber", "exchange_key"]
 
 
 class Scrubber:
-    """Replaces secrets in whatever leaves the process."""
+    """A filter that replaces secrets in all data that leaves the process."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         named = {value for name, value in os.environ.items() if names_a_secret(name) and "://" not in value}
@@ -33,7 +33,7 @@ class Scrubber:
         return redacted_text(text, self._secrets)
 
     def value(self, value: Any) -> Any:
-        """The same for any JSON value."""
+        """Return a JSON value whose texts are scrubbed in the same way."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
@@ -44,13 +44,13 @@ class Scrubber:
 
 
 def exchange_key(model: str, messages: Sequence[Mapping[str, str]], seed: int, generation: int, slot: int) -> str:
-    """What identifies an exchange: the whole prompt, who was asked, and for which slot."""
+    """Return the key of an exchange: a digest of the whole prompt, the model, the seed, the generation and the slot."""
     text = json.dumps([model, list(messages), seed, generation, slot], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Recorder:
-    """Appends exchanges to a file; each line is written whole and flushed."""
+    """A writer that appends exchanges to a file. Each line is written whole and flushed."""
 
     def __init__(self, path: str | Path, scrubber: Scrubber) -> None:
         self._path = Path(path)
@@ -69,7 +69,7 @@ class Recorder:
 
 
 class Recording:
-    """A record read back."""
+    """A record that was read from a file."""
 
     def __init__(self, path: str | Path) -> None:
         self._exchanges: dict[str, dict[str, Any]] = {}
@@ -85,14 +85,15 @@ class Recording:
             raise ProposerError(f"the record {path} is damaged at line {number}; replay an undamaged one") from None
 
     def exchanges(self) -> Sequence[Mapping[str, Any]]:
-        """All of them, in the order they were written; of several with one key the last."""
+        """Return all exchanges in the order in which they were written. Of several with one key, the last counts."""
         return list(self._exchanges.values())
 
     def exchange(self, key: str) -> dict[str, Any]:
-        """One exchange.
+        """Return the exchange with a key.
 
         Raises:
-            ProposerError: the prompt was never sent: the contract, workload, seed or library differs from the recorded run.
+            ProposerError: the record lacks the prompt, because the contract, workload, seed or library differs from the
+                recorded run.
         """
         if key not in self._exchanges:
             raise ProposerError(

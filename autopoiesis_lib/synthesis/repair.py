@@ -1,6 +1,6 @@
-"""Proof-aware moves: change a rejected policy so that the obligation it failed can hold.
+"""Proof-aware moves, which change a rejected policy so that the failed obligation can hold.
 
-Each move is sound by construction for the shape it makes, but nothing is taken on trust: the result passes the same
+Each move is sound by construction for the shape that it makes. The result is still not trusted: it passes the same
 gates as any other candidate.
 """
 
@@ -22,9 +22,9 @@ __all__ = ["repair", "repaired_aging"]
 
 
 def repair(contract: Contract, module: Module, rng: Random, rejected: Parent) -> tuple[Module, str] | None:
-    """Return a module that should pass where `rejected` did not, and the move's name; None when nothing applies.
+    """Return a module that should pass where `rejected` failed, and the move's name.
 
-    `module` is what `rejected` says, read.
+    `module` is the parsed source of `rejected`.
     """
     decision = next(iter(contract.decisions))
     palette = decision_palette(contract, module, decision)
@@ -42,10 +42,10 @@ def repair(contract: Contract, module: Module, rng: Random, rejected: Parent) ->
 
 
 def repaired_aging(module: Module, decision: str, palette: Palette, aging: Aging, rng: Random) -> Module:
-    """`aging * a + clamp(E, -K, K)` in the place of each returned E, with 2 K <= a * limit.
+    """Return the module with `aging * a + clamp(E, -K, K)` in the place of each returned E, with 2 K <= a * limit.
 
-    Two results then differ by at least `a * (difference of the aging field) - 2 K`, which is not negative once the
-    difference reaches 2 K / a: the least bound is at most the contract's limit.
+    Two results then differ by at least `a * (difference of the aging field) - 2 K`. This is not negative once the
+    difference reaches 2 K / a, so the tightest bound is at most the contract's limit.
     """
     function = module.functions[decision]
     fields = {feature.name: feature for feature in palette.features if not feature.shared}
@@ -63,7 +63,7 @@ def repaired_aging(module: Module, decision: str, palette: Palette, aging: Aging
 
 
 def _without(expression: Expr, aging: Aging) -> Expr:
-    """The expression without a leading `aging field +/-`, so that repairing twice does not add it twice."""
+    """Return the expression without a leading `aging field +/-`, so that a second repair does not add it again."""
     match expression:
         case Binary("+", Field(view, name), right) if (view, name) == (aging.feature.view, aging.feature.name):
             return right
@@ -94,8 +94,10 @@ def _nonzero_divisors(module: Module) -> Module | None:
 
 
 def _clamped(contract: Contract, module: Module, palette: Palette) -> Module:
-    """Operands of what may leave int64 clamped to what they usually are, or less if that is not enough; the result to its
-    range."""
+    """Return the module with operands clamped where int64 may overflow, and the result clamped to its range.
+
+    Each ceiling is the field's usual maximum, or less if that is not enough.
+    """
     signature = contract.decisions[palette.signature.name]
     original = module.functions[signature.name]
     reach = {feature.name: feature.reach for feature in palette.features}

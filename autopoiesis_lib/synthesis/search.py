@@ -1,5 +1,7 @@
-"""`SearchProposer`: candidates by typed program search, with no key, no network, and the same ones for the same
-seed."""
+"""`SearchProposer`: candidates by typed program search, without a key or a network.
+
+Equal seeds give equal candidates.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,20 +24,24 @@ from .tree import simplify, size
 __all__ = ["SearchProposer", "fresh_module"]
 
 MAX_SIZE = 120
-"""Nodes a candidate may have; larger offspring are thrown away before anybody sees them."""
+"""Maximum number of nodes of a candidate. Larger offspring are discarded before they are proposed."""
 TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchProposer:
-    """Typed mutation and crossover on the policy IR, constant tuning by a self-adaptive evolution strategy, and
-    repairs that make a failed proof go through. Deterministic: a draft depends on the run's seed, the generation,
-    its slot and its parents.
+    """A proposer that searches the policy IR by typed mutation and crossover.
+
+    A self-adaptive evolution strategy tunes the constants, and repairs change a policy so that a failed proof can
+    succeed. The proposer is deterministic: a draft depends on the run's seed, the generation, its slot and its parents.
     """
 
     mode: Literal["full", "random", "tune"] = "full"
-    """`random` samples the same grammar afresh each time and `tune` only moves the constants of its parents: the two
-    controls that the full search is measured against."""
+    """The kind of search.
+
+    `random` samples the same grammar anew each time, and `tune` only changes the constants of its parents. They are the
+    two controls that the full search is compared with.
+    """
     moves: Mapping[str, float] = field(default_factory=lambda: {name: share for name, (_, share) in MOVES.items()})
     """Move name -> relative frequency."""
 
@@ -45,11 +51,11 @@ class SearchProposer:
         return "search" if self.mode == "full" else f"search-{self.mode}"
 
     def describe(self) -> Mapping[str, Any]:
-        """Settings for the run's record."""
+        """Return the settings for the run's record."""
         return {"proposer": self.name, "moves": dict(self.moves)}
 
     def propose(self, context: Context, slots: Sequence[Slot]) -> Sequence[Draft]:
-        """One draft a slot."""
+        """Return one draft per slot."""
         parents = {parent.id: parent for slot in slots for parent in slot.parents}
         modules = {number: _read(parent, context.contract) for number, parent in parents.items()}
         return [self._draft(context, slot, modules) for slot in slots]
@@ -104,7 +110,7 @@ class SearchProposer:
 
 
 def fresh_module(contract: Contract, rng: Random, typical: Typical | None = None) -> Module:
-    """A random policy of the contract's grammar, of fields that vary in the workload if it is known."""
+    """Return a random policy of the contract's grammar, with fields that vary in the workload if it is known."""
     functions: dict[str, Function] = {}
     for name, signature in contract.decisions.items():
         params = tuple(Param(param.name, param.type) for param in signature.params)
@@ -114,14 +120,14 @@ def fresh_module(contract: Contract, rng: Random, typical: Typical | None = None
 
 
 def simplified(module: Module) -> Module:
-    """The module with every function simplified."""
+    """Return the module with every function simplified."""
     functions = {name: simplify(function) for name, function in module.functions.items()}
     same = all(functions[name] is function for name, function in module.functions.items())
     return module if same else replace(module, functions=functions)
 
 
 def _sigma(parent: Parent, rng: Random) -> float:
-    """The parent's step size, varied: what led to good constants is inherited."""
+    """Return a variation of the parent's step size, so that a step size that led to good constants is inherited."""
     inherited = float(parent.details.get("sigma", 0.6))
     return min(2.0, max(0.02, inherited * math.exp(rng.gauss(0.0, 0.5))))
 
@@ -132,7 +138,7 @@ def _read(parent: Parent, contract: Contract) -> Module | None:
 
 @lru_cache(maxsize=1_024)
 def _module(source: str, digest: str, handle: Unhashed) -> Module | None:
-    """A parent's text as IR; the elites of a run are read once, not once a generation."""
+    """Return a parent's text as IR. The cache avoids parsing the elites of a run in every generation."""
     try:
         return parse(source, handle.contract.interface)
     except LanguageError:

@@ -1,4 +1,4 @@
-"""Rewriting the policy IR: find expressions, replace them, graft foreign ones, keep the result small and readable."""
+"""Rewriting of the policy IR: find and replace expressions, insert foreign ones, and keep the result small."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -32,26 +32,29 @@ __all__ = ["Site", "copy", "rename_views", "replace_in", "returns", "simplify", 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """An expression, and the function it stands in."""
+    """An expression and the function that contains it."""
 
     function: Function
     node: Expr
 
     @property
     def views(self) -> Mapping[str, str]:
-        """The views that can be read here: parameter name -> view class name."""
+        """The views that can be read in the function: parameter name -> view class name."""
         return {param.name: param.type for param in self.function.params if param.is_view}
 
 
 def size(node: Node | Module) -> int:
-    """How many nodes a tree has."""
+    """Return the number of nodes of a tree."""
     if isinstance(node, Module):
         return sum(size(function) for function in node.functions.values())
     return sum(1 for _ in walk(node))
 
 
 def sites(module: Module) -> list[Site]:
-    """Every expression of a module in source order (operands of a `**`'s exponent excepted: it must stay constant)."""
+    """Return every expression of a module in source order.
+
+    The exponent of a `**` is left out, because it must stay constant.
+    """
     found: list[Site] = []
     for function in module.functions.values():
         fixed = {id(node.right) for node in walk(function) if isinstance(node, Binary) and node.op == "**"}
@@ -60,36 +63,39 @@ def sites(module: Module) -> list[Site]:
 
 
 def returns(function: Function) -> list[Return]:
-    """The return statements of a function in source order."""
+    """Return the return statements of a function in source order."""
     return [node for node in walk(function) if isinstance(node, Return)]
 
 
 def replace_in(root: N, target: Node, new: Node) -> N:
-    """The tree with one node (by identity) replaced; untouched branches are shared with the original."""
+    """Return the tree with one node (by identity) replaced.
+
+    Unchanged branches are shared with the original.
+    """
     result = _replace(root, target, new)
     assert type(result) is type(root) or root is target
     return result  # type: ignore[return-value]
 
 
 def copy(node: N) -> N:
-    """The same tree with new identities, so that it may stand twice in one module."""
+    """Return the same tree with new identities, so that it may occur twice in one module."""
     return _map(node, {})
 
 
 def rename_views(node: N, names: Mapping[str, str]) -> N:
-    """A copy whose reads of view parameters go to other parameters."""
+    """Return a copy in which reads of view parameters use other parameter names."""
     return _map(node, names)
 
 
 def with_function(module: Module, function: Function) -> Module:
-    """The module with one function exchanged for another of its name."""
+    """Return the module with one function replaced by another of the same name."""
     return replace(module, functions={**module.functions, function.name: function})
 
 
 def simplify(node: N) -> N:
-    """The tree without operations that do nothing: folded constants, neutral elements, branches that cannot differ.
+    """Return the tree without redundant operations: folded constants, neutral elements, equal branches.
 
-    What was simple comes back as it is.
+    A tree that is already simple is returned unchanged.
     """
     changes: dict[str, Any] = {}
     for name in PARTS[type(node)]:
@@ -199,10 +205,13 @@ def _map(node: N, names: Mapping[str, str]) -> N:
 
 
 def free_of_locals(node: Node) -> bool:
-    """Whether an expression can be moved to another function: it reads no local and calls no helper."""
+    """Return True if an expression can be moved to another function.
+
+    Such an expression reads no local variable, calls no helper and passes no view.
+    """
     return not any(isinstance(part, (Local, Call, ViewRef)) for part in walk(node))
 
 
 def descend(node: Node) -> Iterator[Node]:
-    """The direct children of a node that are expressions."""
+    """Yield the direct children of a node that are expressions."""
     return (child for child in children(node) if isinstance(child, Expr))

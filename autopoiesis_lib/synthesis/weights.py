@@ -1,8 +1,9 @@
-"""Which model to ask: the user's weights, moved towards the models whose drafts are worth what they cost.
+"""The choice of models: the user's weights, adjusted towards the models whose drafts are worth their cost.
 
-A bandit with several arms, kept plain on purpose: a model's value is what it gave for what it took, shrunk towards the mean of
-all models while little is known of it, and every model keeps a part of its own share for ever, so that one that was unlucky,
-or that was bad at the old workload, is tried again. There is no chance in it: the same results give the same weights.
+This is a simple bandit with several arms. A model's value is its gain over its cost, shrunk towards the mean of all
+models while few of its calls are known. Every model permanently keeps a part of its own share. A model that was
+unlucky, or bad at an earlier workload, is therefore tried again. The method uses no random numbers: equal results give
+equal weights.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,36 +13,42 @@ from typing import Any, Literal
 __all__ = ["Outcome", "Per", "Tally"]
 
 Per = Literal["tokens", "dollars", "seconds"]
-"""What a draft costs is counted in."""
+"""The unit of a draft's cost."""
 
 EXPLORE = 0.1
-"""Part of the calls that goes by the user's weights whatever was seen."""
+"""Share of the calls that follows the user's weights alone."""
 PRIOR_CALLS = 4.0
-"""Calls of mean cost and mean success that every model is credited with."""
+"""Number of calls of mean cost and mean gain that every model is credited with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One call of a model, as it stands in the record."""
+    """One call of a model, as the record holds it."""
 
     generation: int
     slot: int
     model: str
     digest: str | None
-    """Of the policy, when the cheap gates took it; None when no usable draft came."""
+    """Digest of the policy if the cheap gates accepted it; None if the call gave no usable draft."""
     tokens: int
     dollars: float
     seconds: float
     better: tuple[tuple[int, str], ...] = ()
-    """(candidate, model) of this call's parents that a model wrote, that passed every gate and beat the default baseline."""
+    """The (candidate, model) pairs of this call's parents that a model wrote.
+
+    Only parents that passed every gate and beat the default baseline are included.
+    """
 
     def cost(self, per: Per) -> float:
-        """What it took."""
+        """Return the cost of the call in the given unit."""
         return float(getattr(self, per))
 
     @classmethod
     def of_exchange(cls, exchange: Mapping[str, Any]) -> "Outcome | None":
-        """From a line of the record; None for lines of other versions and for slots whose model was not asked."""
+        """Return the outcome in a line of the record.
+
+        The result is None for lines of other versions, and for slots whose model was not asked.
+        """
         told = exchange.get("outcome")
         if not isinstance(told, Mapping):
             return None
@@ -51,7 +58,10 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """What every model gave and took. `known` are digests that are nobody's merit, such as the baselines'."""
+    """The gains and costs of every model.
+
+    `known` holds digests that count for no model, such as those of the baselines.
+    """
 
     per: Per
     known: set[str] = field(default_factory=set)
@@ -61,10 +71,10 @@ class Tally:
     _rewarded: set[int] = field(default_factory=set)
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Count them, in order of generation and slot.
+        """Count outcomes in the order of generation and slot.
 
-        A draft counts once when the cheap gates take it and nobody wrote the same policy before, and once more when it turns up
-        as a parent that beat the default baseline.
+        A draft counts once if the cheap gates accept it and no earlier draft has the same policy. It counts once more
+        if it occurs as a parent that beat the default baseline.
         """
         for outcome in sorted(outcomes, key=lambda one: (one.generation, one.slot)):
             self._calls[outcome.model] = self._calls.get(outcome.model, 0) + 1
@@ -78,7 +88,7 @@ class Tally:
                     self._gave[model] = self._gave.get(model, 0.0) + 1.0
 
     def weights(self, given: Mapping[str, float]) -> dict[str, float]:
-        """The share of each model, adding up to 1: the weights given times the value seen, over a floor.
+        """Return the share of each model, with a sum of 1: the given weights times the observed values, above a floor.
 
         value = (gave + PRIOR_CALLS * mean gain of a call) / (took + PRIOR_CALLS * mean cost of a call)
         share = EXPLORE * given + (1 - EXPLORE) * given * value, both terms normalised
