@@ -1,4 +1,4 @@
-"""What ties a certificate to a policy and a contract: the one rule by which anything that runs a policy goes.
+"""Binding of certificates to policies and contracts: the one rule by which anything that runs a policy goes.
 
 It proves nothing and imports no gate, so that an engine can apply it without the solvers.
 """
@@ -38,7 +38,7 @@ class Judged(Protocol):
 
     @property
     def name(self) -> str:
-        """Which one."""
+        """Name of the obligation or gate."""
 
     @property
     def verdict(self) -> str:
@@ -62,15 +62,15 @@ class Certified(Protocol):
 
     @property
     def obligations(self) -> Iterable[Judged]:
-        """What had to be proved."""
+        """Obligations that had to be proved."""
 
     @property
     def gates(self) -> Iterable[Judged]:
-        """What the policy went through."""
+        """Gates that the policy went through."""
 
 
 def bound_policy(certificate: Certified, contract: Contract, source: str) -> Policy:
-    """The certified policy, parsed from `source`, once it is sure that the certificate is about it and this contract.
+    """Return the certified policy, parsed from `source`, once it is sure that the certificate is about it and this contract.
 
     Raises:
         CertificateError: a digest differs, an obligation or gate is not green, or the policy does not parse.

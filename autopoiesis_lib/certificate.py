@@ -68,7 +68,7 @@ Digest = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 
 
 class Certificate(_Value):
-    """What may be said of one policy under one contract."""
+    """Claims about one policy under one contract, with what they rest on."""
 
     format: Literal[2] = 2
     contract: Annotated[str, Field(max_length=256), AfterValidator(_visible)]
@@ -140,7 +140,7 @@ class Certificate(_Value):
             ) from None
 
     def check_binding(self, contract: Contract, source: str | None = None) -> Policy:
-        """The certified policy, parsed again, once it is sure that the certificate is about it, this contract and these versions.
+        """Return the certified policy, parsed again, once it is sure that the certificate is about it and this contract.
 
         `source` is a policy text found beside the certificate; it must be the certified one.
 
@@ -234,7 +234,7 @@ def verify_here(asked: bytes) -> bytes:
 
 
 def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT, proofs: bool = False) -> Certificate:
-    """A certificate from a report of `gates.check(..., certify=True)` whose verdict is PROVED; as `verify`, with `proofs`.
+    """Return a certificate from a report of `gates.check(..., certify=True)` whose verdict is PROVED; as `verify`, with `proofs`.
 
     Raises:
         Rejected: the report is not green.
@@ -281,7 +281,7 @@ def certify(policy: Policy, report: GateReport, *, rlimit: int = DEFAULT_RLIMIT,
 
 
 ENVELOPE_BYTES: Final = 65_536
-"""What signatures and the words around a payload may take in a certificate file."""
+"""Bytes that signatures and the words around a payload may take in a certificate file."""
 
 
 def _with_proofs(certificate: Certificate) -> Certificate:

@@ -72,12 +72,12 @@ class Contract(BaseModel):
 
     @classmethod
     def theorems(cls) -> tuple[type[Theorem], ...]:
-        """The system properties that the invariants and the kernel imply together."""
+        """Return the system properties that the invariants and the kernel imply together."""
         return ()
 
     @classmethod
     def baselines(cls) -> Mapping[str, str]:
-        """Hand-written policies to compare with: name -> policy text, the engine's own default first."""
+        """Return hand-written policies to compare with: name -> policy text, the engine's own default first."""
         return {}
 
     def check_replay(self, result: "SimulationResult", bounds: Mapping[str, int]) -> str | None:
@@ -111,7 +111,7 @@ class Contract(BaseModel):
 
     @property
     def interface(self) -> Interface:
-        """What a policy text may refer to."""
+        """Names that a policy text may refer to."""
         return _meaning(self).interface
 
     @property

@@ -45,7 +45,7 @@ def read_policy_text(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class DecisionFault:
-    """What goes wrong when a decision runs on certain values."""
+    """Fault of a decision on certain values."""
 
     kind: Literal["division by zero", "int64 overflow", "out of range"]
     text: str
@@ -108,12 +108,12 @@ class Policy:
 
     @cached_property
     def ranges(self) -> dict[str, Ranges]:
-        """What interval analysis finds about each decision over the full domains of its views."""
+        """Results of interval analysis by decision, over the full domains of its views."""
         return {name: analyse(self.module, signature) for name, signature in self.contract.decisions.items()}
 
     @cached_property
     def settled(self) -> bool:
-        """Whether intervals alone show that no decision faults or leaves its range; if not, the proof has to say."""
+        """True if intervals alone show that no decision faults or leaves its range. Otherwise the proof decides."""
         return all(
             not found.open and domain.lo <= found.result.lo and found.result.hi <= domain.hi
             for name, found in self.ranges.items()
@@ -122,20 +122,20 @@ class Policy:
 
     @cached_property
     def functions(self) -> dict[str, Callable[..., int]]:
-        """Every function as CPython runs it, by name; arguments are views (or objects with the same fields)."""
+        """Functions as CPython runs them, by name; arguments are views (or objects with the same fields)."""
         return compile_python(self.module)
 
     def decision(self, name: str | None = None) -> Callable[..., int]:
-        """A decision as a Python callable over views; the name may be left out when there is only one."""
+        """Return a decision as a Python callable over views; the name may be left out when there is only one."""
         return self.functions[self._decision_name(name)]
 
     def __call__(self, *views: object) -> int:
-        """The only decision, applied to views."""
+        """Apply the only decision to views."""
         return self.decision()(*views)
 
     @cached_property
     def stand_in(self) -> Any:
-        """What to pass as `self` to the contract's own formulas: its parameters, and this policy's decisions.
+        """Object to pass as `self` to the contract's own formulas: its parameters, and this policy's decisions.
 
         Unless intervals show that none faults or leaves its range, one that faults raises `Fault` before CPython reckons with
         numbers of any size.
@@ -148,7 +148,7 @@ class Policy:
         )
 
     def holds(self, invariant: str, **arguments: View | int) -> bool:
-        """Whether an invariant of the contract holds for this policy on given values, evaluated by CPython.
+        """Return whether an invariant of the contract holds for this policy on given values, evaluated by CPython.
 
         Raises:
             KeyError: the contract has no such invariant.
@@ -158,7 +158,7 @@ class Policy:
         return bool(formula.method(self.stand_in, **arguments))
 
     def fault(self, decision: str, **views: View) -> str | None:
-        """What goes wrong when a decision runs on given views: a zero divisor, an int64 overflow, a result out of its range.
+        """Return the fault of a decision on given views: a zero divisor, an int64 overflow, a result out of its range.
 
         None when nothing does.
         """
@@ -170,7 +170,7 @@ class Policy:
         return None if found is None else found.text
 
     def native(self, decision: str | None = None, layout: Sequence[str] | None = None) -> "NativeFunction":
-        """A decision as machine code over int64 scalars; see `language.native.compile_function` for `layout`.
+        """Return a decision as machine code over int64 scalars; see `language.native.compile_function` for `layout`.
 
         Run it only once the policy is certified, and only on values inside the view domains. It is compiled once.
         """
@@ -183,15 +183,15 @@ class Policy:
 
     @cached_property
     def _natives(self) -> "dict[tuple[str, tuple[str, ...] | None], NativeFunction]":
-        """What was compiled, by decision and layout."""
+        """Machine code by decision and layout."""
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the machine code, which is of this process."""
+        """Return all but the machine code, which belongs to this process."""
         return {name: value for name, value in self.__dict__.items() if name != "_natives"}
 
     def scorer(self, decision: str | None = None) -> "Scorer":
-        """A decision as a machine-code loop over int64 columns; see `language.scorer.Scorer`."""
+        """Return a decision as a machine-code loop over int64 columns; see `language.scorer.Scorer`."""
         from .language.scorer import compile_scorer
 
         return compile_scorer(self.module, self.contract.decisions[self._decision_name(decision)])

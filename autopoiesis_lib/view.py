@@ -53,7 +53,7 @@ class Domain:
 
     @property
     def size(self) -> int:
-        """How many values the domain holds."""
+        """Number of values that the domain holds."""
         return len(self.values) if self.values is not None else self.hi - self.lo + 1
 
     def __contains__(self, value: object) -> bool:
@@ -62,7 +62,7 @@ class Domain:
         return value in self.values if self.values is not None else self.lo <= value <= self.hi
 
     def describe(self) -> str:
-        """The domain in words, for prompts, errors and documentation."""
+        """Return the domain in words, for prompts, errors and documentation."""
         if self.kind == "bool":
             return "bool"
         if self.enum is not None:
@@ -80,7 +80,7 @@ class FieldSpec:
 
 
 def domain_of(annotation: Any, where: str, metadata: tuple[Any, ...] = ()) -> Domain:
-    """The domain an annotation declares.
+    """Return the domain that an annotation declares.
 
     Raises:
         ContractError: the annotation is not a bounded `int`, a `bool` or an `IntEnum`.
@@ -146,16 +146,16 @@ class View(BaseModel):
 
     @classmethod
     def fields(cls) -> tuple[FieldSpec, ...]:
-        """The fields in declared order: the column order of `Policy.scorer` and of adapters."""
+        """Return the fields in declared order: the column order of `Policy.scorer` and of adapters."""
         return _fields(cls)
 
     @classmethod
     def field(cls, name: str) -> FieldSpec:
-        """One field by name; raises `KeyError` when there is none."""
+        """Return one field by name; raises `KeyError` when there is none."""
         return _fields_by_name(cls)[name]
 
     def row(self) -> tuple[int, ...]:
-        """The values as plain integers in declared order."""
+        """Return the values as plain integers in declared order."""
         return tuple(int(getattr(self, spec.name)) for spec in type(self).fields())
 
 

@@ -36,12 +36,12 @@ class ProofCache:
 
     @classmethod
     def default(cls) -> "ProofCache":
-        """The user's own: `$AUTOPOIESIS_CACHE`, else `$XDG_CACHE_HOME/autopoiesis`, else `~/.cache/autopoiesis`."""
+        """Return the user's own cache: `$AUTOPOIESIS_CACHE`, else `$XDG_CACHE_HOME/autopoiesis`, else `~/.cache/autopoiesis`."""
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(Path(os.environ.get("AUTOPOIESIS_CACHE") or Path(home) / "autopoiesis") / "proofs")
 
     def check(self, policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True) -> GateResult:
-        """As `proof.check`, from the folder when the same question has been answered before."""
+        """Return what `proof.check` does, from the folder when the same question has been answered before."""
         name = self._name(policy, rlimit, least)
         kept = self._kept(name)
         if kept is not None:
@@ -84,7 +84,7 @@ def _ours(folder: Path) -> bool:
 
 @cache
 def solver_version() -> str:
-    """The installed Z3's; looking it up takes longer than reading a kept result."""
+    """Return the version of the installed Z3; looking it up takes longer than reading a kept result."""
     return version("z3-solver")
 
 

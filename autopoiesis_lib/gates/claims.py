@@ -1,4 +1,4 @@
-"""What a green report promises, in plain words, and what it does not."""
+"""Claims of a green report in plain words, and the list of what no report covers."""
 
 from ..contract import Contract
 from .verdict import GateReport, LeastBound, Verdict
@@ -19,7 +19,7 @@ NOT_COVERED = (
     "the engine's own bugs, and hardware or driver faults",
     "how good the policy is: speed is measured, not proved",
 )
-"""What no certificate of this library covers."""
+"""List of what no certificate of this library covers."""
 
 
 def claims_of(contract: Contract, report: GateReport) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ def _bound(least: LeastBound) -> str:
 
 
 def in_words(value: int, unit: str) -> str:
-    """A value with its unit, as people say it: 8,191,000 us is 8.191 s."""
+    """Return a value with its unit as people say it: 8,191,000 us is 8.191 s."""
     if unit != "us":
         return f"{value:,} {unit}".strip()
     if value >= 1_000_000:

@@ -27,13 +27,13 @@ class EncoderBug(AutopoiesisError):
 
 
 def instances(params: Sequence[FormulaParam], views: Mapping[str, type[View]]) -> Iterator[tuple[str, ...]]:
-    """Every way to apply what takes views to views in scope: tuples of names in scope."""
+    """Yield every assignment of views in scope to parameters that are views, as tuples of names."""
     choices = [[name for name, view in views.items() if view is param.view] for param in params]
     yield from product(*choices)
 
 
 def decision_params(contract: Contract, decision: str) -> tuple[FormulaParam, ...]:
-    """A decision's parameters, as those of a formula."""
+    """Return a decision's parameters as those of a formula."""
     return tuple(
         FormulaParam(param.name, view=contract.views[param.type]) for param in contract.decisions[decision].params
     )
@@ -48,7 +48,7 @@ class Evaluator:
         self._self = policy.stand_in
 
     def holds(self, formula: Formula, arguments: Mapping[str, Row | int]) -> bool:
-        """Whether a formula holds on values; a decision that raises makes it false."""
+        """Return whether a formula holds on values; a decision that raises makes it false."""
         values = [_value(arguments[param.name]) for param in formula.params]
         try:
             return bool(formula.method(self._self, *values))
@@ -56,7 +56,7 @@ class Evaluator:
             return False
 
     def admissible(self, params: Sequence[FormulaParam], arguments: Mapping[str, Row | int]) -> bool:
-        """As the function `admissible`, for this policy's contract."""
+        """Return what the function `admissible` does, for this policy's contract."""
         return admissible(self.contract, self._self, params, arguments)
 
     def fault(self, decision: str, arguments: Mapping[str, Row | int]) -> DecisionFault | None:
@@ -66,7 +66,7 @@ class Evaluator:
         return fault_on(self.policy, signature, [row for row in rows if isinstance(row, dict)])
 
     def counterexample(self, formula: Formula, arguments: Arguments) -> Counterexample:
-        """A replayed counterexample of an invariant, its values made small.
+        """Return a replayed counterexample of an invariant, its values made small.
 
         Raises:
             EncoderBug: the invariant holds on these values.
@@ -85,7 +85,7 @@ class Evaluator:
         )
 
     def fault_within(self, formula: Formula, arguments: Arguments) -> Counterexample | None:
-        """As `fault_counterexample`, of some decision on views among the arguments of an invariant; None when none faults."""
+        """Return a counterexample of some decision's safety on views among an invariant's arguments; None when none faults."""
         views = {param.name: param.view for param in formula.params if param.view is not None}
         for decision in self.contract.decisions:
             params = decision_params(self.contract, decision)
@@ -124,7 +124,7 @@ class Evaluator:
         )
 
     def _breaks(self, formula: Formula) -> Callable[[Arguments], bool]:
-        """Whether values are a counterexample; asked a hundred times to make one small, so what can be is done once."""
+        """Return the test whether values are a counterexample. It runs a hundred times, so shared work is done here once."""
         scene = Scene(self.contract, formula.params)
 
         def breaks(arguments: Arguments) -> bool:
@@ -158,7 +158,7 @@ class Evaluator:
 
 
 class Scene:
-    """What is in scope of a formula or decision, and every assumption about it."""
+    """The domains in scope of a formula or decision, and every assumption about them."""
 
     def __init__(self, contract: Contract, params: Sequence[FormulaParam]) -> None:
         views = {param.name: param.view for param in params if param.view is not None}
@@ -175,7 +175,7 @@ class Scene:
     def admits(
         self, stand_in: object, arguments: Mapping[str, Row | int], objects: Mapping[str, object] | None = None
     ) -> bool:
-        """Whether values lie in their domains and satisfy every assumption; `objects` are the same values as objects."""
+        """Return whether values lie in their domains and satisfy every assumption; `objects` are the same values as objects."""
         objects = objects or {name: _value(value) for name, value in arguments.items()}
         for method, names in self._assumptions:
             if not method(stand_in, *[objects[name] for name in names]):
@@ -191,7 +191,7 @@ class Scene:
 def admissible(
     contract: Contract, stand_in: object, params: Sequence[FormulaParam], arguments: Mapping[str, Row | int]
 ) -> bool:
-    """Whether values lie in their domains and satisfy every assumption about the views in scope."""
+    """Return whether values lie in their domains and satisfy every assumption about the views in scope."""
     return Scene(contract, params).admits(stand_in, arguments)
 
 
@@ -227,7 +227,7 @@ def _value(value: Row | int) -> object:
 
 
 def view_instance(view: type[View], row: Row) -> View:
-    """A row as a real, validated view."""
+    """Return a row as a real, validated view."""
     values = {
         spec.name: bool(row[spec.name])
         if spec.domain.kind == "bool"

@@ -18,7 +18,7 @@ Ask = Callable[[int, int], tuple[Answer, Arguments | None]]
 
 
 def find_least(search: Search, limit: int) -> LeastBound:
-    """The least bound, given that the invariant is proved at `limit`."""
+    """Return the tightest bound, given that the invariant is proved at `limit`."""
     bound = search.formula.least
     assert bound is not None and bound.domain is not None
     search.spare()
@@ -79,9 +79,9 @@ def _lowered(
 
 
 def _stretch(search: Search, values: Arguments, limit: int) -> tuple[int, Arguments]:
-    """The same views at the largest bound up to `limit` at which they still break the invariant, as far as bisection sees.
+    """Return the bound after the largest one, up to `limit`, at which these views still break the invariant, and the views there.
 
-    And the bound after it.
+    Bisection finds it, which may miss a larger one where the invariant is not monotone in its bound.
     """
     bound = search.formula.least
     assert bound is not None

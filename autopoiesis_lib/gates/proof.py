@@ -90,7 +90,7 @@ def check(policy: Policy, *, rlimit: int = DEFAULT_RLIMIT, least: bool = True, c
 def prove_safety(
     policy: Policy, signature: Signature, evaluator: Evaluator, rlimit: int, certify: bool = False
 ) -> list[ObligationResult]:
-    """That a decision neither faults nor leaves its range, as two obligations."""
+    """Return whether a decision never faults and never leaves its range, as two obligations."""
     started = time.perf_counter()
     scope = scope_of(policy.contract, decision_params(policy.contract, signature.name))
     ranges = policy.ranges[signature.name]
@@ -122,7 +122,7 @@ def prove_safety(
 def _certify_safety(
     policy: Policy, signature: Signature, scope: Scope, results: list[ObligationResult], rlimit: int
 ) -> list[ObligationResult]:
-    """What `prove_safety` found, as far as it was proved, with what a certificate says of it.
+    """Return the results of `prove_safety`; proved ones carry what a certificate keeps of them.
 
     By the bounds of products if Z3 can prove those too, or else exactly.
     """
@@ -148,7 +148,7 @@ def _certify_safety(
 def _certify(
     proved: ObligationResult, scope: Scope, violations: Sequence[Term], products: Products | None, rlimit: int
 ) -> list[ObligationResult]:
-    """A proved obligation with what a certificate says of it, after what it rests on; empty when Z3 cannot prove that."""
+    """Return a proved obligation as a certificate keeps it, after the one it rests on; empty when Z3 cannot prove that one."""
     violation = any_of(violations, scope.context)
     if not products:
         return [certified(proved, scope, violation, rlimit)]
@@ -192,7 +192,7 @@ def _prove_all(
     started: float,
     nlsat: Nlsat,
 ) -> ObligationResult:
-    """That none of the violations can happen."""
+    """Return whether none of the violations can happen."""
     answer, detail, reason = "unsat", "", None
     if violations:
         solver = IncrementalSolver([*scope.constraints, any_of(violations, scope.context)], rlimit, nlsat)
@@ -217,7 +217,7 @@ def _prove_all(
 def prove_invariant(
     policy: Policy, formula: Formula, evaluator: Evaluator, rlimit: int, least: bool = True, certify: bool = False
 ) -> list[ObligationResult]:
-    """That an invariant holds for every input: at its limit, and at the least value of its bound when asked for.
+    """Return whether an invariant holds for every input: at its limit, and at the tightest bound when asked for.
 
     With `certify`, after the bounds of products that this rests on, if any.
     """
@@ -228,7 +228,7 @@ def prove_invariant(
 
 
 def _prove_invariant(search: Search, least: bool, certify: bool) -> list[ObligationResult]:
-    """As `prove_invariant`; empty when a bound of a product cannot be proved, and nothing that rests on one counts."""
+    """Return what `prove_invariant` does; empty when a product's bound cannot be proved, for nothing may rest on it then."""
     started = time.perf_counter()
     formula = search.formula
     bound = formula.least
@@ -271,7 +271,7 @@ def _prove_invariant(search: Search, least: bool, certify: bool) -> list[Obligat
 
 
 def _proved_exactly_by_both(search: Search, low: int, high: int) -> bool:
-    """Whether both solvers manage without the bounds of products, which makes the plainer certificate."""
+    """Return whether both solvers manage without the bounds of products, which makes the plainer certificate."""
     between = search.exact.between(low, high)
     if second_opinion(to_smtlib([*search.exact.constraints, *between])) != "unsat":
         return False
@@ -283,7 +283,7 @@ def _vacuous(formula: Formula) -> str:
 
 
 def _falsifiable(policy: Policy, formula: Formula, bound: int, rlimit: int) -> bool:
-    """Whether some policy could break the invariant at this bound: decisions are left free."""
+    """Return whether some policy could break the invariant at this bound: decisions are left free."""
     if falsifiable(policy.contract, formula, bound):
         return True
     scope = scope_of(policy.contract, formula.params)

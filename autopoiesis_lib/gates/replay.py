@@ -61,7 +61,7 @@ def check(policy: Policy, bounds: Mapping[str, int]) -> GateResult:
 
 @cache
 def _workload() -> "tuple[Trace, Calibration, int]":
-    """The trace, the engine, and how many requests the engine's own default serves."""
+    """Return the trace, the engine, and the number of requests that the engine's own default serves."""
     from ..simulation.calibration import Calibration
     from ..simulation.engine import simulate
     from ..simulation.trace import Trace

@@ -32,7 +32,7 @@ class Pool:
 
 
 def pool_of(contract: Contract) -> Pool:
-    """The pool of a contract; made once per process."""
+    """Return the pool of a contract; made once per process."""
     return _pool(contract.digest, Unhashed(contract))
 
 
@@ -80,7 +80,7 @@ def _evaluate(formula: Formula, stand_in: object, arguments: Arguments) -> bool:
 
 
 def falsifiable(contract: Contract, formula: Formula, bound: int | None) -> bool:
-    """Whether some policy could break the invariant at a bound: the pool with decisions answered at random shows that one could.
+    """Return whether the pool, with decisions answered at random, shows that some policy could break an invariant at a bound.
 
     False proves nothing: the solver then has to say.
     """
@@ -98,7 +98,7 @@ def falsifiable(contract: Contract, formula: Formula, bound: int | None) -> bool
 
 
 def draw_value(domain: Domain, draw: random.Random) -> int:
-    """A value of a domain: an end, near one, a random magnitude, or uniform."""
+    """Draw a value of a domain: an end, near one, a random magnitude, or uniform."""
     if domain.values is not None:
         return draw.choice(domain.values)
     kind = draw.randrange(6)

@@ -21,12 +21,13 @@ from .solving import Answer, IncrementalSolver, Scope, encode_formula, scope_of,
 __all__ = ["Search", "Violation", "violation_of"]
 
 PART = 4
-"""A query about the wider or the narrower encoding may use this part of the limit: linear ones need little."""
+"""Fraction of the limit for a query of the over- or the under-approximation, which are linear and need little."""
 SPARE, BOUNDED = 8, 16
-"""And one that only brings a proved bound closer to the least, these parts, exactly and with the bounds of products beside: a
-policy must not wait long for a finer figure. Smaller limits leave more queries within what all of them may use, and find more."""
+"""Fractions of the limit for a query that only tightens a proved bound, exactly and with the bounds of products beside.
+
+A policy must not wait long for a finer figure. Smaller limits leave more queries within the common budget, and find more."""
 BRIEF = 100
-"""And one that is also asked with all products exact, this part."""
+"""Fraction of the limit for a query that tightens a bound and may use nlsat from the start."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,15 @@ class Violation:
     term: Term
     """The negated invariant."""
     products: Products
-    """What was cut out of `term`; empty when it is exact."""
+    """Products that `term` abstracts; empty when it is exact."""
 
     @property
     def constraints(self) -> list[Term]:
-        """What a counterexample satisfies, whatever the invariant's bound."""
+        """Constraints that a counterexample satisfies, whatever the invariant's bound."""
         return [*self.scope.constraints, *self.products.bounds, self.term]
 
     def between(self, low: int, high: int) -> list[Term]:
-        """That the invariant's bound, if it has one, lies between two values."""
+        """Return the constraint that the invariant's bound, if it has one, lies between two values."""
         if self.formula.least is None:
             return []
         bound: Term = self.scope.symbols[self.formula.least.name]
@@ -54,7 +55,7 @@ class Violation:
 
 
 def violation_of(policy: Policy, formula: Formula, cut: bool) -> Violation:
-    """The negation of an invariant for this policy, exactly or with its products cut out."""
+    """Return the negation of an invariant for this policy, exactly or with its products abstracted."""
     scope = scope_of(policy.contract, formula.params)
     products = Products(scope.context)
     known: dict[tuple[str, ...], Term] = {}
@@ -77,7 +78,7 @@ class Search:
     def __init__(self, policy: Policy, formula: Formula, evaluator: Evaluator, rlimit: int, cut: bool = True) -> None:
         self.policy, self.formula, self.evaluator, self.rlimit = policy, formula, evaluator, rlimit
         self.cut = violation_of(policy, formula, cut)
-        """The violation with its products cut out; the exact one when there are none, or with `cut=False`."""
+        """Violation with its products abstracted; the exact one when there are none, or with `cut=False`."""
 
     @cached_property
     def exact(self) -> Violation:
@@ -99,7 +100,7 @@ class Search:
         return IncrementalSolver(self.bounded.constraints, max(1, self.rlimit // BOUNDED), nlsat="never")
 
     def spare(self) -> None:
-        """What matters is proved: from now on queries of the exact encoding may use less."""
+        """Reduce the budget of exact queries: the bound is proved already, and only its tightness is open."""
         self.solver.spare(max(1, self.rlimit // SPARE))
 
     @cached_property
@@ -117,20 +118,20 @@ class Search:
 
     @property
     def gave_up(self) -> str:
-        """Why the last answer was unknown, in words."""
+        """Explanation, in words, of the last answer that was unknown."""
         return self.solver.gave_up
 
     def proved_by_intervals(self, low: int, high: int) -> bool:
-        """Whether the bounds of products suffice to prove the invariant with its bound between two values."""
+        """Return whether the bounds of products suffice to prove the invariant with its bound between two values."""
         return bool(self.cut.products) and self._wider.ask(self.cut.between(low, high))[0] == "unsat"
 
     def ask(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        """Whether the invariant can break with its bound between two values; values that break it when it can."""
+        """Return whether the invariant can break with its bound between two values, and values that break it when it can."""
         answer, values = self.ask_cut(low, high)
         return self.ask_exact(low, high) if answer == "unknown" else (answer, values)
 
     def ask_cut(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        """As `ask`, by the cut encodings only."""
+        """Return what `ask` does, by the over- and the under-approximation only."""
         if not self.cut.products:
             return "unknown", None
         extra = self.cut.between(low, high)
@@ -145,15 +146,15 @@ class Search:
         return "unknown", None
 
     def ask_exact(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        """As `ask`, by the exact encoding only."""
+        """Return what `ask` does, by the exact encoding only."""
         return self._ask(self.exact, self.solver, low, high)
 
     def ask_briefly(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        """As `ask_exact`, within so small a limit that a query in nlsat takes seconds at most: what is small it does at once."""
+        """Return what `ask_exact` does, within a small limit, so that a query in nlsat takes seconds at most."""
         return self._ask(self.exact, self._brief, low, high)
 
     def ask_bounded(self, low: int, high: int) -> tuple[Answer, Arguments | None]:
-        """As `ask`, by an encoding in which every product is as it is and has its bounds, without nlsat."""
+        """Return what `ask` does, by the exact encoding with the bounds of products beside, and without nlsat."""
         return self._ask(self.bounded, self._bounded, low, high)
 
     @staticmethod

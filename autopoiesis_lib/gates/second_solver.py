@@ -47,7 +47,7 @@ def agreed(name: str, smtlib: str) -> tuple[str, ...]:
 
 
 def certified(result: ObligationResult, scope: Scope, violation: z3.BoolRef, rlimit: int) -> ObligationResult:
-    """A proved obligation with its SMT-LIB text, the assumptions it used, and the second solver's word.
+    """Return a proved obligation with its SMT-LIB text, the assumptions that it used, and cvc5's answer.
 
     Raises:
         Disagreement: cvc5 finds a model where Z3 found none.

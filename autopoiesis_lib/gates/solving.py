@@ -61,7 +61,7 @@ bytes(31 << 20)
 
 Answer = Literal["sat", "unsat", "unknown"]
 Nlsat = Literal["never", "last", "always"]
-"""When a solver may use nlsat."""
+"""Policy for nlsat: never, as the last try of a query, or always."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ class Encoded:
 
     value: Term
     total: Term
-    """That nothing on the path that is taken divides by zero."""
+    """Condition that nothing on the path that is taken divides by zero."""
 
     @property
     def holds(self) -> Term:
-        """That the formula is true: one that raises in CPython is not."""
+        """Condition that the formula is true; one that raises in CPython is not."""
         return conjunction(as_bool(self.value), self.total)
 
 
@@ -146,12 +146,12 @@ def _module(formula: Formula) -> Module:
 
 
 def ask(constraints: Sequence[Term], rlimit: int) -> tuple[Answer, z3.ModelRef | None]:
-    """Whether constraints can hold together; a model when they can. Never runs longer than `rlimit` allows, twice."""
+    """Return whether constraints can hold together, and a model when they can, within a few times `rlimit`."""
     return IncrementalSolver(constraints, rlimit).ask()
 
 
 def any_of(terms: Sequence[Term], context: z3.Context) -> z3.BoolRef:
-    """The disjunction of truth values."""
+    """Return the disjunction of truth values."""
     return z3.Or([z3.BoolVal(term, context) if isinstance(term, bool) else term for term in terms], context)
 
 
@@ -183,16 +183,16 @@ class IncrementalSolver:
 
     @property
     def gave_up(self) -> str:
-        """Why the last answer was unknown, in words."""
+        """Explanation, in words, of the last answer that was unknown."""
         return f"Z3 gave up within {self._rlimit:,} resource units; simplify the arithmetic or raise the limit"
 
     def spare(self, rlimit: int) -> None:
-        """From now on a query may use so much, and all together `BUDGET_FACTOR` times that."""
+        """Reduce the limit of a query, and that of all of them together to `BUDGET_FACTOR` times as much."""
         self._rlimit = min(self._rlimit, rlimit)
         self._budget = min(self._budget, BUDGET_FACTOR * rlimit)
 
     def ask(self, extra: Sequence[Term] = ()) -> tuple[Answer, z3.ModelRef | None]:
-        """As `ask`, with further constraints for this query only."""
+        """Return what the function `ask` does, with further constraints for this query only."""
         if self._impossible:
             return "unsat", None
         if self._budget <= 0:
@@ -220,13 +220,13 @@ class IncrementalSolver:
             self._solver.pop()
 
     def _ask_fresh(self, extra: Sequence[Term]) -> tuple[Answer, z3.ModelRef | None]:
-        """By the whole problem at once: slower to start, stronger on non-linear arithmetic."""
+        """Ask with the whole problem at once: slower to start, stronger on non-linear arithmetic."""
         solver = self._limited(self._whole(), self._rlimit)
         solver.add(*self._constraints, *extra)
         return self._check(solver)
 
     def _ask_nlsat(self, extra: Sequence[Term]) -> tuple[Answer, z3.ModelRef | None]:
-        """As both others, with nlsat."""
+        """Ask in both other ways again, with nlsat."""
         answer: Answer = "unknown"
         model: z3.ModelRef | None = None
         for solver in (z3.SimpleSolver(ctx=self._context), self._whole()):
@@ -259,13 +259,13 @@ def _limited(solver: z3.Solver, rlimit: int, *, nlsat: bool = False) -> z3.Solve
 
 
 def _resources(solver: z3.Solver) -> int:
-    """What the solver's context has used so far."""
+    """Return the resource units that the solver's context has used so far."""
     statistics = solver.statistics()
     return int(statistics.get_key_value("rlimit count")) if "rlimit count" in statistics.keys() else 0  # noqa: SIM118
 
 
 def assumptions_used(scope: Scope, violation: z3.BoolRef, rlimit: int) -> tuple[str, ...] | None:
-    """The assumptions in an unsatisfiable core of a proved obligation, by name; None when the solver gives up on finding one."""
+    """Return the names of the assumptions in an unsatisfiable core of a proved obligation; None when the solver gives up."""
     solver = _limited(z3.SimpleSolver(ctx=scope.context), rlimit)
     solver.set("core.minimize", True)
     solver.add(*scope.domains, violation)
@@ -283,7 +283,7 @@ def assumptions_used(scope: Scope, violation: z3.BoolRef, rlimit: int) -> tuple[
 
 
 def to_smtlib(constraints: Sequence[Term]) -> str:
-    """A query as SMT-LIB 2 text that any solver reads."""
+    """Return a query as SMT-LIB 2 text that any solver reads."""
     context = _context(constraints)
     solver = z3.Solver(ctx=context)
     for constraint in constraints:
@@ -292,7 +292,7 @@ def to_smtlib(constraints: Sequence[Term]) -> str:
 
 
 def values_of(model: z3.ModelRef, symbols: Mapping[str, SymbolicView | Term]) -> Arguments:
-    """The values a model gives to symbols."""
+    """Return the values that a model gives to symbols."""
     values: Arguments = {}
     for name, symbol in symbols.items():
         if isinstance(symbol, SymbolicView):

@@ -27,7 +27,7 @@ class Trials:
     arguments: tuple[Arguments, ...]
 
     def first_broken(self, policy: Policy, evaluator: Evaluator) -> Arguments | None:
-        """The first inputs on which a policy breaks the invariant.
+        """Return the first inputs on which a policy breaks the invariant; None when there are none.
 
         All inputs at once over columns where those are exact, else one after the other as CPython has it; what is found is
         replayed in CPython either way.
@@ -54,7 +54,7 @@ class Trials:
 
     @cached_property
     def exact(self) -> bool:
-        """Whether intervals show that the invariant's own arithmetic stays in int64."""
+        """True if intervals show that the invariant's own arithmetic stays in int64."""
         spans = [
             view_rows(param.view) if param.view is not None else _interval(param.domain)
             for param in self.formula.params

@@ -30,7 +30,7 @@ __all__ = ["TypeCheckerError", "check", "check_alike", "type_errors", "warm"]
 
 NUMBER = re.compile(r"\b[0-9][0-9_]*\b")
 SHAPES = 16_384
-"""How many passed shapes of text a process remembers."""
+"""Number of passed shapes of text that a process remembers."""
 _passed: dict[tuple[str, str], GateResult] = {}
 
 
@@ -54,7 +54,7 @@ def check(policy: Policy) -> GateResult:
 
 
 def check_alike(policy: Policy) -> GateResult:
-    """As `check`, but of texts that differ in integers above 1 alone only the first goes to mypy, if it passes.
+    """Return what `check` does, asking mypy about one text only of those that differ in integers above 1 alone.
 
     In what the policy language admits, mypy looks at the value of an integer in two places: a condition that is a constant (0
     and 1 are kept apart), and an exponent (texts with one are always checked). For screening; a certificate asks for each text.
@@ -79,7 +79,7 @@ def _of_its_kind(number: "re.Match[str]") -> str:
 
 
 def type_errors(text: str, contract: Contract) -> list[str]:
-    """What mypy says against a text as a policy of a contract, one line each; empty when nothing.
+    """Return mypy's errors in a text as a policy of a contract, one line each.
 
     Raises:
         TypeCheckerError: mypy itself failed, twice.
@@ -168,7 +168,7 @@ class _Folder:
     @classmethod
     @contextmanager
     def _locked(cls, folder: Path) -> Iterator[bool]:
-        """Whether the lock of a folder could be had; another user's folder, or one just being made, has none."""
+        """Yield whether the lock of a folder could be taken; another user's folder, or one being made, has none."""
         try:
             lock = os.open(folder / cls.LOCK, os.O_RDWR)
         except OSError:
@@ -207,7 +207,7 @@ class _Server:
         self._build: Any = None
 
     def check(self, text: str, stubs: Mapping[str, str]) -> list[str]:
-        """The errors of a candidate beside stubs (path -> text), in one line each.
+        """Return the errors of a candidate beside stubs (path -> text), one line each.
 
         A build that fails inside mypy is replaced by a new one, once.
 
@@ -245,7 +245,7 @@ class _Server:
         return errors
 
     def _begun(self) -> list[str]:
-        """What mypy says when it sees the files for the first time: half a second."""
+        """Return mypy's messages when it sees the files for the first time, which takes half a second."""
         from mypy.build import build
         from mypy.errors import CompileError
         from mypy.modulefinder import BuildSource
@@ -261,7 +261,7 @@ class _Server:
         return list(result.errors)
 
     def _updated(self, changed: Sequence[str]) -> list[str]:
-        """What mypy says once some files have changed: two milliseconds for a candidate."""
+        """Return mypy's messages once some files have changed, which takes two milliseconds for a candidate."""
         if list(changed) == ["candidate.py"]:
             path = str(self._root / "candidate.py")
             for known in (self._files.stat_or_none_cache, self._files.read_cache, self._files.hash_cache):
@@ -295,7 +295,10 @@ class _Server:
         return options
 
     def _write(self, name: str, content: str) -> bool:
-        """Whether a file had to be written. Written over rather than anew, which file systems flush to disk at once."""
+        """Write a file unless it holds the content already, and return whether it was written.
+
+        It is overwritten in place: file systems flush a new one to disk at once.
+        """
         if self._written.get(name) == content:
             return False
         path, data = self._root / name, content.encode()
@@ -311,7 +314,7 @@ class _Server:
 
 
 def _module(path: str) -> str:
-    """The module a file of the folder is."""
+    """Return the module that a file of the folder is."""
     return path.rpartition(".")[0].replace("/", ".").removesuffix(".__init__")
 
 

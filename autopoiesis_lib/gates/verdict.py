@@ -1,4 +1,4 @@
-"""What a gate says. Only PROVED and PASSED are green; anything else keeps a policy from running."""
+"""Answers of gates. Only PROVED and PASSED are green; anything else keeps a policy from running."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -46,7 +46,7 @@ class Verdict(StrEnum):
 
     @property
     def green(self) -> bool:
-        """Whether the policy may go on."""
+        """True if the policy may go on."""
         return self in GREEN
 
 
@@ -107,12 +107,12 @@ _SEVERITY = [
 
 
 def worst(*verdicts: Verdict) -> Verdict:
-    """The verdict that decides: the worst one; PROVED when all is green and anything was proved."""
+    """Return the verdict that decides: the worst one; PROVED when all is green and anything was proved."""
     return max(verdicts, key=_SEVERITY.index, default=Verdict.PASSED)
 
 
 def rests_on(obligation: str) -> str:
-    """The name of the obligation that the bounds of products in another one rest on (`language.products`)."""
+    """Return the name of the obligation on which the bounds of products in another one rest (`language.products`)."""
     return f"{obligation}: products"
 
 
@@ -124,12 +124,12 @@ class Counterexample(_Value):
     """Values on which a policy breaks an obligation, and a test that shows it."""
 
     arguments: Mapping[str, Row | int]
-    """By argument name of the obligation: a view as its fields, a scalar as its value."""
+    """Values by argument name of the obligation: a view as its fields, a scalar as its value."""
     obligation: str
     """Name of the obligation that breaks."""
     reason: Reason
     explanation: str
-    """What happens on these values, in one line."""
+    """Events on these values, in one line."""
     pytest: str
     """A test, ready to run, that fails for this policy."""
 
@@ -141,7 +141,7 @@ class LeastBound(_Value):
     value: int
     unit: str
     tight: bool
-    """Whether value - 1 was refuted; if not, `value` is sufficient but perhaps not least."""
+    """True if value - 1 was refuted. Otherwise `value` is sufficient and perhaps not tight."""
     refuted_below: Counterexample | None = None
     """Values that break the invariant at value - 1."""
 
@@ -158,7 +158,7 @@ class ObligationResult(_Value):
     counterexample: Counterexample | None = None
     least: LeastBound | None = None
     assumptions_used: tuple[str, ...] | None = None
-    """Which assumptions the proof needed; None when that was not asked for."""
+    """Assumptions that the proof needed; None when that was not asked for."""
     solvers: tuple[str, ...] = ()
     """The solvers that agree; one name only means the other gave up."""
     smtlib: str | None = Field(default=None, repr=False)
@@ -178,7 +178,7 @@ class TheoremResult(_Value):
 
     @property
     def proved(self) -> bool:
-        """Whether there are lemmas and every one of them is discharged."""
+        """True if there are lemmas, and every one is discharged."""
         return bool(self.lemmas) and all(item.verdict is Verdict.PROVED for item in self.lemmas)
 
 
@@ -239,7 +239,7 @@ class GateReport(_Value):
     theorems: tuple[TheoremResult, ...] = ()
     """The contract's theorems, as far as they were put to the solvers: with a verdict of PROVED, all of them."""
     claims: tuple[str, ...] = ()
-    """What can never happen, in plain words; empty unless the verdict is PROVED."""
+    """Claims in plain words; empty unless the verdict is PROVED."""
 
     @property
     def obligations(self) -> tuple[ObligationResult, ...]:
@@ -257,7 +257,7 @@ class GateReport(_Value):
         return next((gate for gate in reversed(self.gates) if not gate.verdict.green), None)
 
     def least(self) -> dict[str, int]:
-        """The least bounds that were proved: obligation name -> value."""
+        """Return the tightest bounds that were proved: obligation name -> value."""
         return {
             item.name: item.least.value for item in self.obligations if item.least is not None and item.verdict.green
         }

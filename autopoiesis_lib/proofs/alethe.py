@@ -49,7 +49,7 @@ class Checked:
 
     steps: int
     rules: Mapping[str, int]
-    """How often each rule was used."""
+    """Number of uses by rule."""
 
 
 def check(text: str, proof: str) -> Checked:

@@ -288,7 +288,7 @@ _TURNED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "="}
 
 
 def _poly_simp_rel(step: Step) -> bool:
-    """From `c (a - b) = d (e - f)`, conclude that `a ~ b` and `e ~ f` are the same comparison.
+    """Accept that `a ~ b` and `e ~ f` are the same comparison if `c (a - b) = d (e - f)`.
 
     `c` and `d` are numbers other than zero, of one sign unless the comparison is `=`.
     """
@@ -470,4 +470,4 @@ RULES: Final[Mapping[str, Callable[[Step], bool]]] = {
     "div_intro": _div_intro,
     "rare_rewrite": _rewrite,
 }
-"""What checks a rule, by its name; `subproof` is checked where the steps are (`alethe`)."""
+"""Checks by the name of the rule; `subproof` is checked where the steps are (`alethe`)."""

@@ -31,7 +31,7 @@ class Rewrite:
     """An equality that follows from unit premises, for arguments of a step in the order of the parameters."""
 
     parameters: Mapping[str, str]
-    """What each stands for (`fits`)."""
+    """Kinds of terms that the parameters stand for (`fits`)."""
     premises: tuple[Pattern, ...]
     conclusion: Pattern
 

@@ -32,7 +32,7 @@ MAX_SYMBOL_LENGTH: Final = 512
 MAX_DIGITS: Final = 4_000
 
 SHARED: Final = "$let"
-"""What the names of shared terms begin with in a canonical text."""
+"""Prefix of the names of shared terms in a canonical text."""
 
 Sort = Literal["Int", "Bool"]
 SORTS: Final[dict[str, Sort]] = {"Int": "Int", "Bool": "Bool"}
@@ -87,7 +87,7 @@ class _Term:
     head: str
     arguments: tuple[int, ...] = ()
     declared: bool = False
-    """Whether `head` is a declared symbol."""
+    """True if `head` is a declared symbol."""
 
 
 @dataclass(frozen=True)
