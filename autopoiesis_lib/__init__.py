@@ -1,6 +1,6 @@
 """Serving policies that evolve while the engine runs, and are proved safe before they run.
 
-The light nouns are imported here; what needs a solver, a simulator or an LLM client is loaded when its name is first used.
+The light names are imported here; names that need a solver, a simulator or an LLM client are loaded at their first use.
 """
 
 from importlib import import_module

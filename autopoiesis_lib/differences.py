@@ -1,4 +1,4 @@
-"""Where a certificate from elsewhere says something else than the one that was made here of the same policy and contract."""
+"""Differences between a foreign certificate and the one that was made here for the same policy and contract."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,21 +12,24 @@ from .protocol.text import printable
 __all__ = ["differences", "shown"]
 
 MOST: Final = 50
-"""As many differences are listed."""
+"""Greatest number of listed differences."""
 LONGEST: Final = 100
-"""Characters of a foreign value that are shown."""
+"""Greatest number of characters of a foreign value that are shown."""
 
 SOLVERS: Final = ("autopoiesis-lib", "z3-solver", "cvc5")
-"""Packages whose version decides how an obligation is printed and proved."""
+"""Packages whose version affects how an obligation is printed and proved."""
 
 HOW_IT_WAS_MADE: Final = frozenset({"seconds", "created", "versions", "proof", "proof_gap"})
-"""Fields about the making of a certificate. They differ between two makings, and nothing rests on them; proofs are checked."""
+"""Fields about the making of a certificate.
+
+They differ between two runs, and nothing depends on them; proofs are checked.
+"""
 
 
 def differences(claimed: Certificate, proved: Certificate) -> tuple[str, ...]:
-    """Return where a claimed certificate departs from one that was made here, one printable line each.
+    """Return the differences of a claimed certificate from one that was made here, one printable line each.
 
-    Everything is compared but times and versions; SMT-LIB texts by their canonical form.
+    All fields but those in `HOW_IT_WAS_MADE` are compared; SMT-LIB texts by their canonical form.
     """
     found = list(islice(_walk("", proved.model_dump(mode="json"), claimed.model_dump(mode="json")), MOST + 1))
     if len(found) > MOST:

@@ -1,4 +1,4 @@
-"""The environment of child processes: what a worker needs, and no secret of the process that starts it."""
+"""The environment of child processes: the variables that a worker needs, and no secret of the parent process."""
 
 import os
 import re
@@ -29,12 +29,12 @@ _SPAWNING = threading.Lock()
 
 
 def names_a_secret(name: str) -> bool:
-    """Return whether a variable of this name usually holds a key, a password or an address with one."""
+    """Return true if a variable of this name usually holds a key, a password or an address with one."""
     return _SECRET.search(name) is not None
 
 
 def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the variables that a worker needs; anything else stays behind, and so does a needed one that holds a secret."""
+    """Return the variables that a worker needs; all others are left out, and so is a needed one that holds a secret."""
     environ = os.environ if environ is None else environ
     return {
         name: value
@@ -47,9 +47,9 @@ def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
 
 @contextmanager
 def only_clean_environment_inherited() -> Iterator[None]:
-    """Let processes that start inside inherit `clean_environment()`, for a library that cannot be given an environment.
+    """Let processes that start inside inherit `clean_environment()`, for a library that accepts no environment.
 
-    `os.environ` stays as it is, so that other threads see no difference; only the block that a child inherits changes.
+    `os.environ` stays as it is, so other threads see no difference; only the block that a child inherits changes.
     """
     with _SPAWNING:
         hidden = {name: value for name, value in os.environ.items() if name not in clean_environment()}

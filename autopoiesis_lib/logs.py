@@ -1,7 +1,7 @@
 """Log records for people and for machines: a sentence, and beside it the event's name and flat attributes.
 
-OpenTelemetry's log handler and the usual JSON formatters pass on what a record carries beside its message. Here that is
-`otel.event.name`, which OpenTelemetry makes the name of an event, and attributes under `autopoiesis.`.
+OpenTelemetry's log handler and the usual JSON formatters pass on the extra fields of a record. Here these are
+`otel.event.name`, which OpenTelemetry uses as the name of an event, and attributes under `autopoiesis.`.
 """
 
 import json
@@ -24,9 +24,10 @@ def log_event(
     """Log one event, `autopoiesis.EVENT` by name.
 
     Args:
-        message: a sentence for people, in which the attributes need not be found.
-        attributes: for machines. OpenTelemetry takes str, bool, int and float; anything else goes as JSON, None not at all.
-        exc_info: whether the exception being handled goes along.
+        message: a sentence for people, which need not contain the attributes.
+        attributes: values for machines. OpenTelemetry takes str, bool, int and float; any other value is sent as JSON,
+            None is not sent.
+        exc_info: true to add the exception that is being handled.
     """
     carried = {f"autopoiesis.{name}": _flat(value) for name, value in attributes.items() if value is not None}
     logger.log(

@@ -1,4 +1,4 @@
-"""URLs and texts without the secrets in them: what a store, a log, an error or a report may say of an address."""
+"""Redaction: URLs and texts without the secrets in them, for a store, a log, an error or a report."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ __all__ = ["HIDDEN", "redacted_text", "redacted_url", "secrets_in_url"]
 
 HIDDEN: Final = "***"
 SHORT = 4
-"""Letters below which a secret is replaced only where it is a whole word."""
+"""Length in letters below which a secret is replaced only where it is a whole word."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s\"'<>`]+")
 
@@ -17,7 +17,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s\"'<>`]+")
 def redacted_url(url: str) -> str:
     """Return a URL with its user name, password, query values and fragment as `***`.
 
-    Nothing of a URL is shown that cannot be told apart into these parts.
+    A URL that cannot be split into these parts is hidden as a whole.
     """
     parts = _split(url)
     if parts is None:
@@ -29,7 +29,7 @@ def redacted_url(url: str) -> str:
 
 
 def secrets_in_url(url: str) -> list[str]:
-    """Return the user name, password, query values and fragment of a URL, as they are written and decoded."""
+    """Return the user name, password, query values and fragment of a URL, both as written and decoded."""
     parts = _split(url)
     if parts is None:
         return [url]
@@ -42,7 +42,7 @@ def secrets_in_url(url: str) -> list[str]:
 
 
 def redacted_text(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return a text with the secrets given as `***`, and with every URL in it as `redacted_url` shows it."""
+    """Return a text with the given secrets as `***`, and with every URL in it as `redacted_url` shows it."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= SHORT:
             text = text.replace(secret, HIDDEN)
@@ -56,7 +56,7 @@ def _redacted_if_needed(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    """Return the parts of an absolute URL; None when a user name may stand where none is looked for."""
+    """Return the parts of an absolute URL; None when a user name may be in an unexpected place."""
     try:
         parts = urlsplit(url)
         _ = parts.port, parts.hostname
@@ -68,6 +68,6 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _fields(query: str) -> list[tuple[str, str]]:
-    """Return the fields of a query as they are written; one without `=` has no name, and may be a secret itself."""
+    """Return the fields of a query as written; one without `=` has no name, and may be a secret itself."""
     pairs = [field.partition("=") for field in re.split("[&;]", query) if field]
     return [(name, value) if equals else (name, "") for name, equals, value in pairs]

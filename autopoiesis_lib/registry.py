@@ -31,7 +31,7 @@ def contract_names() -> tuple[str, ...]:
 
 
 def contract_conflicts() -> dict[str, str]:
-    """Return a line for each name that several distributions claim, which is why `contract_named` refuses it."""
+    """Return a line for each name that several distributions claim; `contract_named` refuses such a name."""
     return {
         name: f"the contract {name!r} is registered by "
         f"{' and by '.join(f'{_distribution(point)} ({point.value})' for point in points)}; uninstall all but one"

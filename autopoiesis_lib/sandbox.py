@@ -1,8 +1,8 @@
-"""A function of ours in a child process with limits: for work on material from elsewhere, and for work that may never end.
+"""Isolation: a library function in a child process with limits, for foreign material and for work that may never end.
 
-The child has limits on memory, processor time and files, sees no variable that may be a secret, inherits no open file, and is
-killed with whatever it started when it has answered or its time is over. Importing this module loads no solver, and waiting for
-a child holds no lock of the interpreter, so an engine may call it from a thread.
+The child has limits on memory, processor time and files. It sees no variable that may be a secret, and inherits no open
+file. It is killed with all processes it started when it has answered or its time is over. Importing this module loads
+no solver, and waiting for a child releases the GIL, so an engine may call it from a thread.
 """
 
 import json
@@ -40,25 +40,25 @@ __all__ = [
 
 
 class SandboxProblem(StrEnum):
-    """The reason why a child gave no answer that counts."""
+    """The reason why a child gave no valid answer."""
 
     NOT_STARTED = "not-started"
     TIMEOUT = "timeout"
-    """It was still at work when its time, by the clock or of the processor, was over."""
+    """A child that still ran when its wall-clock or processor time was over."""
     CRASHED = "crashed"
-    """It ended without an answer, or was killed by somebody else."""
+    """A child that ended without an answer, or was killed by another process."""
     MEMORY = "memory"
-    """It ran out of the memory it may use."""
+    """A child that exceeded its memory limit."""
     TOO_LARGE = "too-large"
-    """Its answer is larger than what is accepted."""
+    """An answer larger than the limit."""
     MALFORMED = "malformed"
-    """What it wrote is no answer."""
+    """Output that is no answer."""
     FAILED = "failed"
-    """It says why it cannot answer: the message of an `AutopoiesisError` that was raised in it."""
+    """An `AutopoiesisError` that was raised in the child; the detail is its message."""
 
 
 class SandboxError(AutopoiesisError):
-    """A child process gave no answer that counts; `problem` says why."""
+    """A child process that gave no valid answer; `problem` says why."""
 
     def __init__(self, problem: SandboxProblem, detail: str) -> None:
         super().__init__(detail)
@@ -66,7 +66,7 @@ class SandboxError(AutopoiesisError):
 
 
 class NotProved(AutopoiesisError):
-    """A policy that was put through the gates in a child process did not pass them."""
+    """A policy that did not pass the gates in a child process."""
 
     def __init__(self, verdict: str, gate: str, detail: str, report: bytes) -> None:
         super().__init__(f"{verdict}: {gate}: {detail}")
@@ -77,39 +77,39 @@ class NotProved(AutopoiesisError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a child may use."""
+    """Resource limits of a child."""
 
     seconds: float
-    """Until it is killed."""
+    """Seconds until the child is killed."""
     memory: int = 6 << 30
     """Bytes of address space."""
     file_bytes: int = 0
-    """Size of any file it writes; 0 means that it can write none."""
+    """Greatest size of any file that it writes; 0 means that it can write none."""
     open_files: int = 256
     answer_bytes: int = 16 << 20
     niceness: int = 10
 
 
 SOLVING: Final = Limits(seconds=120, memory=4 << 30)
-"""For the texts of a certificate."""
+"""Limits for solving the texts of a certificate."""
 VERIFYING: Final = Limits(seconds=120, file_bytes=256 << 20)
-"""For all the gates: mypy and compiled code are kept in files."""
+"""Limits for all gates: mypy and compiled code are kept in files."""
 
 _LENGTH: Final = 8
-"""Bytes before an answer that say how long it is."""
+"""Number of bytes before an answer that hold its length."""
 _ANSWER, _FAILED, _NO_MEMORY = b"A", b"F", b"M"
 _LAST_WORDS: Final = 4_096
-"""Bytes of what a child prints to its error stream that are kept."""
+"""Number of bytes of a child's error stream that are kept."""
 _CHILD: Final = "from autopoiesis_lib.sandbox import serve; serve()"
 
 
 def run_isolated(function: str, payload: bytes, limits: Limits) -> bytes:
-    """Return what a function from bytes to bytes answers in a child process.
+    """Return the answer of a function from bytes to bytes, run in a child process.
 
     Args:
-        function: an importable function of ours, as `module:name`.
+        function: an importable function of this library, as `module:name`.
         payload: its argument.
-        limits: what the child may use.
+        limits: the child's limits.
 
     Raises:
         SandboxError: there is no answer within the limits, or the function raised an `AutopoiesisError`.
@@ -146,7 +146,7 @@ def _environment(folder: str) -> dict[str, str]:
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a child that was not waited for, and all that it started; its number is its own until it is waited for."""
+    """Kill a child that was not waited for, and all processes it started; its process id is not reused until then."""
     if process.returncode is None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -155,13 +155,13 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 def verify_isolated(
     source: str, contract: str, parameters: Mapping[str, int | bool], *, seconds: float = VERIFYING.seconds
 ) -> bytes:
-    """Run all gates on a policy in a child process and return the payload of the certificate that is made there.
+    """Run all gates on a policy in a child process and return the payload of the new certificate.
 
     Args:
         source: the policy's text.
         contract: the name of an installed contract.
         parameters: the contract's parameters.
-        seconds: until the child is killed.
+        seconds: time until the child is killed.
 
     Raises:
         NotProved: a gate was not green.
@@ -180,7 +180,7 @@ def verify_isolated(
 
 
 class _Exchange:
-    """The payload on its way to a child and the answer on its way back, within the child's time."""
+    """The exchange with a child: the payload is sent and the answer received within the child's time."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", payload: bytes, limits: Limits) -> None:
         self._process, self._limits = process, limits
@@ -192,7 +192,7 @@ class _Exchange:
         """Return the answer.
 
         Raises:
-            SandboxError: there is none that counts.
+            SandboxError: there is no valid answer.
         """
         self._exchange()
         if len(self._out) < _LENGTH:
@@ -245,7 +245,7 @@ class _Exchange:
         return len(self._out) >= _LENGTH and (length > self._limits.answer_bytes or len(self._out) >= _LENGTH + length)
 
     def _sent(self, handle: int) -> bool:
-        """Send a piece of the payload; return whether there is more to send."""
+        """Send a part of the payload; return true if there is more to send."""
         try:
             self._left = self._left[os.write(handle, self._left[: 1 << 16]) :]
         except BlockingIOError:
@@ -256,7 +256,7 @@ class _Exchange:
 
     @staticmethod
     def _received(handle: int, into: bytearray) -> bool:
-        """Take a piece from the child; return False when there is no more."""
+        """Receive a part from the child; return False when there is no more."""
         try:
             piece = os.read(handle, 1 << 16)
         except BlockingIOError:
@@ -267,8 +267,8 @@ class _Exchange:
         return bool(piece)
 
     def _without_answer(self) -> SandboxError:
-        """Return why a child has written no whole answer."""
-        _kill(self._process)  # one that has ended keeps its own exit code
+        """Return an error that says why a child has written no whole answer."""
+        _kill(self._process)  # a child that has ended keeps its own exit code
         code = self._process.wait()
         over = time.monotonic() >= self._end
         if code in (-signal.SIGALRM, -signal.SIGXCPU) or (code == -signal.SIGKILL and over):
@@ -286,11 +286,11 @@ def _no_memory(limits: Limits) -> str:
 
 
 def serve() -> None:
-    """Limit this process, run the function named on its command line on what its input holds, and write the answer."""
+    """Limit this process, run the function named on its command line on its input, and write the answer."""
     limits = Limits(**json.loads(sys.argv[2]))
     _limit(limits)
     answers = os.dup(1)
-    with Path(os.devnull).open("wb") as nowhere:  # what libraries print is no answer
+    with Path(os.devnull).open("wb") as nowhere:  # output that libraries print is no answer
         os.dup2(nowhere.fileno(), 1)
     module, _, name = sys.argv[1].partition(":")
     try:
@@ -306,7 +306,7 @@ def serve() -> None:
 
 
 def _limit(limits: Limits) -> None:
-    """Apply limits to this process, all before anything from elsewhere is read."""
+    """Apply limits to this process, all before it reads anything foreign."""
     seconds = ceil(limits.seconds)
     for kind, value in (
         (resource.RLIMIT_AS, limits.memory),
@@ -317,10 +317,10 @@ def _limit(limits: Limits) -> None:
         _, hard = resource.getrlimit(kind)
         lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (lower, lower))
-    # Not the same twice: at the second value the kernel sends SIGKILL, of which nobody knows why.
+    # The two values differ: at the second value the kernel sends SIGKILL, which does not tell the reason.
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = 2 * seconds if hard == resource.RLIM_INFINITY else min(2 * seconds, hard)
     resource.setrlimit(resource.RLIMIT_CPU, (soft, soft + 5 if hard == resource.RLIM_INFINITY else hard))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(seconds + 1)  # should the parent die, nothing stays
+    signal.alarm(seconds + 1)  # if the parent dies, the child ends too
     os.nice(limits.niceness)

@@ -1,7 +1,7 @@
-"""Units and generous domains of the integers a policy reads and returns.
+"""Units and generous domains of the integers that a policy reads and returns.
 
 Each name is an annotated `int`: mypy sees `int`, the proof gate sees the bounds, prompts and reports see the unit.
-Tighten one in place with `Annotated[Tokens, Field(ge=1)]`: the narrowest bounds win.
+Tighten one in place with `Annotated[Tokens, Field(ge=1)]`: the tightest bounds win.
 """
 
 from dataclasses import dataclass

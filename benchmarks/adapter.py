@@ -1,28 +1,29 @@
-"""What the vLLM adapter costs: nanoseconds inside our code per step, and steps per second against the unmodified scheduler.
+"""Cost of the vLLM adapter: nanoseconds inside our code per step, and steps per second beside the plain scheduler.
 
-Model-free: vLLM's real scheduler, with tokens handed back by a stand-in for the GPU whose time is not counted. Both
-schedulers hold the same load (so many running, so many waiting, one request finishing every four steps on average);
-they run in interleaved blocks, so that whatever else the machine does falls on both alike. Two schedulers with nothing
-between them differ by a percent or two for as long as they live, by where their requests happen to lie in memory: so every
-pair of schedulers is made anew, and the interval is over pairs; a pair counts by the median of its blocks, of which the machine
-may take some. In the comparison that the bar is for all prompts have one
-length, so that the policy serves in the order in which requests came, as the unmodified scheduler does: what differs is the
-adapter. With mixed prompts vLLM's own work changes too, because requests that are served together then lie scattered in
-memory; that is measured beside it, and so is, as a control, what the same order costs in vLLM's own priority queue with no
-adapter at all. Steps are timed in CPU time of the engine's thread; time
-inside our code by the wall clock (reading CPU time would cost as much as what it measures), as
-the mean over steps, without those in which the kernel gave the processor to another process, by its own count.
+No model runs. vLLM's real scheduler gets its tokens from a stand-in for the GPU whose time is not counted. Both
+schedulers hold the same load (the same numbers running and waiting, one request finishing every four steps on average).
+They run in interleaved blocks, so that other load on the machine affects both alike. Two identical schedulers differ by
+a percent or two for their whole life, because of the memory layout of their requests. Every pair of schedulers is
+therefore made anew, and the interval is over pairs. A pair counts by the median of its blocks, some of which other
+processes may disturb.
+
+In the comparison for the bar, all prompts have one length. The policy then serves requests in the order of arrival, as
+the unmodified scheduler does, so the difference is the adapter. With mixed prompts vLLM's own work changes too, because
+requests that are served together are then scattered in memory. That case is measured as well. A control measures the
+same order in vLLM's own priority queue without an adapter. Steps are timed in CPU time of the engine's thread. Time
+inside our code is timed by the wall clock (reading CPU time would cost as much as the measured code). It is the mean
+over steps, without those in which the kernel gave the processor to another process, by its own count.
 
     python benchmarks/adapter.py [--json]
 
-Swaps are measured on the same scheduler under load (its thread never rests, so that everything beside it fights for the
-interpreter): certified policies are published on a channel in turn, each once the one before it decides. Request-to-active
-is from the moment the adapter sees the notice to the first step the policy decides in; published-to-active adds the wait
-for the next look at the channel.
+Swaps are measured on the same scheduler under load (its thread never rests, so other threads compete for the GIL).
+Certified policies are published on a channel in turn, each once the previous one decides. Request-to-active is the time
+from the moment the adapter sees the notice to the first step in which the policy decides. Published-to-active adds the
+wait for the next check of the channel.
 
-Bars: mean time inside our code at most 20 us a step at 1,000 waiting and 40 us at 5,000; steps/s within 2% of the unmodified
-scheduler in the same order, upper end of the 95% interval over at least 10 pairs of blocks; request-to-active at most 50 ms
-in every swap.
+Bars: mean time inside our code at most 20 us a step at 1,000 waiting and 40 us at 5,000; steps/s within 2% of the
+unmodified scheduler in the same order, upper end of the 95% interval over at least 10 pairs of blocks;
+request-to-active at most 50 ms in every swap.
 """
 
 import argparse
@@ -59,10 +60,10 @@ BAR_ACTIVE_MS = 50.0
 SWAPS = 24
 LEAST_PAIRS = 2
 BLOCKS = 6
-"""Interleaved blocks of each scheduler of a pair that count."""
+"""Number of interleaved blocks of each scheduler of a pair that count."""
 
 Priority = Callable[[int, int], int]
-"""Number of a request, tokens of its prompt -> vLLM's priority (low is served first)."""
+"""Function from the number of a request and its prompt tokens to vLLM's priority (low is served first)."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Arm:
 
     make: Callable[..., Bench]
     mixed: bool
-    """Whether prompts differ in length."""
+    """True when prompts differ in length."""
     priority: Priority | None = None
-    """In vLLM's own priority queue; None for first come, first served."""
+    """Order in vLLM's own priority queue; None for first come, first served."""
 
 
 CASES: Mapping[str, tuple[Arm, Arm]] = {
@@ -84,7 +85,7 @@ CASES: Mapping[str, tuple[Arm, Arm]] = {
         Arm(plain_bench, mixed=True, priority=lambda number, prompt: 6 * number),
     ),
 }
-"""What is compared with what: the first of each with the second."""
+"""Pairs of arms: the first of each is compared with the second."""
 
 
 @dataclass
@@ -102,9 +103,9 @@ class Load:
     _landed: int = field(default=0)
 
     def fill(self, waiting: int) -> None:
-        """Bring the load up: `running` requests at different stages of their output, `waiting` behind them."""
+        """Build up the load: `running` requests at different stages of their output, `waiting` behind them."""
         for i in range(self.running):
-            # These finish at evenly spread times; from then on every request has the same length.
+            # These finish at evenly spread times; later requests all have the same length.
             self._arrive(1 + (i + 1) * self.output // self.running)
         while len(self.bench.scheduler.running) < self.running:
             self.step()
@@ -112,7 +113,7 @@ class Load:
             self._arrive(self.output)
 
     def step(self) -> None:
-        """One step; only vLLM's and our code is timed."""
+        """Run one step; only vLLM's and our code is timed."""
         scheduler = self.bench.scheduler
         clock = time.thread_time_ns
         started = clock()
@@ -139,7 +140,7 @@ class Load:
 
 
 class OwnTime:
-    """Nanoseconds inside the adapter's entry points, outermost calls only."""
+    """A timer of the nanoseconds inside the adapter's entry points, outermost calls only."""
 
     def __init__(self, bench: Bench) -> None:
         self.ns = 0
@@ -170,7 +171,7 @@ class OwnTime:
 
 
 def loaded(arm: Arm, model: Path, waiting: int, running: int) -> Load:
-    """A scheduler under load, with the ordering policy active where there is an adapter."""
+    """Return a scheduler under load, with the ordering policy active if there is an adapter."""
     # Enough blocks for every running request to its end: this measures ordering, not preemption.
     queue = "fcfs" if arm.priority is None else "priority"
     config = vllm_config(
@@ -187,7 +188,7 @@ def loaded(arm: Arm, model: Path, waiting: int, running: int) -> Load:
 
 
 def own_time_us(model: Path, waiting: int, running: int, steps: int) -> dict[str, float]:
-    """Mean microseconds inside our code per step, and the admissions per step they were measured at."""
+    """Return the mean microseconds inside our code per step, and the admissions per step during the measurement."""
     load = loaded(Arm(policy_bench, mixed=True), model, waiting, running)
     own = OwnTime(load.bench)
     side = load.bench.scheduler.autopoiesis
@@ -216,12 +217,15 @@ def own_time_us(model: Path, waiting: int, running: int, steps: int) -> dict[str
 
 
 def involuntary_switches() -> int:
-    """How often the kernel has taken the processor from this thread."""
+    """Return how often the kernel has taken the processor from this thread."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def slowdown(case: str, model: Path, waiting: int, running: int, pairs: int, steps: int) -> dict[str, Any]:
-    """How much longer a step takes in one arm of a case: mean over fresh pairs of schedulers, with its 95% interval."""
+    """Return the relative increase of a step's time in the first arm of a case.
+
+    It is the mean over new pairs of schedulers, with its 95% interval.
+    """
     arms = CASES[case]
     measured = [pair_of_schedulers(arms, model, waiting, running, steps, first=pair % 2) for pair in range(pairs)]
     mean, low, high = interval([ratio for ratio, _ in measured])
@@ -241,8 +245,10 @@ def slowdown(case: str, model: Path, waiting: int, running: int, pairs: int, ste
 def pair_of_schedulers(
     arms: tuple[Arm, Arm], model: Path, waiting: int, running: int, steps: int, first: int
 ) -> tuple[float, float]:
-    """Over `BLOCKS` interleaved pairs of blocks after one to warm up: the median ratio of a block to its neighbour of the other
-    arm, and nanoseconds a step of the second arm."""
+    """Return the median ratio of a block to its neighbour of the other arm, and nanoseconds per step of the second arm.
+
+    The ratio is over `BLOCKS` interleaved pairs of blocks, after one pair to warm up.
+    """
     made = [loaded(arm, model, waiting, running) for arm in (arms if first else arms[::-1])]
     loads = made if first else made[::-1]
     blocks: list[list[int]] = [[], []]
@@ -263,7 +269,7 @@ def pair_of_schedulers(
 
 
 def swaps(model: Path, waiting: int, running: int) -> dict[str, float]:
-    """Milliseconds from request to active over `SWAPS` swaps under load, and what they cost."""
+    """Return the milliseconds from request to active over `SWAPS` swaps under load, and the cost of the swaps."""
     policies = [Policy.from_source(source, RequestOrdering()) for source in BASELINES.values()]
     fleet = Fleet(model / "fleet")
     certificates = [fleet.certificate(verify(policy)) for policy in policies]
@@ -304,14 +310,14 @@ def swaps(model: Path, waiting: int, running: int) -> dict[str, float]:
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and 95% interval of the mean (Student's t)."""
+    """Return the mean and the 95% interval of the mean (Student's t)."""
     mean = statistics.fmean(values)
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half
 
 
 def main() -> int:
-    """Measure, print, and say whether the bars hold: exit 1 when one does not."""
+    """Measure, print, and report whether the bars hold; return 1 when one does not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--running", type=int, default=256, help="requests running (vLLM's max_num_seqs)")
@@ -322,7 +328,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.pairs < LEAST_PAIRS:
         parser.error(f"--pairs {args.pairs}: an interval takes at least {LEAST_PAIRS}")
-    # Each figure as soon as it is there: all of them take a quarter of an hour.
+    # Print each figure as soon as it is measured: all of them take a quarter of an hour.
     say = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
     logging.getLogger("vllm").setLevel(logging.ERROR)  # it warns anew for each of some hundred schedulers
     own, slow = [], []

@@ -1,4 +1,4 @@
-"""A local server that speaks the OpenAI chat API and answers what it is told to: no model, no network."""
+"""A local server that speaks the OpenAI chat API and returns given answers: no model, no network."""
 
 import json
 import threading
@@ -11,7 +11,10 @@ __all__ = ["serving"]
 
 @contextmanager
 def serving(write: Callable[[], str], prompt_tokens: int = 1, completion_tokens: int = 1) -> Iterator[str]:
-    """The base URL of a server whose every completion is what `write` gives; called from several threads."""
+    """Yield the base URL of a server that answers every completion with a text from `write`.
+
+    Several threads call `write`.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,11 +1,11 @@
-"""What evolution itself costs, and whether the search earns its keep.
+"""Cost of evolution itself, and a comparison of the search with simpler ones.
 
     python benchmarks/evolution.py overhead [--candidates 1000]     seconds a candidate beside the gates and the evaluator
     python benchmarks/evolution.py openevolve [--candidates 100]    ours beside OpenEvolve, if installed, on one endpoint
     python benchmarks/evolution.py search [--seeds 10] [--candidates 500] [--workload ...] [--jobs 1]
                                                                     search against random sampling and constant tuning
 
-Results are printed whichever way they fall.
+The tables include results that miss our targets.
 """
 
 import argparse
@@ -38,7 +38,7 @@ NOT_OURS = ("proof", "replay")
 
 @dataclass(frozen=True)
 class Trivial:
-    """An evaluator that costs nothing: a number made from the policy's digest."""
+    """An evaluator without cost: a number computed from the policy's digest."""
 
     def measure(self, policy: Policy, window: str, *, samples: bool = False) -> Sequence[Measurement]:
         if window in ("short", "busier"):
@@ -59,8 +59,11 @@ class Trivial:
 
 
 def overhead(candidates: int, workers: int) -> None:
-    """Own cost a candidate by stretch of the run, with process isolation on: all CPU time of the main process (proposals, store,
-    archive, messages) and of the workers, less what the workers spend on the proof and the evaluation."""
+    """Print the overhead per candidate by stretch of the run, with process isolation on.
+
+    The overhead is all CPU time of the main process (proposals, store, archive, messages) and of the workers, minus the
+    workers' time for the proof and the evaluation.
+    """
     import psutil  # type: ignore[import-untyped]
 
     contract = RequestOrdering()
@@ -98,14 +101,16 @@ def overhead(candidates: int, workers: int) -> None:
 
 
 WINDOWS: Mapping[str, int] = {"azure-conv": 4, "azure-code": 4, "mooncake": 4, "phase-shift": 12}
-"""Into how many consecutive windows of equal numbers of requests a trace is cut: the odd ones train, the even ones judge.
-The two halves of a trace are different traffic (Mooncake's second is nine times as congested as its first), and which search is
-better would be told by which overfits the luckier way; whether a policy outlives a change is what the live comparison is about.
-Of the generated trace each phase is a window, so that two phases of each kind train and two judge."""
+"""Number of consecutive windows of equal numbers of requests per trace: the odd ones train, the even ones judge.
+
+The two halves of a trace have different traffic (Mooncake's second is nine times as congested as its first). With
+halves, overfitting by chance would decide which search is better. The live comparison tests how a policy handles a
+change. In the generated trace each phase is a window, so that two phases of each kind train and two judge.
+"""
 
 
 def evaluator_named(name: str, contract: Contract) -> SimulationEvaluator:
-    """One of the four workloads of the comparison, each at the rate that just overloads first come, first served."""
+    """Return one of the four workloads of the comparison, at the rate that just overloads first come, first served."""
     default = default_workload()
     trace, factor = (phase_shift(), 1.0) if name == "phase-shift" else (Trace.shipped(name), default.rate_factor)
     if name in ("azure-code", "mooncake"):
@@ -121,9 +126,12 @@ PHASES = 12
 
 
 def phase_shift() -> Trace:
-    """A generated trace whose mix changes every few minutes: chat, long writing, code, and again, in conversations that share
-    prefixes, by clients that ask for at most the next power of two above the answer's length. Each kind comes at the rate that
-    just overloads first come, first served: at one rate for all, only the writing would queue."""
+    """Return a generated trace whose mix changes every few minutes: chat, long writing, code, and again.
+
+    Requests are in conversations that share prefixes. Clients ask for at most the next power of two above the answer's
+    length. Each kind arrives at the rate that just overloads first come, first served: at one rate for all, only the
+    writing would queue.
+    """
     default = default_workload()
     kinds = (
         Lengths.like(Trace.shipped("azure-conv")),
@@ -155,7 +163,7 @@ MODES: tuple[Literal["full", "random", "tune"], ...] = ("full", "random", "tune"
 def one_run(
     name: str, mode: Literal["full", "random", "tune"], seed: int, candidates: int, workers: int
 ) -> dict[str, float]:
-    """Held-out mean TTFT in seconds: of what one run found under "", and of each baseline."""
+    """Return the held-out mean TTFT in seconds: under "" that of one run's winner, and that of each baseline."""
     contract = RequestOrdering()
     evaluator = evaluator_named(name, contract)
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +176,10 @@ def one_run(
 
 
 def search(names: Sequence[str], seeds: range, candidates: int, workers: int, jobs: int) -> None:
-    """Held-out objective after equal candidate budgets: the search, random sampling, and tuning the baselines' constants."""
+    """Print the held-out objective after equal candidate budgets.
+
+    It compares the search, random sampling, and tuning the baselines' constants.
+    """
     wins = 0
     print(
         f"{candidates} candidates, seeds {seeds.start} to {seeds.stop - 1}; held-out mean TTFT in seconds, median over seeds"
@@ -188,7 +199,7 @@ def search(names: Sequence[str], seeds: range, candidates: int, workers: int, jo
 
 
 def _row(name: str, results: Mapping[str, Sequence[Mapping[str, float]]]) -> bool:
-    """Print a workload's line; whether the search beats both controls beyond noise."""
+    """Print a workload's line; return true if the search beats both controls beyond noise."""
     found = {mode: [run[""] for run in runs] for mode, runs in results.items()}
     baselines = {key: value for key, value in results["full"][0].items() if key}
     ours = np.array(found["full"])
@@ -203,7 +214,7 @@ def _row(name: str, results: Mapping[str, Sequence[Mapping[str, float]]]) -> boo
 
 
 def _interval(gains: "np.ndarray[Any, np.dtype[np.float64]]") -> tuple[float, float]:
-    """95% paired bootstrap interval of the mean gain over seeds."""
+    """Return the 95% paired bootstrap interval of the mean gain over seeds."""
     draw = np.random.default_rng(0)
     means = [draw.choice(gains, len(gains)).mean() for _ in range(4_000)]
     low, high = np.percentile(means, [2.5, 97.5])
@@ -214,7 +225,7 @@ WORKLOADS = ("azure-conv", "azure-code", "mooncake", "phase-shift")
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("overhead", "openevolve", "search"))
     parser.add_argument("--candidates", type=int)

@@ -1,16 +1,16 @@
-"""The longest gap between two steps of a live engine while hostile files are dropped into its channel.
+"""The longest gap between two steps of a live engine while hostile files are written to its channel.
 
-One vLLM server on the CPU serves a steady load with a certified policy. Quiet windows and windows of attack, equally long, take
-turns in the same run. In a window of attack, files are put one after the other, evenly spread, where the engine looks for
-notices, standing orders, the channel's id, policies and certificates: 50 MB of garbage and of JSON, a sparse gigabyte, deep and
-flat JSON of every size that a bound lets through, FIFOs, folders, links, devices, notices that are forged, replayed or signed
-for another channel. Files are made beforehand and moved into place, so that it is the engine's work which is measured, not the
-attacker's. Gaps are differences of `at_us` in the adapter's own telemetry of steps.
+One vLLM server on the CPU serves a steady load with a certified policy. Quiet windows and windows of attack, equally
+long, alternate in the same run. In a window of attack, files are written one after the other, evenly spread, where the
+engine reads notices, standing orders, the channel's id, policies and certificates. They are 50 MB of garbage and of
+JSON, a sparse gigabyte, deep and flat JSON of every size within the bounds, FIFOs, folders, links, devices, and notices
+that are forged, replayed or signed for another channel. Files are made beforehand and moved into place, so that the
+engine's work is measured, not the attacker's. Gaps are differences of `at_us` in the adapter's own telemetry of steps.
 
     python benchmarks/hostile_files.py [--rounds 4] [--seconds 20] [--files 100] [--json]
 
-Bar: the longest gap of all windows of attack is less than 50 ms above the longest of all quiet windows, the policy decides from
-the first to the last step, and every client gets the answers that it got before.
+Bar: the longest gap of all windows of attack is less than 50 ms above the longest of all quiet windows, the policy
+decides from the first to the last step, and every client gets the same answers as before.
 """
 
 import argparse
@@ -56,7 +56,7 @@ Put = Callable[[], object]
 
 @dataclass
 class Load:
-    """Clients that ask one thing after the other; every answer must be the one that came first."""
+    """Clients that send one request after the other; every answer must equal the first one for its request."""
 
     server: Server
     expected: dict[int, list[int]] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Load:
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """Serve the load while the block lasts; fails when an answer changes."""
+        """Serve the load while the block lasts; raise an error when an answer changes."""
         done = threading.Event()
 
         def client(first: int) -> int:
@@ -86,7 +86,7 @@ class Load:
 
 
 class Attack:
-    """Hostile files, made beforehand, and the places where the engine looks."""
+    """Hostile files, made beforehand, and the places where the engine reads."""
 
     def __init__(self, channel: Channel, fleet: Fleet, staged: Path) -> None:
         self._channel, self._staged, self._number = channel, staged, count()
@@ -117,14 +117,15 @@ class Attack:
             (staged / name).write_bytes(content)
         for name in ("50-mb-of-garbage", "50-mb-of-json", "sparse-gigabyte"):
             THINGS[name](staged / name)
-        # A notice that makes the engine read the id, a policy and a certificate: signed, and one number further every time.
+        # A notice that makes the engine read the id, a policy and a certificate: signed, and with a higher number every
+        # time.
         self._noticed = [
             sealed(forged.model_copy(update={"sequence": forged.sequence + k}), fleet.key) for k in range(4)
         ]
         self._good = {path: path.read_bytes() for path in (channel.notice_path, channel.root / "channel.json")}
 
     def files(self) -> Iterator[tuple[str, Put]]:
-        """Name and put, forever, in one order."""
+        """Yield the name and the write function of each file, forever, in one order."""
         root, channel = self._channel.root, self._channel
         places = [
             channel.notice_path,
@@ -156,7 +157,7 @@ class Attack:
         return put
 
     def clean(self) -> None:
-        """Put everything back as it was."""
+        """Restore all files."""
         for path in (
             *(self._channel.slot_path(name) for name in ("request-ordering", "admission", "preemption")),
             self._channel.orders_path,
@@ -176,12 +177,15 @@ class Attack:
 
 
 def now_us() -> int:
-    """The clock of the adapter's telemetry: it is one for all processes of a machine."""
+    """Return the time of the adapter's telemetry clock, which all processes of a machine share."""
     return time.perf_counter_ns() // 1_000
 
 
 def window(seconds: float, puts: list[tuple[str, Put]]) -> tuple[int, int, list[tuple[int, str]]]:
-    """Let a window pass, with files put at even intervals; returns its beginning, its end and when each file came (us)."""
+    """Wait for the length of a window while writing files at even intervals.
+
+    Return its start, its end and each file's time (us).
+    """
     began, came = now_us(), []
     for number, (name, put) in enumerate(puts):
         time.sleep(max(0.0, began / 1e6 + (number + 0.5) * seconds / len(puts) - now_us() / 1e6))
@@ -192,13 +196,13 @@ def window(seconds: float, puts: list[tuple[str, Put]]) -> tuple[int, int, list[
 
 
 def gaps_ms(at_us: NDArray[np.int64], began: int, ended: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The steps of a window, and the gap before each in milliseconds."""
+    """Return the steps of a window, and the gap before each in milliseconds."""
     inside = at_us[(at_us >= began) & (at_us <= ended)]
     return inside[1:], np.diff(inside) / 1e3
 
 
 def measure(folder: Path, rounds: int, seconds: float, files: int) -> dict[str, Any]:
-    """Run it; returns all figures."""
+    """Run the benchmark and return all figures."""
     fleet = Fleet(folder / "fleet")
     channel = fleet.publisher(folder / "channel")
     policy = Policy.from_source(BASELINES["shortest-prompt-aging"], RequestOrdering())
@@ -216,7 +220,7 @@ def measure(folder: Path, rounds: int, seconds: float, files: int) -> dict[str, 
     with running(server):
         load = Load(server)
         with load.steady():
-            time.sleep(5.0)  # caches are warm then
+            time.sleep(5.0)  # the caches are warm after that
             before = server.samples()
             for turn in range(rounds):
                 for kind in ("quiet", "attack") if turn % 2 == 0 else ("attack", "quiet"):
@@ -255,7 +259,7 @@ def measure(folder: Path, rounds: int, seconds: float, files: int) -> dict[str, 
 
 
 def main() -> int:
-    """Measure, print, and say whether the bar holds: exit 1 when it does not."""
+    """Measure, print, and report whether the bar holds; return 1 when it does not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=4, help="quiet windows, and as many of attack")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")

@@ -1,11 +1,11 @@
-"""Where the calls of an `LLMProposer` with two models go, with the weights as given and with `adapt=True`.
+"""Distribution of an `LLMProposer`'s calls to two models, with the weights as given and with `adapt=True`.
 
     python benchmarks/models.py [--generations 20] [--size 32]
 
-Two real HTTP servers stand for the models. Each answers with a policy that nobody wrote before in a given share of its answers,
-and with one that the gates refuse in the others, at a given number of tokens a call. Printed: the share of calls to each model,
-and the new policies that the cheap gates took for 1,000 tokens. Which answers are good is drawn from a seed, so the table is
-the same every time.
+Two real HTTP servers stand for the models. Each answers with a new policy in a given share of its answers, and with one
+that the gates refuse in the others, at a given number of tokens per call. The output is the share of calls to each
+model, and the number of new policies that passed the cheap gates per 1,000 tokens. The good answers are drawn from a
+seed, so the table is the same every time.
 """
 
 import argparse
@@ -29,11 +29,14 @@ SCENARIOS: Mapping[str, Mapping[str, tuple[float, int]]] = {
     "better but dearer": {"x/small": (0.4, 1_000), "x/large": (0.8, 3_000)},
     "no difference": {"x/one": (0.6, 1_000), "x/two": (0.6, 1_000)},
 }
-"""Name -> model -> (share of usable answers, tokens a call)."""
+"""Map from a scenario's name to a map from a model to (share of usable answers, tokens per call)."""
 
 
 def canned(quality: float, tokens: int, seed: str, limit: int) -> AbstractContextManager[str]:
-    """A model for as long as the block runs; gives its base URL. `limit` sets its policies apart from other models'."""
+    """Serve a model while the block runs, and give its base URL.
+
+    `limit` makes its policies differ from other models'.
+    """
     chance, lock, numbers = Random(seed), threading.Lock(), iter(range(10_000, 10_000_000))
 
     def write() -> str:
@@ -48,7 +51,7 @@ def canned(quality: float, tokens: int, seed: str, limit: int) -> AbstractContex
 def measure(
     models: Mapping[str, tuple[float, int]], adapt: bool, generations: int, size: int
 ) -> tuple[list[float], float]:
-    """(share of calls by model, new policies taken for 1,000 tokens)."""
+    """Return (share of calls by model, new policies accepted per 1,000 tokens)."""
     (one, first), (two, second) = models.items()
     calls, taken, tokens = dict.fromkeys(models, 0), 0, 0
     with canned(*first, seed=one, limit=4_096) as first_url, canned(*second, seed=two, limit=8_192) as second_url:

@@ -1,14 +1,15 @@
-"""The online loop on a live server: a workload that shifts twice, served by one policy for good or by the loop.
+"""The online loop on a live server: a workload that shifts twice, served by one static policy or by the loop.
 
     python benchmarks/online.py [--reps 3] [--results DIR]      every arm, interleaved; prints the table
     python benchmarks/online.py --cells 1 --results DIR         one more cell of the same comparison, and the table so far
 
-Arms: the unmodified engine; static policies, certified and signed, from the first request on; and the loop, which begins with
-the engine's own order while `autopoiesis watch` in a process of its own (`--idle`) reads its telemetry, evolves and publishes.
-The loop remembers the day before (its store of policies, and the windows of telemetry that it evolved on), which is the same
-kind of traffic drawn from another seed and is served once, beforehand; `loop-cold` begins with nothing. No loop is given a
-policy. Every arm gets a fresh server and the same arrivals. Latency is from a request's planned arrival to its whole answer,
-at the client. Answers are compared token by token with the unmodified engine's. Results are printed whichever way they fall.
+Arms: the unmodified engine; static policies, certified and signed, from the first request on; and the loop. The loop
+begins with the engine's own order, while `autopoiesis watch` in a separate process (`--idle`) reads its telemetry,
+evolves and publishes. The loop remembers the previous day: its store of policies, and the windows of telemetry that it
+evolved on. That day is the same kind of traffic drawn from another seed, and is served once, beforehand; `loop-cold`
+begins with nothing. No loop is given a policy. Every arm gets a fresh server and the same arrivals. Latency is from a
+request's planned arrival to its whole answer, at the client. Answers are compared token by token with the unmodified
+engine's. The table includes results that miss our targets.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from autopoiesis_lib.store import Store
 
 SEED, PHASE_S = 20_261_125, 100.0
 DIGESTS: Mapping[tuple[int, float], str] = {(SEED, PHASE_S): "c46f18f0193df547"}
-"""What the published workloads hash to: a generator that drew other numbers would be another comparison."""
+"""Digests of the published workloads: a generator that drew other numbers would be another comparison."""
 
 TYPICAL = '''"""Prompts of about a hundred tokens first."""
 
@@ -63,8 +64,11 @@ STATIC: Mapping[str, str] = {
     "typical-prompt": TYPICAL,
     HINDSIGHT: "",
 }
-"""Of the shipped orders, the others are FCFS here: all priorities are equal, and nothing is cached. The second is written by
-hand for the third phase; the last is found by a search with the whole workload in view (`online_prepare`)."""
+"""Static policies. The other shipped orders equal FCFS here: all priorities are equal, and nothing is cached.
+
+The second is written by hand for the third phase. The last is found by a search on the whole workload
+(`online_prepare`).
+"""
 UNMODIFIED, COLD, LOOP = "unmodified", "loop-cold", "loop"
 LOOPS = (COLD, LOOP)
 ARMS = (UNMODIFIED, *STATIC, *LOOPS)
@@ -73,14 +77,14 @@ WATCH = (
     "--workers", "1", "--idle",
 )  # fmt: skip
 WATCH_S = {"--window": 10.0, "--evolve-window": 20.0, "--canary": 10.0}
-"""A window holds one burst. These are stretched as the arrivals are."""
+"""Durations in seconds; a window holds one burst. They are stretched as the arrivals are."""
 WARM_UP = 8
 ENGINE = "engine-0"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm, once."""
+    """One run of one arm."""
 
     arm: str
     rep: int
@@ -88,22 +92,22 @@ class Cell:
     tokens: Sequence[Sequence[int]]
     lost: int
     duplicated: int
-    """Requests that the engine finished beyond those sent, and answers under one name."""
+    """Requests that the engine finished beyond those sent, and answers with a repeated name."""
     swaps: int
     fallbacks: int
     refusal: str
     late_s: float
     """The client's greatest delay in sending."""
     diary: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-    """The loop's log: what it did, and when (seconds since the first arrival)."""
+    """The loop's log: its actions and their times (seconds since the first arrival)."""
 
     @property
     def mean(self) -> float:
-        """Mean latency in seconds."""
+        """The mean latency in seconds."""
         return float(np.mean(self.latency_s))
 
     def measurement(self) -> Measurement:
-        """For `evolution.compare`."""
+        """Return the latencies for `evolution.compare`."""
         micros = np.asarray(self.latency_s) * 1e6
         metrics = {"e2e_mean_us": float(micros.mean()), "e2e_p99_us": float(np.percentile(micros, 99))}
         return Measurement(metrics, {"e2e": micros})
@@ -113,9 +117,11 @@ def run(
     arm: str, rep: int, jobs: Sequence[Job], static: Mapping[str, str], logs: Path, *, before: Path, stretch: float,
     keep: bool = False,
 ) -> Cell:  # fmt: skip
-    """A fresh server, channel, key and store (for the loop, with what is in `before`); the whole workload once.
+    """Run the whole workload once on a new server, channel, key and store.
 
-    With `keep` the store and the remembered windows are left in `before`.
+    The store of the warm loop is that in `before`, with its remembered windows.
+
+    With `keep`, the store and the remembered windows are copied to `before`.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -131,14 +137,14 @@ def run(
         if policy is not None:
             channel.publish(policy.digest, policy.source, sign(verify(policy), key).to_bytes())
         with serving(extra, ours=arm != UNMODIFIED, log=logs / f"{rep}-{arm}-server.log") as url:
-            # an engine takes a policy at a step, and there are none before the first request
+            # an engine accepts a policy at a step, and there are none before the first request
             warm_up(url, jobs[:WARM_UP])
             if policy is not None:
                 _wait_for(channel, policy.digest)
             with _watching(arm, rep, root, channel, logs, stretch):
                 begin = time.time()
                 answers = replay(url, jobs)
-                time.sleep(1.5)  # the status file is written now and then
+                time.sleep(1.5)  # the status file is written from time to time
                 status = channel.engines().get(ENGINE, {})
             served = served_by_engine(url)
         diary = _diary(root, channel, begin) if arm in LOOPS else []
@@ -183,7 +189,7 @@ def _wait_for(channel: Channel, digest: str) -> None:
 
 @contextmanager
 def _watching(arm: str, rep: int, root: Path, channel: Channel, logs: Path, stretch: float) -> Iterator[None]:
-    """The control plane beside the server, for the loop's arm; it is stopped as an operator would, by SIGTERM."""
+    """Run the control plane beside the server, for the loop's arm; stop it by SIGTERM, as an operator would."""
     if arm not in LOOPS:
         yield
         return
@@ -231,7 +237,7 @@ def _diary(root: Path, channel: Channel, begin: float) -> list[dict[str, Any]]:
 
 
 def table(cells: Sequence[Cell], jobs: Sequence[Job], console: Console) -> None:
-    """The comparison over the repetitions that every arm has finished."""
+    """Print the comparison over the repetitions that every arm has finished."""
     arms = [arm for arm in ARMS if any(cell.arm == arm for cell in cells)]
     ran = [{cell.rep for cell in cells if cell.arm == arm} for arm in arms]
     reps = sorted(set.intersection(*ran)) if ran else []
@@ -293,12 +299,12 @@ def _entry(row: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> Cell:
-    """A cell that was kept."""
+    """Read a cell that was kept."""
     return Cell(**json.loads(path.read_text()))
 
 
 def main() -> None:
-    """Run what is missing, then print."""
+    """Run the missing cells, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
@@ -336,7 +342,10 @@ def main() -> None:
 
 
 def _turn(arms: Sequence[str], rep: int) -> list[str]:
-    """Each repetition begins with another arm, so that no arm always has the machine in one state."""
+    """Return the arms of a repetition.
+
+    Each begins with another arm, so that no arm always meets the same state of the machine.
+    """
     at = rep % len(arms)
     return [*arms[at:], *arms[:at]]
 

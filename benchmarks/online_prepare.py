@@ -1,4 +1,4 @@
-"""What `online.py` finds out before its first arm: how fast this machine is, and the best static order in hindsight."""
+"""Preparation for `online.py`: the speed of this machine, and the best static order in hindsight."""
 
 import json
 import tempfile
@@ -22,24 +22,26 @@ from autopoiesis_lib.simulation.trace import Trace
 __all__ = ["Prepared", "prepare", "stretched"]
 
 REFERENCE_STEP_S = 0.005
-"""A decoding step of the engine for which the workload's arrivals are published. At 0.006 the engine is so near saturation that
-small changes of the host's speed decide, whatever serves it."""
+"""A decoding step, in seconds, of the engine for which the workload's arrivals are published.
+
+At 0.006 the engine is so near saturation that small changes of the host's speed decide the result, whatever the policy.
+"""
 PACE_JOBS, PACE_TOKENS = 256, 64
 HINDSIGHT_CANDIDATES = 600
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Found once, and the same for every arm."""
+    """Results of the preparation: found once, and the same for every arm."""
 
     stretch: float
-    """By what all arrival times are multiplied here: this machine's decoding step over the reference's."""
+    """Factor of all arrival times here: this machine's decoding step over the reference's."""
     hindsight: str
-    """The order that a search with the whole workload in view found best in the simulator, calibrated to this engine."""
+    """The best order of a search on the whole workload in the simulator, calibrated to this engine."""
 
 
 def prepare(jobs: Sequence[Job], results: Path) -> Prepared:
-    """Read what was found before, or find it: a minute, on an otherwise idle machine."""
+    """Read the results of an earlier preparation, or make them: it takes a minute, on an otherwise idle machine."""
     kept = results / "prepared.json"
     if not kept.is_file():
         calibration = _calibrate(jobs, results / "prepare-server.log")
@@ -50,12 +52,12 @@ def prepare(jobs: Sequence[Job], results: Path) -> Prepared:
 
 
 def stretched(jobs: Sequence[Job], stretch: float) -> list[Job]:
-    """The same jobs, arriving so much more slowly."""
+    """Return the same jobs with all arrival times multiplied by `stretch`."""
     return [replace(job, at_s=round(job.at_s * stretch, 6)) for job in jobs]
 
 
 def _calibrate(jobs: Sequence[Job], log: Path) -> Calibration:
-    """The step-time model of an engine that is never idle, fitted to its telemetry as the control plane does it."""
+    """Return the step-time model of a never idle engine, fitted to its telemetry as the control plane does."""
     lot = [replace(job, at_s=0.0, num_output_tokens=PACE_TOKENS) for job in jobs[:: len(jobs) // PACE_JOBS]]
     with tempfile.TemporaryDirectory() as folder:
         channel = Channel(Path(folder) / "channel")

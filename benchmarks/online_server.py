@@ -26,24 +26,27 @@ LIMITS = {"max-num-seqs": 4, "max-num-batched-tokens": 256, "max-model-len": 1_0
 FACTORY = "autopoiesis_adapters.vllm.make_scheduler"
 START_S = 240.0
 END_TOKEN = 2
-"""Ends an answer: random weights would go on to the limit, so the clients' own parameters say when it is due."""
+"""Token that ends an answer: random weights would run to the limit, so the clients' own parameters set the end."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client got for one request."""
+    """The answer that a client got for one request."""
 
     latency_s: float
     tokens: tuple[int, ...]
     id: str
     """The server's name for it; empty when the request was lost."""
     late_s: float
-    """How much later than planned the client sent it."""
+    """Delay of the client in sending it, against the plan."""
 
 
 @contextmanager
 def serving(extra: Mapping[str, str], *, ours: bool, log: Path) -> Iterator[str]:
-    """A server of its own on a tiny random Llama; yields its URL. `ours` puts the adapter in; `extra` is environment."""
+    """Run a separate server on a tiny random Llama and yield its URL.
+
+    `ours` adds the adapter; `extra` is environment.
+    """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe, log.open("wb") as out:
         write_tiny_llama(Path(folder))
         probe.bind(("127.0.0.1", 0))
@@ -51,8 +54,8 @@ def serving(extra: Mapping[str, str], *, ours: bool, log: Path) -> Iterator[str]
         probe.close()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AUTOPOIESIS_")}
         environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "VLLM_CPU_KVCACHE_SPACE": "1"}
-        # One process for scheduler and model: otherwise the scheduler spins on a core while it waits for the model's process,
-        # and on two cores nothing is left for clients and control plane.
+        # One process for scheduler and model: otherwise the scheduler spins on a core while it waits for the model's
+        # process, and on two cores nothing is left for clients and control plane.
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **extra}
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)]
         command += ["--served-model-name", "tiny", "--load-format", "dummy", "--skip-tokenizer-init", "--seed", "0"]
@@ -84,17 +87,18 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
 
 
 def warm_up(url: str, jobs: Sequence[Job]) -> None:
-    """Some jobs, as soon as may be: kernels are warm then, and the engine has taken its first steps."""
+    """Send some jobs as soon as possible: kernels are warm after that, and the engine has taken its first steps."""
     asyncio.run(_replay(url, [replace(job, at_s=0.0) for job in jobs]))
 
 
 def replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
-    """Send every job at its own time, whatever became of the others; one answer a job, in the jobs' order."""
+    """Send every job at its own time, independent of the others; return one answer per job, in the jobs' order."""
     return asyncio.run(_replay(url, jobs))
 
 
 async def _replay(url: str, jobs: Sequence[Job]) -> list[Answer]:
-    # A connection each: one that the server gives up just as it is used again would lose a request that no engine ever saw.
+    # A connection each: if the server closed one just as it is used again, a request would be lost that no engine ever
+    # saw.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=300.0, limits=limits) as client:
         begin = time.monotonic() + 0.5
@@ -128,7 +132,7 @@ async def _ask(client: httpx.AsyncClient, job: Job, at: float) -> Answer:
 
 
 def served_by_engine(url: str) -> int:
-    """Requests that the engine itself says it finished, by whatever reason, since it started."""
+    """Return the number of requests that the engine reports as finished, for any reason, since it started."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
         lines = reply.read().decode().splitlines()
     counts = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total")]

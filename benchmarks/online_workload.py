@@ -1,9 +1,9 @@
 """The pinned workload of `online.py`: three phases of open-loop arrivals, drawn from a published seed.
 
-Clients ask for at most `MAX_TOKENS`, as most clients do whatever they expect, so that what an answer will cost can only be
-guessed from the prompt, and what the prompt tells is another thing in each phase: among chats a long prompt is the beginning of
-a long answer; when documents are put to extraction beside stories that are written from a line, the long prompt has the short
-answer; and in the third phase neither holds. No one order is good in all of them.
+All clients ask for at most `MAX_TOKENS`, as most clients do whatever they expect. Output lengths can therefore only be
+estimated from the prompt, and the prompt means something else in each phase. Among chats, a long prompt begins a long
+answer. When documents for extraction arrive beside stories that are written from a line, the long prompt has the short
+answer. In the third phase neither holds. No one order is good in all of them.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ __all__ = ["MAX_TOKENS", "PHASES", "Job", "Phase", "digest", "workload"]
 
 VOCABULARY = 31_000
 MAX_TOKENS = 200
-"""What every client asks for at most."""
+"""Greatest output length that every client asks for."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One request: when it comes, how long its prompt is, and how long its answer will be, which nobody is told."""
+    """One request: its arrival, its prompt length, and its output length, which no scheduler is told."""
 
     number: int
     at_s: float
@@ -31,7 +31,7 @@ class Job:
     phase: int
 
     def prompt(self) -> list[int]:
-        """Token ids that depend on the number alone."""
+        """Return token ids that depend on the number alone."""
         return [(7_919 * self.number + 31 * k) % VOCABULARY + 3 for k in range(self.num_prompt_tokens)]
 
 
@@ -50,14 +50,14 @@ class Phase:
 
     name: str
     rate: float
-    """Arrivals a second, on average."""
+    """Mean number of arrivals per second."""
     kinds: tuple[Kind, ...]
     burst_every_s: float = 0.0
     """Period of the bursts; 0: Poisson arrivals."""
     burst_s: float = 0.0
     """Length of one burst."""
     burst_share: float = 0.0
-    """Share of the arrivals that come in bursts."""
+    """Share of the arrivals that are in bursts."""
 
 
 PHASES = (
@@ -99,7 +99,7 @@ PHASES = (
 
 
 def workload(seed: int, phase_s: float, phases: Sequence[Phase] = PHASES) -> list[Job]:
-    """The jobs of all phases by arrival; each phase lasts `phase_s` seconds."""
+    """Return the jobs of all phases by arrival; each phase lasts `phase_s` seconds."""
     draw = np.random.Generator(np.random.PCG64(seed))
     jobs: list[Job] = []
     for index, phase in enumerate(phases):
@@ -116,7 +116,7 @@ def workload(seed: int, phase_s: float, phases: Sequence[Phase] = PHASES) -> lis
 
 
 def digest(jobs: Sequence[Job]) -> str:
-    """What pins a workload: SHA-256 over all its numbers, 16 hex digits."""
+    """Return the digest that pins a workload: SHA-256 over all its numbers, 16 hex digits."""
     rows = [
         (job.number, round(job.at_s * 1e6), job.num_prompt_tokens, job.num_output_tokens, job.phase) for job in jobs
     ]
@@ -124,7 +124,7 @@ def digest(jobs: Sequence[Job]) -> str:
 
 
 def _arrivals(phase: Phase, count: int, phase_s: float, draw: np.random.Generator) -> NDArray[np.float64]:
-    """A Poisson process given its number of arrivals; a share of them moved into the bursts."""
+    """Return the arrivals of a Poisson process given their number; a share of them is moved into the bursts."""
     at = draw.uniform(0, phase_s, count)
     if phase.burst_every_s:
         bursts = int(phase_s // phase.burst_every_s)

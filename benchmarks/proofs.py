@@ -1,6 +1,7 @@
-"""What proofs of obligations cost: how many there are, their size, the time to make and to check them, and their rules.
+"""Cost of proofs of obligations: their number, their size, the time to make and to check them, and their rules.
 
-Over the baselines of the built-in contracts and a sample of the corpus: each obligation and lemma once, by its text.
+The texts are those of the baselines of the built-in contracts and of a sample of the corpus: each obligation and lemma
+once.
 
     python benchmarks/proofs.py [--policies N] [--json FILE]
 """
@@ -111,7 +112,7 @@ def measured(named: dict[str, str]) -> dict[str, object]:
 
 
 def is_non_linear(text: str) -> bool:
-    """Return whether a text multiplies two terms that are not numbers, or divides by one."""
+    """Return true for a text that multiplies two terms that are not numbers, or divides by one."""
     from autopoiesis_lib.proofs.smtlib import read
     from autopoiesis_lib.proofs.terms import Terms
 

@@ -1,9 +1,10 @@
-"""OpenEvolve and ours as language-model loops on the same canned endpoint, each with an evaluator that costs nothing.
+"""OpenEvolve and ours as language-model loops on the same canned endpoint, each with an evaluator without cost.
 
-The endpoint answers every request at once with a new program of the form that the asker wants: OpenEvolve gets a Python file
-in a fence, ours a JSON object with a policy that passes the gates. Both use two workers and pay for all they do themselves:
-OpenEvolve runs the program in its evaluator, ours parses, type-checks, tests and proves the policy. Time is read where both can
-be seen alike, at the endpoint: how long from one request to the next, and from the start to the end of the whole.
+The endpoint answers every request at once with a new program in the form that the client expects. OpenEvolve gets a
+Python file in a fence, ours a JSON object with a policy that passes the gates. Both use two workers and do all their
+own work: OpenEvolve runs the program in its evaluator; ours parses, type-checks, tests and proves the policy. Time is
+measured where both are seen alike, at the endpoint: from one request to the next, and from the start to the end of the
+whole run.
 """
 
 import asyncio
@@ -35,9 +36,9 @@ def score(request: Waiting, engine: Engine) -> int:
 
 
 def compare(candidates: int, evaluator: Evaluator) -> None:
-    """Wall milliseconds a candidate of both, OpenEvolve first.
+    """Print the wall milliseconds per candidate of both, OpenEvolve first.
 
-    Exits with 2 when OpenEvolve is not installed.
+    Exit with 2 when OpenEvolve is not installed.
     """
     try:
         import openevolve  # type: ignore[import-not-found]  # noqa: F401
@@ -53,7 +54,7 @@ def compare(candidates: int, evaluator: Evaluator) -> None:
 
 
 def _measured(name: str, candidates: int, write: Callable[[int], str], run: Callable[[str, int], None]) -> float:
-    """The seconds of the whole run."""
+    """Return the seconds of the whole run."""
     asked: list[float] = []
 
     def answer() -> str:

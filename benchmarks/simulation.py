@@ -1,13 +1,13 @@
-"""How fast the simulator is: requests and engine steps per wall second, one core, and how it grows.
+"""Speed of the simulator: requests and engine steps per wall second on one core, and its growth with the load.
 
     python benchmarks/simulation.py [--largest 10000000] [--rivals-python PATH]
 
-Every figure is the best of several runs, with the arrays' set-up inside; compiling is reported apart.
+Every figure is the best of several runs, with the arrays' set-up included; compiling is reported separately.
 
-Other simulators run in an interpreter of their own that has them (`ai-dynamo` with its runtime, `vidur`); those it
-does not have, and those no package index holds, stand in the table with the number once reported, marked so. A rival
-is timed once and without its set-up and its reading of the trace, which favours it. Its figure is its speed on the
-same requests and limits, not on the same step times: DynoSim uses its own, and Vidur's need profiles that its package
+Other simulators run in a separate interpreter that has them (`ai-dynamo` with its runtime, `vidur`). Simulators that it
+does not have, and those that no package index holds, are in the table with the number that was once reported, marked
+so. A rival is timed once, without its set-up and its reading of the trace, which favours it. Its figure is its speed on
+the same requests and limits, not on the same step times. DynoSim uses its own. Vidur's need profiles that its package
 does not hold, so it gets ours in place of its regression, which is cheaper for it.
 """
 
@@ -76,11 +76,11 @@ REPORTED: Final = (
     ("BLIS", "Go, no Python package; without stale-cache snapshots", 3_540),
     ("splitwise-sim", "no Python package known; 4 replicas", 843),
 )
-"""Requests per wall second from the design page, measured before this script was: settings beyond these unknown."""
+"""Requests per wall second, measured before this script existed; settings beyond these are unknown."""
 
 
 def run_dynosim(job: dict[str, Any]) -> dict[str, Any]:
-    """Runs in the rivals' interpreter, from its source alone: nothing of this file's imports is there."""
+    """Run DynoSim in the rivals' interpreter from this function's source: this file's imports do not exist there."""
     from importlib.metadata import version
 
     from dynamo.mocker import MockEngineArgs  # type: ignore[import-not-found]
@@ -109,7 +109,7 @@ def run_dynosim(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_vidur(job: dict[str, Any]) -> dict[str, Any]:
-    """Runs in the rivals' interpreter, from its source alone: nothing of this file's imports is there."""
+    """Run Vidur in the rivals' interpreter from this function's source: this file's imports do not exist there."""
     import logging
     import time
     from importlib.metadata import version
@@ -137,7 +137,7 @@ def run_vidur(job: dict[str, Any]) -> dict[str, Any]:
             seconds += max(per["floor"], compute) if compute else 0.0
             return ExecutionTime(1, 0, 0, 0, seconds * 1e3, *[0] * 10)  # one layer, all of it in one place, in ms
 
-    Linear.__abstractmethods__ = frozenset()  # the parts are never asked for: the whole is given
+    Linear.__abstractmethods__ = frozenset()  # the parts are never requested: the whole is given
     kind = ExecutionTimePredictorType.RANDOM_FORREST
     ExecutionTimePredictorRegistry.unregister(kind)
     ExecutionTimePredictorRegistry.register(kind, Linear)
@@ -173,7 +173,7 @@ def run_vidur(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_mooncake(trace: sim.Trace, path: Path) -> None:
-    """The trace as the Mooncake format; without prefixes every 512-token block is given an id nobody else has."""
+    """Write the trace in the Mooncake format; without prefixes, every 512-token block gets an id of its own."""
     fresh = 0
     with path.open("w") as file:
         for i in range(len(trace)):
@@ -200,14 +200,14 @@ def write_vidur(trace: sim.Trace, path: Path, count: int) -> None:
 
 
 def run_rival(python: str, function: Callable[[dict[str, Any]], dict[str, Any]], job: dict[str, Any]) -> dict[str, Any]:
-    """What `function` returns in the other interpreter, or {"error": one line} when it cannot run there."""
+    """Return the result of `function` in the other interpreter, or {"error": one line} when it cannot run there."""
     source = (
         "from typing import Any\nimport json, sys\n"
         + inspect.getsource(function)
         + f"\nprint('RESULT', json.dumps({function.__name__}(json.loads(sys.argv[1]))))\n"
     )
     try:
-        # log lines cost a simulator that writes one a request much of its time
+        # log lines per request would take much of a simulator's time
         done = subprocess.run(
             [python, "-c", source, json.dumps(job)],
             capture_output=True,
@@ -226,7 +226,7 @@ def run_rival(python: str, function: Callable[[dict[str, Any]], dict[str, Any]],
 
 
 def add_rivals(table: Table, python: str | None, engine: sim.EngineConfig, step_time: sim.StepTimeModel) -> list[str]:
-    """A row for each rival run and for each number reported; returns what could not be run and why."""
+    """Add a row for each rival run and for each reported number; return the rivals that could not be run, and why."""
     notes, ran = [], set[str]()
     table.add_section()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,9 @@
-"""What verification costs, and what CrossHair makes of the same questions.
+"""Cost of verification, and CrossHair's answers to the same questions.
 
-Over the committed corpus: the time of the proof gate (invariants at the contract's limit), of the least bound, and of the whole
-warm gate chain without simulation, in CPU seconds of this process. Then a sample of the corpus goes to CrossHair, the symbolic
-executor for Python that uses the same solver, with the same property, the same domains and ten seconds a policy.
+Over the committed corpus: the time of the proof gate (invariants at the contract's limit), of the tightest bound, and
+of the whole warm gate chain without simulation, in CPU seconds of this process. Then a sample of the corpus goes to
+CrossHair, the symbolic executor for Python that uses the same solver, with the same property, the same domains and ten
+seconds a policy.
 
     python benchmarks/verification.py [--crosshair N] [--json FILE]
 """
@@ -89,7 +90,7 @@ def theorems() -> dict[str, dict[str, float]]:
 
 
 def ours(policies: dict[str, Policy], contract: RequestOrdering) -> dict[str, object]:
-    """Percentiles of our own times, in CPU milliseconds."""
+    """Return percentiles of our own times, in CPU milliseconds."""
     for policy in list(policies.values())[:3]:
         check(policy.source, contract)
     without_replay = tuple(gate for gate in GATES if gate != "replay")
@@ -113,7 +114,7 @@ def ours(policies: dict[str, Policy], contract: RequestOrdering) -> dict[str, ob
 
 
 def beside_crosshair(policies: dict[str, Policy], console: Console) -> list[dict[str, object]]:
-    """Ours and CrossHair's answers to the same property, policy by policy, in wall seconds."""
+    """Return our and CrossHair's answers to the same property, policy by policy, in wall seconds."""
     rows: list[dict[str, object]] = []
     table = Table(title=f"The same property, CrossHair given {CROSSHAIR_SECONDS} s a policy (wall seconds)")
     for column in ("policy", "ours", "s", "CrossHair", "s "):
@@ -140,7 +141,7 @@ def beside_crosshair(policies: dict[str, Policy], console: Console) -> list[dict
 
 
 def crosshair(policy: Policy) -> tuple[str, float]:
-    """CrossHair's answer on the aging invariant and safety of a policy: PROVED, REFUTED or UNKNOWN, and its seconds."""
+    """Return CrossHair's answer on a policy's aging invariant and safety (PROVED, REFUTED, UNKNOWN) and its time."""
     contract = policy.contract
     views = contract.views
     scope = {"older": views["Waiting"], "newer": views["Waiting"], "engine": views["Engine"]}

@@ -1,4 +1,4 @@
-"""The policy language: text to IR (`grammar`), and one pass a file from there: ranges, python, smt, native, columns."""
+"""The policy language: text to IR (`grammar`), and one module per pass: ranges, python, smt, native, columns."""
 
 from .errors import LanguageError
 from .grammar import MAX_SOURCE_BYTES, parse

@@ -1,7 +1,8 @@
-"""Machine code as a builtin function of Python: an eighth of what a call through ctypes costs.
+"""Machine code as a builtin function of Python: a call costs an eighth of a call through ctypes.
 
-`entry` writes the wrapper that CPython calls (`METH_FASTCALL`); compiled with the function it wraps, `builtin` makes a
-Python object of it. Only functions of the stable ABI are called. The GIL is kept: these calls are over in a microsecond.
+`entry` writes the wrapper that CPython calls (`METH_FASTCALL`). `builtin` makes a Python object of the wrapper, which
+is compiled together with the function that it wraps. Only functions of the stable ABI are called. The GIL is kept,
+because these calls take about a microsecond.
 """
 
 import ctypes
@@ -16,8 +17,8 @@ METH_FASTCALL = 0x0080
 _PYTHON = ("PyErr_BadArgument", "PyErr_Occurred", "PyLong_AsLongLong", "PyLong_FromLongLong")
 _TYPES = {"p": "ptr", "i": "i64"}
 
-# A loop, and not to be unrolled (`optsize`): what calls this is about to run it from memory, where short code is fast code.
-# A word of -1 is also how a failed conversion is told.
+# A loop that is not unrolled (`optsize`): the caller usually runs it from memory, where short code is fast code. A word
+# of -1 may also mean a failed conversion.
 _ENTRY = """\
 define ptr @py.{name}(ptr %self, ptr %arguments, i64 %count) nounwind optsize {{
 entry:
@@ -67,12 +68,12 @@ class _MethodDef(ctypes.Structure):
 
 
 def entry(name: str, kinds: str, *, returns: bool = True) -> str:
-    """The assembly of `@py.<name>`, to be compiled together with `@<name>`.
+    """Return the assembly of `@py.<name>`, to be compiled together with `@<name>`.
 
     Args:
         name: a function of the same module that takes 64-bit words.
-        kinds: one letter an argument: `p` for an address, `i` for an integer.
-        returns: whether it returns an i64; the builtin of one that returns nothing answers 0.
+        kinds: one letter per argument: `p` for an address, `i` for an integer.
+        returns: true if it returns an i64; the builtin of a function that returns nothing returns 0.
     """
     loads = "\n".join(
         f"  %at.{i} = getelementptr i64, ptr %words, i64 {i}\n  %word.{i} = load {_TYPES[kind]}, ptr %at.{i}"
@@ -90,16 +91,16 @@ def entry(name: str, kinds: str, *, returns: bool = True) -> str:
 
 
 def builtin(code: MachineCode, name: str) -> Callable[..., int]:
-    """The function `name` of a module that was compiled with its `entry`; it keeps the machine code alive.
+    """Return the function `name` of a module that was compiled with its `entry`; it keeps the machine code alive.
 
-    It takes Python ints: an int outside int64 raises `OverflowError`, and anything else, or too many or too few,
-    `TypeError`, before any machine code runs.
+    It takes Python ints. An int outside int64 raises `OverflowError`. A value of another type, or a wrong number of
+    arguments, raises `TypeError`. Both happen before any machine code runs.
     """
     definition = _MethodDef(name.encode(), code.address(f"py.{name}"), METH_FASTCALL, None)
     new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(
         ("PyCFunction_NewEx", ctypes.pythonapi)
     )
-    # The definition must live as long as the function, which holds nothing but its `self`.
+    # The definition must live as long as the function, which holds only its `self`.
     function: Callable[..., int] = new(ctypes.addressof(definition), (code, definition), None)
     return function
 

@@ -1,8 +1,8 @@
-"""The IR over columns: numpy evaluates a function on many inputs at once, for the searches that ask a thousand times.
+"""The IR over columns: numpy evaluates a function on many inputs at once, for searches with thousands of queries.
 
-Exact only where intervals show that nothing overflows or divides by zero (`Policy.settled`) and the inputs lie in their domains.
-Both sides of a branch are computed on every input; what numpy makes of the side that an input does not take (it wraps, and calls
-a quotient by zero 0) is never picked.
+The result is exact only where intervals show that nothing overflows or divides by zero (`Policy.settled`), and for
+inputs in their domains. Both sides of a branch are computed on every input. On the side that an input does not take,
+numpy may wrap or return 0 for a quotient by zero; these values are never picked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,11 +40,11 @@ __all__ = ["Column", "Rows", "evaluate_columns"]
 
 Column = NDArray[np.int64]
 Rows = Mapping[str, Column]
-"""One view on every input: field name -> column."""
+"""One view on every input: a map from a field name to its column."""
 Value = Any
 """A column, or one integer that holds for every input."""
 Mask = Any
-"""Which inputs: a column of booleans, or one boolean for all."""
+"""Selected inputs: a column of booleans, or one boolean for all."""
 Environment = dict[str, Value]
 
 _ARITHMETIC: Mapping[str, np.ufunc] = {
@@ -68,7 +68,10 @@ _COMPARE: Mapping[str, np.ufunc] = {
 def evaluate_columns(
     functions: Mapping[str, Function], function: Function, arguments: Sequence[Rows | Column | int], length: int
 ) -> Column:
-    """The value of `function` on each of `length` inputs (a bool result is 0 or 1); `functions` are those it may call."""
+    """Return the value of `function` on each of `length` inputs (a bool result is 0 or 1).
+
+    `functions` are those that it may call.
+    """
     with np.errstate(all="ignore"):
         result = _Evaluator(functions).call(function, arguments)
     return np.broadcast_to(np.asarray(result, dtype=np.int64), (length,))
@@ -153,7 +156,7 @@ class _Evaluator:
 
 
 class _Run:
-    """A body of several statements: which inputs are still running, and what the others have returned."""
+    """The evaluation of a body with several statements: the inputs that still run, and the results of the others."""
 
     def __init__(self, evaluator: _Evaluator, environment: Environment) -> None:
         self.evaluator = evaluator

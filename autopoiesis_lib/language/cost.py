@@ -1,7 +1,7 @@
-"""The worst-case operation count of a decision: loops multiply, branches take the dearer side, calls are paid in full.
+"""The worst-case operation count of a decision: loops multiply, branches take the costlier side, calls count in full.
 
-What walks a decision without running it (interval analysis, the encoding) goes down both sides of every branch, and down every
-call: how much and how deep that is has a bound as well.
+Passes that walk a decision without running it (interval analysis, the encoding) visit both sides of every branch, and
+every call. The size and the depth of that walk are bounded as well.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,22 +29,23 @@ from .ir import (
 __all__ = ["check_cost", "check_depth", "operations"]
 
 BOTH_SIDES = 16
-"""Both sides of every branch together may have this many times the operations a decision may take."""
+"""Greatest ratio of the operations on both sides of every branch to the operations that a decision may execute."""
 
 MAX_DEPTH = 200
-"""How deeply a decision may nest, the helpers it calls included. Python's own limit is 1,000 calls, and a level takes up to 3."""
+"""Greatest nesting depth of a decision with its helpers. Python's limit is 1,000 calls, and a level takes up to 3."""
 
 
 def operations(module: Module, function: str) -> int:
-    """Operations `function` executes at most: arithmetic, comparisons, calls, assignments and branches count 1 each.
+    """Return the largest number of operations that `function` executes.
 
-    `min` and `max`, `and` and `or`, and chains of comparisons count 1 for every operand after the first.
+    Arithmetic, comparisons, calls, assignments and branches count 1 each. `min` and `max`, `and` and `or`, and chains
+    of comparisons count 1 for every operand after the first.
     """
     return _Counter(module, max).function(function)
 
 
 def check_cost(module: Module, function: str, limit: int) -> None:
-    """Refuse a decision that may take more than `limit` operations, or has far more of them on all its paths.
+    """Refuse a decision that may execute more than `limit` operations, or that has far more on all its paths together.
 
     Raises:
         LanguageError: UNSUPPORTED, naming the count and the bound.

@@ -10,9 +10,9 @@ __all__ = ["may_depend"]
 
 
 def may_depend(module: Module, signature: Signature, position: int, field: str) -> bool:
-    """Return false when the value of a decision is the same whatever one field of one of its views is.
+    """Return false when the value of a decision is the same for every value of one field of one of its views.
 
-    The answer is safe, not exact: it may be true of a decision in which the field cancels out.
+    The result is safe, not exact: it may be true for a decision in which the field cancels out.
 
     Args:
         module: the policy.
@@ -26,14 +26,17 @@ def may_depend(module: Module, signature: Signature, position: int, field: str) 
 
 
 class _Flow:
-    """Finds what the field reaches. A name stands for a view that has the field, or for a value that the field reached."""
+    """A search for the names that the field reaches.
+
+    Such a name is a view that has the field, or a value that depends on it.
+    """
 
     def __init__(self, module: Module, field: str, ranges: Ranges) -> None:
         self._module, self._field, self._ranges = module, field, ranges
         self._known: dict[tuple[str, frozenset[str]], bool] = {}
 
     def call(self, function: Function, names: frozenset[str]) -> bool:
-        """Return true when the value that a function returns may depend on the field, given the names it reached."""
+        """Return true when a function's value may depend on the field, given the names that the field reached."""
         key = function.name, names
         if key not in self._known:
             reached = set(names)
@@ -41,9 +44,9 @@ class _Flow:
         return self._known[key]
 
     def _block(self, body: Sequence[Stmt], reached: set[str], decided: bool) -> bool:
-        """Return true when a value returned from the statements may depend on the field; add the names that it reaches.
+        """Return true when a returned value may depend on the field; add the names that the field reaches.
 
-        `decided` says that the field decides whether control gets here: then any value that is returned here depends on it.
+        `decided` means that the field decides whether control gets here. Then every value returned here depends on it.
         """
         returned = False
         for statement in body:
@@ -63,7 +66,7 @@ class _Flow:
                     reached |= other
                 case For(name=name, body=inner):
                     size = -1
-                    while size != len(reached):  # what a turn reaches, the next one starts with
+                    while size != len(reached):  # names reached in one iteration are the input of the next
                         size = len(reached)
                         turn = reached - {name}
                         returned |= self._block(inner, turn, decided)

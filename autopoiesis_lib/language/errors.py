@@ -1,4 +1,4 @@
-"""Why a text was refused: the line, what is wrong, and what to write instead."""
+"""Errors of a refused text: the line, the problem, and what to write instead."""
 
 from typing import Literal
 
@@ -8,9 +8,9 @@ __all__ = ["LanguageError", "invalid", "unsupported"]
 
 
 class LanguageError(PolicyError):
-    """A text is not a policy: `verdict` tells whether it is no policy at all, or Python the language leaves out.
+    """A text that is not a policy: `verdict` says whether it is none at all or uses Python that the language omits.
 
-    `line` is 0 where the text as a whole is meant.
+    `line` is 0 when the error is about the whole text.
     """
 
     def __init__(self, verdict: Literal["INVALID", "UNSUPPORTED"], line: int, message: str) -> None:
@@ -21,10 +21,10 @@ class LanguageError(PolicyError):
 
 
 def invalid(line: int, message: str) -> LanguageError:
-    """The text is not a policy: syntax, a missing function, wrong arity or types."""
+    """Return an error for a text that is not a policy: syntax, a missing function, wrong arity or types."""
     return LanguageError("INVALID", line, message)
 
 
 def unsupported(line: int, what: str, instead: str) -> LanguageError:
-    """The text uses Python that the language leaves out."""
+    """Return an error for a text that uses Python that the language omits."""
     return LanguageError("UNSUPPORTED", line, f"{what} is not allowed in a policy; {instead}")

@@ -1,4 +1,4 @@
-"""Expressions to IR: names, fields, arithmetic and calls, each with its type; anything else is refused by name."""
+"""Expressions to IR: names, fields, arithmetic and calls, each with its type. Anything else is refused by name."""
 
 import ast
 import builtins
@@ -35,7 +35,7 @@ from .ir import (
 __all__ = ["ExpressionReader", "Scope", "annotation_name"]
 
 MAX_DEPTH = 100
-"""How deeply statements and expressions may nest (an `elif` counts as one level)."""
+"""Greatest nesting depth of statements and expressions (an `elif` counts as one level)."""
 
 MAX_EXPONENT = 64
 
@@ -97,11 +97,11 @@ class Scope:
     enums: Mapping[str, type]
     constants: Mapping[str, Const]
     functions: Mapping[str, tuple[tuple[Param, ...], bool]]
-    """Helpers by name: parameters, and whether they return a bool."""
+    """Helpers by name: parameters, and true for those that return a bool."""
     taken: frozenset[str]
     """Names that locals may not shadow."""
     self_path: tuple[str, ...] = ()
-    """In a contract's own methods: the path that stands for the policy, such as ("self",) or ("self", "policy")."""
+    """Path of the policy in a contract's own methods, such as ("self",) or ("self", "policy")."""
     decisions: Mapping[str, Signature] = field(default_factory=dict)
     """Decisions that may be called through `self_path`."""
     parameters: Mapping[str, Const] = field(default_factory=dict)
@@ -109,12 +109,15 @@ class Scope:
 
     @property
     def parameters_path(self) -> tuple[str, ...]:
-        """`self` in a contract's own methods; `self.contract` in a theorem's, where decisions are `self.policy`'s."""
+        """The path of the contract: `self` in its own methods, `self.contract` in a theorem's.
+
+        In a theorem's methods decisions are those of `self.policy`.
+        """
         return self.self_path if len(self.self_path) < 2 else (self.self_path[0], "contract")
 
 
 def annotation_name(annotation: ast.expr) -> str | None:
-    """The plain name of an annotation, quoted or not; `Annotated[X, ...]` gives X; None for anything else."""
+    """Return the plain name of an annotation, quoted or not; None for any other annotation."""
     match annotation:
         case ast.Name(id=name):
             return name
@@ -134,13 +137,13 @@ class ExpressionReader:
         self.scope = scope
         self.views = {param.name: param.type for param in params if param.is_view}
         self.locals: dict[str, bool] = {param.name: param.type == "bool" for param in params if not param.is_view}
-        """Scalars by name: whether they are booleans. A local's type is that of its first assignment."""
+        """Map from a scalar to true for booleans. A local's type is that of its first assignment."""
         self.assigned: set[str] = set(self.locals)
-        """Locals that are certainly assigned at the point being read."""
+        """Locals that are certainly assigned at the current point."""
         self.depth = 0
 
     def expression(self, node: ast.expr) -> Expr:
-        """One expression."""
+        """Read one expression."""
         self._enter(node)
         result = self._expression(node)
         self.depth -= 1
@@ -365,7 +368,7 @@ _BUILTINS = frozenset(dir(builtins))
 
 
 def _path(node: ast.expr) -> tuple[str, ...] | None:
-    """The names of a dotted path such as `self.policy.score`, or None."""
+    """Return the names of a dotted path such as `self.policy.score`, or None."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)

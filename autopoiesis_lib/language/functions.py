@@ -1,4 +1,4 @@
-"""Function bodies to IR: statements and expressions, with definite assignment, types and returns checked on the way."""
+"""Function bodies to IR: statements and expressions, with checks of definite assignment, types and returns."""
 
 import ast
 
@@ -18,17 +18,17 @@ from .ir import (
 __all__ = ["FunctionReader", "Scope", "annotation_name", "fold_constant"]
 
 SHADOWED = frozenset({"min", "max", "abs", "range", "int", "bool", "self", "__debug__"})
-"""What the language gives a meaning, and the one plain name to which CPython assigns nothing."""
+"""Names with a meaning in the language, and the one plain name to which CPython assigns nothing."""
 
 MAX_ITERATIONS = 4_096
-"""How often a single loop may turn; the operation count bounds nests of them."""
+"""Greatest number of iterations of one loop; the operation count bounds nested loops."""
 
 MAX_LOOPS = 20
-"""How deeply loops may nest: CPython compiles no more."""
+"""Greatest nesting depth of loops: CPython compiles no more."""
 
 
 def fold_constant(value: ast.expr, scope: Scope, what: str) -> Const:
-    """The constant an expression of constants means.
+    """Return the value of a constant expression.
 
     Raises:
         LanguageError: it reads something that is not constant, fails, or leaves int64.
@@ -48,16 +48,16 @@ def fold_constant(value: ast.expr, scope: Scope, what: str) -> Const:
 
 
 class FunctionReader(ExpressionReader):
-    """Reads one function: `read` is the entry."""
+    """A reader of one function: `read` is the entry."""
 
     loops = 0
-    """How many loops are around the point being read."""
+    """Number of loops around the current point."""
 
     def read(self, node: ast.FunctionDef) -> tuple[Stmt, ...]:
-        """The body.
+        """Read the body of the function.
 
         Raises:
-            LanguageError: as `parse`.
+            LanguageError: the body is not in the language; see `parse`.
         """
         statements = node.body
         if ast.get_docstring(node) is not None:
@@ -68,7 +68,7 @@ class FunctionReader(ExpressionReader):
         return body
 
     def block(self, statements: list[ast.stmt]) -> tuple[tuple[Stmt, ...], bool]:
-        """The statements, and whether control certainly returns before their end."""
+        """Read the statements; return them, and true if control certainly returns before their end."""
         self._enter(statements[0] if statements else None)
         body: list[Stmt] = []
         ends = False
@@ -81,7 +81,7 @@ class FunctionReader(ExpressionReader):
         return tuple(body), ends
 
     def statement(self, node: ast.stmt) -> tuple[Stmt | None, bool]:
-        """One statement, and whether control certainly returns in it."""
+        """Read one statement; return it, and true if control certainly returns in it."""
         match node:
             case ast.Pass():
                 return None, False
@@ -213,5 +213,5 @@ class FunctionReader(ExpressionReader):
 
 
 def len_range(start: int, stop: int, step: int) -> int:
-    """How often `range(start, stop, step)` turns, without the limit of `len`."""
+    """Return the number of iterations of `range(start, stop, step)`, without the limit of `len`."""
     return max(0, (stop - start + step - (1 if step > 0 else -1)) // step)

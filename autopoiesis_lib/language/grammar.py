@@ -1,7 +1,8 @@
-"""Text to IR: the policy language is the small, total, integer part of Python, and everything else is refused by name.
+"""Text to IR: the policy language is the small, total, integer part of Python. Everything else is refused by name.
 
-A text that is no policy at all (syntax, missing function, wrong types) is INVALID; one that uses Python the language leaves out
-is UNSUPPORTED. Both name the line, what is wrong and what to write instead; nothing is ever skipped.
+A text that is no policy at all (syntax, missing function, wrong types) is INVALID. A text that uses Python that the
+language omits is UNSUPPORTED. Both errors name the line, the problem and what to write instead; nothing is ever
+skipped.
 """
 
 import ast
@@ -20,14 +21,14 @@ from .ir import Call, Const, Function, Interface, Module, Param, Signature, walk
 __all__ = ["MAX_SOURCE_BYTES", "parse", "parse_tree", "universal_newlines"]
 
 MAX_SOURCE_BYTES = 65_536
-"""A longer text is refused before parsing."""
+"""Greatest size of a text; a longer one is refused before parsing."""
 
 SCALAR_NAMES = frozenset({"int", *(name for name in units.__all__ if name not in ("Unit", "Flag"))})
 BOOL_NAMES = frozenset({"bool", "Flag"})
 
 
 def parse(text: str, interface: Interface) -> Module:
-    """The module a policy text means.
+    """Return the module that a policy text denotes.
 
     Raises:
         LanguageError: the text is not a policy of this interface; its `verdict` is "INVALID" or "UNSUPPORTED".
@@ -50,11 +51,11 @@ def parse(text: str, interface: Interface) -> Module:
 
 
 def parse_tree(text: str) -> ast.Module:
-    """The syntax tree of a text of acceptable size, with ASCII names.
+    """Return the syntax tree of a text of acceptable size, with ASCII names.
 
     Raises:
-        LanguageError: it is too large, not Python, nested too deeply, or has characters that nobody sees or names that are
-            not ASCII.
+        LanguageError: it is too large, not Python, nested too deeply, or has invisible characters or names that are not
+            ASCII.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_SOURCE_BYTES:
@@ -81,11 +82,11 @@ def parse_tree(text: str) -> ast.Module:
 
 
 def _refuse_hidden_characters(text: str) -> None:
-    """Refuse characters that a reader does not see, strings and comments included: the text reviewed is the text that runs.
+    """Refuse invisible characters, in strings and comments too: the text that people review is the text that runs.
 
     Raises:
-        LanguageError: INVALID: a control, format or bidirectional character, a lone surrogate, or a carriage return that
-            does not end a line with the newline after it.
+        LanguageError: INVALID: a control, format or bidirectional character, a lone surrogate, or a carriage return
+            that is not part of a line end with the newline after it.
     """
     lines = text.replace("\r\n", "\n")
     found = hidden_character(lines, allowed="\n\t")
@@ -98,7 +99,7 @@ def _refuse_hidden_characters(text: str) -> None:
 
 
 def universal_newlines(text: str) -> str:
-    """The text with its lines ended as Python's parser reads them, which `tokenize` on a string does not."""
+    """Return the text with the line ends of Python's parser, which `tokenize` on a string does not apply."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -112,12 +113,12 @@ def _header(signature: Signature) -> str:
 
 
 class _ModuleReader:
-    """Reads a policy's top level: imports, constants, then function signatures, then bodies."""
+    """A reader of a policy's top level: imports, constants, then function signatures, then bodies."""
 
     def __init__(self, interface: Interface) -> None:
         self.interface = interface
         self.types: dict[str, str] = {"int": "int", "bool": "bool"}
-        """What each name in an annotation stands for: "int", "bool" or a view's class name."""
+        """Map from a name in an annotation to its type: "int", "bool" or a view's class name."""
         self.enums: dict[str, type] = {}
         self.constants: dict[str, Const] = {}
         self.headers: dict[str, tuple[tuple[Param, ...], bool]] = {}
@@ -154,7 +155,10 @@ class _ModuleReader:
                     )
 
     def signatures(self, tree: ast.Module) -> None:
-        """Check every function's header before any body, so that a wrong decision is said first."""
+        """Check all headers before any body, and those of the decisions first.
+
+        Their errors are therefore reported first.
+        """
         decisions = self.interface.decisions
         nodes = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
         for node in sorted(nodes, key=lambda item: item.name not in decisions):
@@ -174,7 +178,7 @@ class _ModuleReader:
             self.headers[node.name] = (params, self._returns_bool(node, signature))
 
     def functions(self, tree: ast.Module) -> Module:
-        """Every function's body as IR."""
+        """Read every function's body as IR."""
         functions: dict[str, Function] = {}
         for node in tree.body:
             if not isinstance(node, ast.FunctionDef):
@@ -313,10 +317,10 @@ def _describe(node: ast.stmt) -> str:
 
 
 def _callees_first(module: Module) -> tuple[str, ...]:
-    """The names of the functions, each after those it calls.
+    """Return the names of the functions, each after those it calls.
 
     Raises:
-        LanguageError: there is no such order, for one calls itself.
+        LanguageError: there is no such order, because a function calls itself.
     """
     callees = {
         name: dict.fromkeys(node.function for node in walk(function) if isinstance(node, Call))

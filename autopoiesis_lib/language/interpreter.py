@@ -1,7 +1,7 @@
-"""The reference meaning: a direct evaluator of the IR that checks every obligation as it goes.
+"""The reference semantics: a direct evaluator of the IR that checks every obligation.
 
-It is the executable specification the SMT, Python and native meanings are tested against, and it names the operation that
-went wrong, which is what counterexamples are explained with.
+It is the executable specification that the SMT, Python and native semantics are tested against. It also names the
+operation that failed, which counterexamples show.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,10 +39,10 @@ from .ir import (
 __all__ = ["Fault", "Rows", "evaluate", "evaluate_constant"]
 
 SHOWN_IN_FULL = 10**40
-"""A power may have hundreds of digits, which tell nobody anything."""
+"""Bound on values shown in full: a power may have hundreds of digits, which help nobody."""
 
 Rows = Mapping[str, int]
-"""One view as field name -> integer."""
+"""One view: a map from a field name to its integer."""
 
 
 class Fault(ArithmeticError):
@@ -55,7 +55,7 @@ class Fault(ArithmeticError):
 
 
 def evaluate(module: Module, function: str, arguments: Sequence[Rows | int]) -> int:
-    """The value of a function for views given as rows and scalars given as ints (a bool result is 0 or 1).
+    """Return the value of a function for views given as rows and scalars given as ints (a bool result is 0 or 1).
 
     Raises:
         Fault: a zero divisor, or an intermediate outside int64.
@@ -64,7 +64,10 @@ def evaluate(module: Module, function: str, arguments: Sequence[Rows | int]) -> 
 
 
 def evaluate_constant(expression: Expr) -> int:
-    """The value of an expression that reads nothing; raises `LookupError` when it does, `Fault` when it fails."""
+    """Return the value of an expression that reads nothing.
+
+    Raise `LookupError` if it does read something, `Fault` if it fails.
+    """
     return _Evaluator(Module({}, {})).expression(expression, {})
 
 

@@ -1,7 +1,7 @@
-"""The intermediate representation: the one typed tree every meaning of a policy is derived from.
+"""The intermediate representation: the one typed tree from which every semantics of a policy is derived.
 
-Every value is an integer or a boolean; views appear only as named parameters whose fields are read. Nodes are frozen and are
-identified by object identity (`id`), so that a pass can talk about "this division", and carry the source line they came from.
+Every value is an integer or a boolean. Views appear only as named parameters whose fields are read. Nodes are frozen,
+are identified by object identity (`id`), so that a pass can refer to "this division", and carry their source line.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ CompareOp = Literal["==", "!=", "<", "<=", ">", ">="]
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Node:
-    """What every node has: the source line it came from (0 when made by a program)."""
+    """The base of every node: the source line it came from (0 when made by a program)."""
 
     line: int = 0
 
@@ -95,7 +95,10 @@ class Not(Node):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Binary(Node):
-    """Integer arithmetic with Python's meaning: `//` floors, `%` takes the divisor's sign; `**` has a constant exponent."""
+    """Integer arithmetic with Python's semantics: `//` floors, `%` takes the divisor's sign.
+
+    `**` has a constant exponent.
+    """
 
     op: ArithmeticOp
     left: "Expr"
@@ -114,14 +117,14 @@ class Compare(Node):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Logic(Node):
-    """`and` / `or`: lazy, and the value is that of the operand that decided it."""
+    """`and` / `or`: lazy, with the value of the operand that decided it."""
 
     op: Literal["and", "or"]
     operands: tuple["Expr", ...]
 
     @property
     def is_bool(self) -> bool:
-        """Whether every operand is a boolean."""
+        """True when every operand is a boolean."""
         return all(operand.is_bool for operand in self.operands)
 
 
@@ -135,7 +138,7 @@ class Cond(Node):
 
     @property
     def is_bool(self) -> bool:
-        """Whether both values are booleans."""
+        """True when both values are booleans."""
         return self.then.is_bool and self.orelse.is_bool
 
 
@@ -148,7 +151,7 @@ class MinMax(Node):
 
     @property
     def is_bool(self) -> bool:
-        """Whether every operand is a boolean."""
+        """True when every operand is a boolean."""
         return all(operand.is_bool for operand in self.operands)
 
 
@@ -178,7 +181,7 @@ class ToBool(Node):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ViewRef(Node):
-    """A whole view handed on to a function: the name of the enclosing function's parameter."""
+    """A whole view passed to a function: the name of the enclosing function's parameter."""
 
     name: str
 
@@ -240,14 +243,14 @@ Stmt = Assign | If | Return | For
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """A parameter: of a view (by the view's class name), or a scalar `int` / `bool`."""
+    """A parameter: a view (by its class name), or a scalar `int` / `bool`."""
 
     name: str
     type: str
 
     @property
     def is_view(self) -> bool:
-        """Whether the parameter is a view."""
+        """True when the parameter is a view."""
         return self.type not in ("int", "bool")
 
 
@@ -284,15 +287,15 @@ class Signature:
 
 @dataclass(frozen=True)
 class Interface:
-    """What a policy text may refer to: decisions it must define, views and enums it may import, and from where."""
+    """The names of a policy text: decisions it must define, views and enums it may import, and their modules."""
 
     decisions: Mapping[str, Signature]
     views: Mapping[str, type[View]]
     enums: Mapping[str, type]
     modules: tuple[str, ...]
-    """Modules the views may be imported from; the first is the one shown in examples."""
+    """Modules from which the views may be imported; the first is shown in examples."""
     max_operations: int = 1_024
-    """The worst-case operation count a decision may have."""
+    """Greatest worst-case operation count of a decision."""
 
 
 PARTS: Mapping[type[Node], tuple[str, ...]] = {
@@ -305,11 +308,11 @@ PARTS: Mapping[type[Node], tuple[str, ...]] = {
     Binary: ("left", "right"),
     Call: ("arguments",),
 }
-"""For each kind of node the fields in which it holds other nodes, in source order."""
+"""Map from a kind of node to its fields that hold other nodes, in source order."""
 
 
 def children(node: Node) -> list[Node]:
-    """The nodes directly below one, in source order."""
+    """Return the nodes directly below one, in source order."""
     found: list[Node] = []
     for name in PARTS[type(node)]:
         value = getattr(node, name)
@@ -321,7 +324,7 @@ def children(node: Node) -> list[Node]:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """Every node below and including `node`, outer ones first."""
+    """Yield every node below and including `node`, outer ones first."""
     stack = [node]
     while stack:
         current = stack.pop()

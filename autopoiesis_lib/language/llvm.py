@@ -1,8 +1,8 @@
-"""The native meaning as text: one IR function to one LLVM function over `i64`, booleans as 0 and 1.
+"""The native semantics as text: one IR function to one LLVM function over `i64`, booleans as 0 and 1.
 
-Every operation emitted is total: arithmetic wraps (no `nsw`), and a divisor is replaced by 1 before a division that
-would trap. So no input can stop the process. Wherever the reference interpreter raises no `Fault` both give the same
-integer: a value that wraps, or a zero divisor (whose quotient and remainder are 0 here), is a `Fault` there.
+Every emitted operation is total. Arithmetic wraps (no `nsw`), and a divisor is replaced by 1 before a division that
+would trap. So no input can stop the process. Wherever the reference interpreter raises no `Fault`, both give the same
+integer. A value that wraps, or a zero divisor (whose quotient and remainder are 0 here), is a `Fault` there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ _OPCODES = {"+": "add", "-": "sub", "*": "mul"}
 
 
 def reachable(module: Module, function: str) -> tuple[str, ...]:
-    """The functions a decision may call, itself first."""
+    """Return the functions that a decision may call, itself first."""
     found = [function]
     for name in found:
         calls = (node.function for node in walk(module.functions[name]) if isinstance(node, Call))
@@ -60,7 +60,7 @@ def reachable(module: Module, function: str) -> tuple[str, ...]:
 
 
 def fields_read(module: Module, function: str) -> frozenset[tuple[int, str]]:
-    """The view fields a function may read, itself or through helpers, as (position of the parameter, field)."""
+    """Return the view fields that a function and its helpers may read, as (position of the parameter, field)."""
     known: dict[str, frozenset[tuple[int, str]]] = {}
 
     def read(name: str) -> frozenset[tuple[int, str]]:
@@ -84,7 +84,7 @@ def fields_read(module: Module, function: str) -> frozenset[tuple[int, str]]:
 
 
 def arguments_of(module: Module, params: Sequence[Param]) -> Iterator[tuple[Param, str | None]]:
-    """The `i64` arguments a function is lowered to, in order: each field of each view, and each scalar (field None)."""
+    """Yield the `i64` arguments of a lowered function in order: each view's fields, each scalar (field None)."""
     for param in params:
         if param.is_view:
             for spec in module.views[param.type].fields():
@@ -94,12 +94,12 @@ def arguments_of(module: Module, params: Sequence[Param]) -> Iterator[tuple[Para
 
 
 def emit_functions(module: Module, function: str) -> str:
-    """LLVM assembly of a decision and its helpers, each as `internal i64 @f.<name>(i64, ...)` (see `arguments_of`)."""
+    """Return the LLVM assembly of a decision and its helpers, each as `internal i64 @f.<name>(i64, ...)`."""
     return "\n".join(_Emitter(module, module.functions[name]).define() for name in reachable(module, function))
 
 
 class _Emitter:
-    """Emits one function. `lines` grows in program order; `block` is the label being filled, None after a return."""
+    """An emitter of one function. `lines` grows in program order; `block` is the current label, None after a return."""
 
     def __init__(self, module: Module, function: Function) -> None:
         self.module = module
@@ -162,7 +162,7 @@ class _Emitter:
         before = self.block
         self._jump(head)
         self._start(head)
-        # A counter of its own: the body may assign to the loop variable without changing the number of turns.
+        # A separate counter: the body may assign to the loop variable without changing the number of iterations.
         phi = len(self.lines)
         self.lines.append("")
         offset = self._emit(f"mul i64 {counter}, {statement.step}")
@@ -171,7 +171,7 @@ class _Emitter:
         incoming = f"[0, %{before}]"
         if self.block is None:
             self.lines[phi] = f"{counter} = phi i64 {incoming}"
-            return  # the first turn returned on every path
+            return  # the first iteration returned on every path
         self.lines.append(f"{following} = add i64 {counter}, 1")
         self.lines[phi] = f"{counter} = phi i64 {incoming}, [{following}, %{self.block}]"
         again = self._emit(f"icmp ult i64 {following}, {turns}")
@@ -179,7 +179,7 @@ class _Emitter:
         self._start(end)
 
     def value(self, expression: Expr) -> str:
-        """The operand that holds an expression's integer."""
+        """Return the operand that holds an expression's integer."""
         match expression:
             case Const(value):
                 return str(value)
@@ -210,7 +210,7 @@ class _Emitter:
                 return self._call(name, arguments)
 
     def truth(self, expression: Expr) -> str:
-        """The `i1` operand that holds whether an expression is true."""
+        """Return the `i1` operand that holds the truth value of an expression."""
         match expression:
             case Not(operand):
                 return self._emit(f"xor i1 {self.truth(operand)}, true")
@@ -232,7 +232,10 @@ class _Emitter:
         return self._divide(left, right, node.op == "//")
 
     def _divide(self, left: str, right: str, quotient_wanted: bool) -> str:
-        """Floor division or its remainder; `sdiv` rounds towards zero, so a remainder of the other sign is mended."""
+        """Emit floor division or its remainder.
+
+        `sdiv` rounds towards zero, so a remainder of the other sign is corrected.
+        """
         is_zero = self._emit(f"icmp eq i64 {right}, 0")
         is_lowest = self._emit(f"icmp eq i64 {left}, {INT64_MIN}")
         is_minus_one = self._emit(f"icmp eq i64 {right}, -1")
@@ -251,7 +254,10 @@ class _Emitter:
         return self._emit(f"select i1 {is_zero}, i64 0, i64 {floored}")
 
     def _power(self, base: str, exponent: int) -> str:
-        """Square and multiply; wrapping on the way is harmless, because the final value modulo 2**64 is the same."""
+        """Emit square-and-multiply.
+
+        Wrapping on the way is harmless, because the final value modulo 2**64 is the same.
+        """
         result = "1"
         while exponent:
             if exponent & 1:
@@ -279,7 +285,7 @@ class _Emitter:
         return self._emit(f"phi i64 {', '.join(incoming)}")
 
     def _compare(self, ops: Sequence[CompareOp], operands: Sequence[Expr]) -> str:
-        """A chain: each operand is computed once, and only while every link before it holds."""
+        """Emit a chain of comparisons: each operand is computed once, and only while every earlier comparison holds."""
         left = self.value(operands[0])
         incoming: list[str] = []
         (end,) = self._labels(1)

@@ -1,7 +1,7 @@
-"""The native meaning: a decision as machine code behind a C pointer, compiled by LLVM in a few milliseconds.
+"""The native semantics: a decision as machine code behind a C pointer, compiled by LLVM in a few milliseconds.
 
 `compile_function` gives `int64 f(int64, ...)`, callable from Python, from C, and from a numba `@njit` kernel as a
-first-class function. It equals the reference interpreter wherever that raises no `Fault`; elsewhere it returns some
+first-class function. It equals the reference interpreter wherever that raises no `Fault`. Elsewhere it returns some
 integer and never traps (see `llvm`). It checks nothing: call it on values inside the view domains, for a policy proved
 SAFE.
 """
@@ -24,7 +24,7 @@ __all__ = ["MachineCode", "NativeError", "NativeFunction", "compile_function", "
 
 
 class NativeError(PolicyError):
-    """A decision cannot be compiled as asked: its layout misses a field it reads, or names one that does not exist."""
+    """A decision that cannot be compiled as requested: its layout misses a field it reads, or names an unknown one."""
 
 
 class MachineCode:
@@ -32,7 +32,7 @@ class MachineCode:
 
     def __init__(self, assembly: str) -> None:
         target, cpu, features, header = _host()
-        # A context of its own gives the module's memory back, and lets threads compile side by side.
+        # A separate context releases the module's memory, and lets threads compile in parallel.
         context = llvm.create_context()
         module = llvm.parse_assembly(header + assembly, context)
         machine = target.create_target_machine(cpu=cpu, features=features, opt=2, jit=True)
@@ -43,19 +43,21 @@ class MachineCode:
         builder.getModulePassManager().run(module, builder)
         self._engine = llvm.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
-        # The garbage collector finalises a cycle in any order, and a context disposed before its engine crashes the
-        # process: the finaliser holds both, and disposes of them in the only order that is safe.
+        # The garbage collector finalises a cycle in any order, and a context that is disposed before its engine crashes
+        # the process. The finaliser holds both, and disposes of them in the only safe order.
         weakref.finalize(self, _dispose, self._engine, context).atexit = False
 
     def address(self, name: str) -> int:
-        """Where a function starts; valid while this object lives."""
+        """Return the address of a function; it is valid while this object lives."""
         return cast(int, self._engine.get_function_address(name))
 
 
 @cache
 def _host() -> tuple[llvm.Target, str, str, str]:
-    """What code is made for: target, processor, its features, and the head of a module for it. Asked once: each question lets go
-    of the interpreter, and beside a busy engine waits for its next turn."""
+    """Return the target of compilation: target, processor, its features, and the head of a module for it.
+
+    The result is cached: each query releases the GIL, and beside a busy engine waits to take it again.
+    """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()
@@ -71,26 +73,26 @@ def _dispose(engine: Any, context: Any) -> None:
 
 
 class NativeFunction(WrapperAddressProtocol):
-    """A decision as `int64 f(int64, ...)`. Keep a reference while anything may still call `address`."""
+    """A decision as `int64 f(int64, ...)`. Keep a reference while `address` may still be called."""
 
     def __init__(self, code: MachineCode, layout: tuple[str, ...]) -> None:
         self.code = code
         self.address: int = code.address("decision")
         """The C function's address."""
         self.layout = layout
-        """What each argument is, as `"<parameter>.<field>"`."""
-        # PYFUNCTYPE keeps the GIL: giving it up would cost more than the call.
+        """Name of each argument, as `"<parameter>.<field>"`."""
+        # PYFUNCTYPE keeps the GIL: releasing it would cost more than the call.
         self._call = ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * len(layout))(self.address)
 
     def __call__(self, *values: int) -> int:
-        """The decision on plain ints in the order of `layout`; ints outside int64 wrap, as in C."""
+        """Return the decision for plain ints in the order of `layout`; ints outside int64 wrap, as in C."""
         return cast(int, self._call(*values))
 
     def __wrapper_address__(self) -> int:
         return self.address
 
     def signature(self) -> Any:
-        """The numba signature, `int64(int64, ...)`."""
+        """Return the numba signature, `int64(int64, ...)`."""
         return types.int64(*[types.int64] * len(self.layout))
 
     def __repr__(self) -> str:
@@ -98,7 +100,7 @@ class NativeFunction(WrapperAddressProtocol):
 
 
 def default_layout(module: Module, signature: Signature) -> tuple[str, ...]:
-    """Every field of every view in declared order, as `"<parameter>.<field>"` in the contract's names."""
+    """Return every field of every view in declared order, as `"<parameter>.<field>"` in the contract's names."""
     return tuple(
         param.name if field is None else f"{param.name}.{field}"
         for param, field in arguments_of(module, signature.params)
@@ -108,9 +110,9 @@ def default_layout(module: Module, signature: Signature) -> tuple[str, ...]:
 def compile_function(module: Module, signature: Signature, layout: Sequence[str] | None = None) -> NativeFunction:
     """Compile a decision to machine code.
 
-    `layout` names the arguments the C function takes, in order, as `"<parameter>.<field>"` with the contract's
-    parameter names (a scalar parameter by its name alone); None takes `default_layout`. Fields the policy does not
-    read may be absent.
+    `layout` names the arguments of the C function, in order, as `"<parameter>.<field>"` with the contract's parameter
+    names (a scalar parameter by its name alone). None means `default_layout`. Fields that the policy does not read may
+    be absent.
 
     Raises:
         NativeError: the layout names something unknown, names it twice, or misses a field the policy reads.

@@ -1,18 +1,21 @@
-"""Products in the encoding: cut out and known only by their bounds, so that what stays is linear.
+"""Products in the encoding: each is replaced by a constant with bounds, so that the rest is linear.
 
-Solvers decide linear arithmetic and give up on products of fields, of which an invariant mostly needs no more than how large they
-can get. A cut puts a fresh constant for `x * y`, `x ** n`, `x // y` or `x % y` (`x` and `y` not constant), the same one for the
-same operands, and keeps what interval analysis says of it. Two readings of a cut encoding are sound:
+Solvers decide linear arithmetic and give up on products of fields. An invariant mostly needs only the size of such a
+product. The abstraction replaces `x * y`, `x ** n`, `x // y` or `x % y` (`x` and `y` not constant) by a new constant.
+It uses the same constant for the same operands, and keeps the bounds from interval analysis. Two uses of the
+abstraction are sound:
 
-- Wider (`bounds`). Give each constant the value of its operation: the cut encoding is then the exact one, term by term. Its
-  bounds are guarded by the path that reaches the operation, where the analysis is right about it once nothing overflows or
-  divides by zero, as proved before any invariant is; it knows the domains of the views and no assumptions, so it is right
-  whatever these say. So every input of the exact encoding is a model of the cut one, and what no model breaks holds.
-- Narrower (`pins`). Wherever the path reaches an operation, one of its operands is at an end of its interval and the constant is
-  what the operation then gives, which is linear. What such a model breaks is broken.
+- Over-approximation (`bounds`). If each constant has the value of its operation, the abstraction equals the exact
+  encoding, term by term. Its bounds are guarded by the path that reaches the operation. There the analysis is correct
+  once nothing overflows or divides by zero, which is proved before any invariant. The analysis uses the domains of the
+  views and no assumptions, so it is correct under any assumptions. So every input of the exact encoding is a model of
+  the abstraction: if the abstraction is unsatisfiable, the property holds.
+- Under-approximation (`pins`). Wherever the path reaches an operation, one of its operands is at an end of its
+  interval. The constant is then the result of the operation, which is linear. A violation in such a model is a real
+  violation.
 
-A certificate does not trust the analysis: `first_outside` and `results_outside` have the solvers prove each bound as well, from
-the domains, the assumptions and the bounds of cuts before it.
+A certificate does not trust the analysis. With `first_outside` and `results_outside` the solvers prove each bound as
+well, from the domains, the assumptions and the bounds of earlier cuts.
 """
 
 from collections.abc import Iterator
@@ -31,15 +34,15 @@ __all__ = ["PRODUCT", "Cut", "Products"]
 Operation = Literal["*", "**", "//", "%"]
 
 PRODUCT = "product!"
-"""What the names of the constants begin with."""
+"""Prefix of the names of the constants."""
 
 CASES = 8
-"""An operand that is one of up to so many constants is multiplied out case by case."""
+"""Greatest number of constants for which an operand that is one of them is multiplied out case by case."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """One operation that was cut out, on one path."""
+    """One operation that was replaced by a constant, on one path."""
 
     constant: z3.ArithRef
     operation: Operation
@@ -53,18 +56,18 @@ class Cut:
 
     @property
     def bound(self) -> Term:
-        """That the constant is in its interval where the operation is reached."""
+        """The formula that the constant is in its interval where the operation is reached."""
         return disjunction(negation(self.guard), within(self.constant, self.result))
 
     @property
     def operands_outside(self) -> Term:
-        """That the operation is reached and an operand is not in its interval."""
+        """The formula that the operation is reached and an operand is not in its interval."""
         inside = conjunction(within(self.left, self.left_range), within(self.right, self.right_range))
         return conjunction(self.guard, negation(inside))
 
     @property
     def pin(self) -> Term:
-        """That the constant is exactly what the operation gives, in one of the ways that are linear."""
+        """The formula that the constant equals the operation's result, by a linear case, where it is reached."""
         ways: Term = False
         for at_end, value in self._ends():
             ways = disjunction(ways, conjunction(at_end, self.constant == value))
@@ -72,7 +75,7 @@ class Cut:
 
     @property
     def definition(self) -> Term:
-        """That the constant is exactly what the operation gives where it is reached."""
+        """The formula that the constant equals the operation's result where it is reached."""
         return disjunction(negation(self.guard), self.constant == apply(self.operation, self.left, self.right))
 
     def _ends(self) -> Iterator[tuple[Term, Term]]:
@@ -86,23 +89,29 @@ class Cut:
 
 @dataclass
 class Products:
-    """The cuts of one query, over every decision and call in it."""
+    """The replaced operations of one query, over every decision and call in it."""
 
     context: z3.Context
     cuts: list[Cut] = field(default_factory=list)
-    """In the order of evaluation: operands of a cut hold only constants of cuts before it."""
+    """Replaced operations in the order of evaluation: operands of one hold only constants of earlier ones."""
     constants: dict[tuple[object, ...], tuple[z3.ArithRef, Term, Term]] = field(default_factory=dict)
-    """Operation and both operands' identities -> the constant, and the operands (kept, so that ids stay unique)."""
+    """Map from an operation and its operands' identities to the constant and the operands.
+
+    The operands are kept so that ids stay unique.
+    """
 
     def __bool__(self) -> bool:
         return bool(self.cuts)
 
     def cutter(self, ranges: Ranges) -> Cutter:
-        """What an encoder asks about each operation of a decision with these ranges."""
+        """Return the function that an encoder calls for each operation of a decision with these ranges."""
         return partial(self._cut, ranges)
 
     def _cut(self, ranges: Ranges, node: Binary, left: Term, right: Term, guard: Term) -> Term | None:
-        """A constant for an operation; None when it is linear, not known by its interval, or not safe by intervals alone."""
+        """Return a constant for an operation.
+
+        The result is None when the operation is linear, has no interval, or is not safe by intervals alone.
+        """
         linear = isinstance(left, int) and node.op in ("*", "**")
         linear |= isinstance(right, int) and (node.op != "**" or right < 2)
         if linear or node.op == "+" or node.op == "-":
@@ -127,27 +136,32 @@ class Products:
 
     @property
     def bounds(self) -> list[Term]:
-        """What is known of the constants."""
+        """The bounds of the constants."""
         return [cut.bound for cut in self.cuts]
 
     @property
     def pins(self) -> list[Term]:
-        """That every constant is exactly what its operation gives, in one of the ways that are linear."""
+        """Formulas that every constant equals its operation's result in one of the linear cases."""
         return [cut.pin for cut in self.cuts]
 
     @property
     def definitions(self) -> list[Term]:
-        """That every constant is exactly what its operation gives: with `bounds`, the exact encoding, and easier to search."""
+        """Formulas that every constant equals its operation's result.
+
+        With `bounds` they are the exact encoding, in a form that is easier to search.
+        """
         return [cut.definition for cut in self.cuts]
 
     def first_outside(self, violation: Term) -> Term:
-        """A violation for a certificate, which does not take the bounds for granted. Exactly that one of these happens:
+        """Return a violation for a certificate, which does not assume the bounds.
 
-        - The bounds of some first cuts hold, and the next one's operands are outside their intervals.
+        The violation holds exactly when one of these does:
+
+        - The bounds of zero or more first cuts hold, and the next one's operands are outside their intervals.
         - All bounds hold, and so does the violation.
 
-        If neither can, and `results_outside` cannot, every bound is true of the exact operation, one after the other, and the
-        violation is impossible.
+        If neither is possible, and `results_outside` is not, every bound is true of the exact operation, one after the
+        other, and the violation is impossible.
         """
         found = violation
         for cut in reversed(self.cuts):
@@ -156,7 +170,7 @@ class Products:
 
     @property
     def results_outside(self) -> Term:
-        """That two integers in the intervals of some cut's operands give a result outside its own."""
+        """The formula that integers in the intervals of some cut's operands give a result outside its interval."""
         left, right = z3.Int("left", self.context), z3.Int("right", self.context)
         boxes = dict.fromkeys((cut.operation, cut.left_range, cut.right_range, cut.result) for cut in self.cuts)
         found: Term = False
@@ -168,12 +182,12 @@ class Products:
 
 
 def within(term: Term, interval: Interval) -> Term:
-    """That a term is in an interval."""
+    """Return the formula that a term is in an interval."""
     return conjunction(term >= interval.lo, term <= interval.hi)
 
 
 def apply(operation: Operation, left: Term, right: Term) -> Term:
-    """What an operation gives, exactly."""
+    """Return the exact result of an operation."""
     match operation:
         case "*":
             return left * right
@@ -193,15 +207,19 @@ def _identity(term: Term) -> tuple[str, int]:
 
 
 def _case_by_case(cases: Term, other: Term) -> Term | None:
-    """A product with a term that is one of a few constants, multiplied out; None when it is anything else."""
-    # Functions of the module: one in here that calls itself would be a cycle of references, which keeps the term, and with it
-    # megabytes of its Z3 context, until the garbage collector comes by. Thousands of those were once more than Z3 may have.
+    """Return a product with a term that is one of a few constants, multiplied out; None for any other term."""
+    # These are functions of the module. A closure that calls itself would be a cycle of references. It would keep the
+    # term, and with it megabytes of its Z3 context, until the garbage collector runs. Thousands of these once exceeded
+    # Z3's limit.
     few = isinstance(cases, z3.ExprRef) and 0 < _constants(cases) <= CASES
     return _multiplied(cases, other) if few else None
 
 
 def _constants(term: z3.ExprRef) -> int:
-    """How many constants a term of nothing but choices between constants has; more than `CASES` for any other."""
+    """Return the number of constants in a term of choices between constants.
+
+    The result is more than `CASES` for any other term.
+    """
     if z3.is_int_value(term):
         return 1
     if not z3.is_app_of(term, z3.Z3_OP_ITE):

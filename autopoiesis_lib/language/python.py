@@ -1,8 +1,8 @@
-"""IR to Python: the text people read, and the function CPython runs.
+"""IR to Python: the text that people read, and the function that CPython runs.
 
-A candidate's own text is never executed: what runs is printed from its IR, with no names but its own and the five builtins of
-the language. The text is that of `ast.unparse` (the tests say so), printed straight from the IR: every candidate is printed
-several times, and digests must not change with the version of Python that prints.
+A candidate's own text is never executed. The executed text is printed from its IR, with no names but its own and the
+builtins of the language. The text equals that of `ast.unparse`, which the tests check. It is printed directly from the
+IR, because every candidate is printed several times and digests must not depend on the version of Python.
 """
 
 import builtins
@@ -41,7 +41,7 @@ __all__ = ["compile_python", "expression_source", "to_source"]
 
 
 class _Level(IntEnum):
-    """How tightly the parts of an expression bind, loosest first; bit operators, which the language lacks, leave a gap."""
+    """Binding strength of the parts of an expression, loosest first; the missing bit operators leave a gap."""
 
     TEST = 1
     OR = 2
@@ -66,7 +66,7 @@ _BINARY: Mapping[str, _Level] = {
 
 
 def to_source(module: Module, interface: Interface | None = None) -> str:
-    """The module as a policy text without docstrings; with an interface, the imports of the views it uses come first."""
+    """Return the module as a policy text without docstrings; with an interface, the imports of its views come first."""
     text = "\n\n\n".join("\n".join(_function(function)) for function in module.functions.values()) + "\n"
     if interface is None:
         return text
@@ -75,12 +75,12 @@ def to_source(module: Module, interface: Interface | None = None) -> str:
 
 
 def expression_source(expression: Expr) -> str:
-    """One expression as text."""
+    """Return one expression as text."""
     return _expression(expression, _Level.TEST)
 
 
 def compile_python(module: Module) -> dict[str, Callable[..., int]]:
-    """Every function of the module as a CPython function over objects with the views' fields as attributes."""
+    """Compile every function of the module to a CPython function over objects with the views' fields as attributes."""
     text = "\n".join(line for function in module.functions.values() for line in _function(function, annotations=False))
     names = {name: getattr(builtins, name) for name in ("min", "max", "abs", "int", "bool", "range")}
     namespace: dict[str, Any] = {"__builtins__": names}
@@ -135,7 +135,7 @@ def _if(statement: If, indent: str) -> Iterator[str]:
 
 
 def _expression(expression: Expr, level: int) -> str:
-    """The text of an expression, in parentheses where it binds more loosely than its place asks for."""
+    """Return the text of an expression, in parentheses where it binds more loosely than the context requires."""
     match expression:
         case Const(value, is_bool):
             if is_bool:
@@ -161,7 +161,7 @@ def _expression(expression: Expr, level: int) -> str:
             return _within(level, _Level.COMPARE, text)
         case Logic(op, operands):
             own = _Level.AND if op == "and" else _Level.OR
-            # each operand in a tighter place than the one before: as `ast.unparse` has it
+            # each operand binds more tightly than the one before, as `ast.unparse` has it
             texts = [_expression(item, min(own + 1 + i, _Level.ATOM)) for i, item in enumerate(operands)]
             return _within(level, own, f" {op} ".join(texts))
         case Not(operand):

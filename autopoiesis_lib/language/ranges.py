@@ -1,8 +1,8 @@
-"""Interval analysis: discharges in microseconds most of the obligations that no operation overflows or divides by zero.
+"""Interval analysis: it discharges most overflow and division obligations in microseconds.
 
-Each function is walked once per call, each loop once per turn (their number is bounded), over intervals of integers. Branches
-refine what their test says about a field or local. The result over-approximates: an obligation it discharges holds; one it does
-not is left to the solver.
+Each function is walked once per call, and each loop once per iteration (their number is bounded), over intervals of
+integers. Branches refine the interval of a field or local by their test. The result over-approximates: a discharged
+obligation holds. One that is not discharged is left to the solver.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,12 +48,12 @@ class Interval:
     hi: int
 
     def join(self, other: "Interval") -> "Interval":
-        """The smallest interval that holds both."""
+        """Return the smallest interval that holds both."""
         return Interval(min(self.lo, other.lo), max(self.hi, other.hi))
 
     @property
     def truth(self) -> bool | None:
-        """Whether every value is true, every value is false, or neither (None)."""
+        """True when every value is true, False when every value is false, None otherwise."""
         if self.lo == self.hi == 0:
             return False
         return True if self.lo > 0 or self.hi < 0 else None
@@ -61,18 +61,18 @@ class Interval:
 
 @dataclass
 class Ranges:
-    """What the analysis found about one decision."""
+    """The result of the analysis of one decision."""
 
     result: Interval
     checked: set[int] = field(default_factory=set)
     """`id` of every operation that carries an obligation and is reachable."""
     open: set[int] = field(default_factory=set)
-    """`id` of those that were not discharged."""
+    """`id` of every such operation that was not discharged."""
     intervals: dict[int, Interval] = field(default_factory=dict)
-    """`id` of an expression -> every value it takes, over all calls and turns."""
+    """Map from the `id` of an expression to the interval of its values, over all calls and iterations."""
 
     def discharged(self, node: Node) -> bool:
-        """Whether the obligation of an operation holds."""
+        """Return true when the obligation of an operation holds."""
         return id(node) not in self.open
 
 
@@ -85,16 +85,19 @@ ANYTHING = Interval(-(2**8192), 2**8192)
 
 
 def view_rows(view: type[View]) -> dict[str, Interval]:
-    """The domain of each field of a view."""
+    """Return the domain of each field of a view."""
     return {spec.name: Interval(spec.domain.lo, spec.domain.hi) for spec in view.fields()}
 
 
 Orders = frozenset[tuple[tuple[str, str], tuple[str, str]]]
-"""Pairs of fields, each (parameter, name), of which the first is known never to exceed the second."""
+"""Pairs of fields, each (parameter, name); the first of a pair is known never to exceed the second."""
 
 
 def analyse(module: Module, signature: Signature, orders: Orders = frozenset()) -> Ranges:
-    """The ranges of a decision over the full domains of its views, given that some fields never exceed others."""
+    """Return the ranges of a decision over the full domains of its views.
+
+    `orders` are fields that never exceed others.
+    """
     analysis = _Analysis(module, orders=orders)
     arguments = [view_rows(module.views[param.type]) for param in signature.params]
     analysis.ranges.result = analysis.call(module.functions[signature.name], arguments)
@@ -104,7 +107,7 @@ def analyse(module: Module, signature: Signature, orders: Orders = frozenset()) 
 def analyse_formula(
     function: Function, arguments: Sequence["Interval | Rows"], answers: Mapping[str, Interval]
 ) -> Ranges:
-    """The ranges of a formula that calls decisions, of which no more is known than the intervals they answer in."""
+    """Return the ranges of a formula that calls decisions, for which only the intervals of their results are known."""
     analysis = _Analysis(Module({}, {}), answers)
     analysis.ranges.result = analysis.call(function, arguments)
     return analysis.ranges
@@ -129,7 +132,7 @@ class _Analysis:
         return result
 
     def block(self, body: tuple[Stmt, ...], environment: Environment, returned: list[Interval]) -> Environment | None:
-        """The environment after the statements; None when control cannot get there."""
+        """Return the environment after the statements; None when control cannot reach it."""
         current: Environment | None = environment
         for statement in body:
             if current is None:
@@ -163,7 +166,7 @@ class _Analysis:
                 return current
 
     def refine(self, environment: Environment, test: Expr, truth: bool) -> Environment | None:
-        """The environment in which the test came out as `truth`; None when it cannot."""
+        """Return the environment in which the test had the value `truth`; None when it cannot."""
         match test:
             case Not(operand):
                 return self.refine(environment, operand, not truth)
@@ -190,7 +193,7 @@ class _Analysis:
         return environment
 
     def peek(self, expression: Expr, environment: Environment) -> Interval:
-        """What is known of an expression without evaluating it again; anything but an atom may have any value."""
+        """Return the known interval of an expression without evaluating it again; a compound one may have any value."""
         match expression:
             case Local() | Field() | Const():
                 return self.expression(expression, environment)
@@ -287,7 +290,7 @@ class _Analysis:
                 return Interval(min(0, right.lo + 1), max(0, right.hi - 1))
 
     def ordered(self, smaller: Expr, larger: Expr) -> bool:
-        """Whether one field is known never to exceed another."""
+        """Return true when one field is known never to exceed another."""
         match smaller, larger:
             case Field(a, x), Field(b, y):
                 return ((a, x), (b, y)) in self.orders
@@ -323,7 +326,8 @@ class _Analysis:
         if interval.lo >= INT64_MIN and interval.hi <= INT64_MAX:
             return interval
         self.ranges.open.add(id(node))
-        # What follows need hold only where nothing has overflowed yet; unclamped, repeated squaring would eat all memory.
+        # Later results need to hold only where nothing has overflowed yet. Without the clamp, repeated squaring would
+        # use all memory.
         return Interval(*(min(max(bound, INT64_MIN), INT64_MAX) for bound in (interval.lo, interval.hi)))
 
     def nonzero(self, node: Node, divisor: Interval) -> None:
@@ -336,7 +340,7 @@ _OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
 def _narrow(op: str, left: Interval, right: Interval) -> tuple[Interval | None, Interval | None]:
-    """Both sides, given that the comparison holds; (None, None) when it cannot."""
+    """Return both sides, given that the comparison holds; (None, None) when it cannot."""
     match op:
         case "<":
             pair = (left.lo, min(left.hi, right.hi - 1)), (max(right.lo, left.lo + 1), right.hi)

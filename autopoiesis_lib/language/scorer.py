@@ -1,10 +1,10 @@
 """A decision as a machine-code loop over int64 columns, with the policy inlined: one call scores a whole queue.
 
-LLVM hoists what depends on the context alone out of the loop and vectorises the rest where it can. Nothing is written
-but the scores; `argmax` keeps them in a block on its own stack, so that threads may share a scorer.
+LLVM hoists the terms that depend only on the context out of the loop, and vectorises the rest where it can. Only the
+scores are written. `argmax` keeps them in a block on its own stack, so threads may share a scorer.
 
-Of each policy only that loop is compiled. What is the same for all of them, and the way in from Python, is compiled once a
-process and calls the loop by its address: the code around it takes LLVM longer than the policy.
+Only that loop is compiled for each policy. The code that all policies share, with the entry from Python, is compiled
+once per process and calls the loop by its address: LLVM needs longer for it than for the policy.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,14 @@ __all__ = ["ARGMAX", "BLOCK", "REDUCE", "Bound", "Int64s", "Scorer", "compile_sc
 Int64s = NDArray[np.int64]
 
 BLOCK = 128
-"""Rows `argmax` scores at a time: 1 KiB of stack, because a stack that was not used just before must come from memory too."""
+"""Number of rows that `argmax` scores at a time: 1 KiB of stack.
 
-# What the policy is inlined into. The loop runs at least one turn (callers see to n > 0), so that LLVM may hoist even
-# divisions by engine terms out of it. `stride` is the row length of `columns` in elements; `context` has the addresses of the
-# context rows.
+A larger stack, which was not used just before, would have to come from memory too.
+"""
+
+# The template into which the policy is inlined. The loop runs at least one iteration (callers ensure n > 0), so that
+# LLVM may hoist even divisions by engine terms out of it. `stride` is the row length of `columns` in elements;
+# `context` has the addresses of the context rows.
 _ROWS = """\
 define void @rows(ptr noalias %columns, i64 %stride, i64 %n, ptr noalias %out, ptr %context) nounwind {{
 entry:
@@ -50,9 +53,9 @@ done:
 }}
 """
 
-# Fold a block of scores into (best, its tiebreak, its index), with index -1 at first. The maximum first, in a loop that
-# vectorises; then the smallest tiebreak among the maxima, reading those tiebreaks only: there are few, and all of them would
-# be as much to fetch from memory as the scored field.
+# Fold a block of scores into (best, its tiebreak, its index); the index starts at -1. First comes the maximum, in a
+# loop that vectorises. Then comes the smallest tiebreak among the maxima. It reads only those tiebreaks, because they
+# are few, and to fetch all of them would cost as much as the scored field.
 _REDUCE = """\
 define internal void @reduce(ptr noalias %scores, ptr noalias %ties, i64 %n, i64 %base, ptr noalias %state) nounwind {{
 entry:
@@ -116,8 +119,9 @@ done:
 }}
 """
 
-# The entries take a block of eight-byte words: the policy's `rows`, columns, stride, `out` or `tiebreak`, then the context
-# rows. One pointer and `n` are the cheapest call from Python, and a block is built once for the arrays of a queue.
+# The entries take a block of eight-byte words: the policy's `rows`, columns, stride, `out` or `tiebreak`, then the
+# context rows. One pointer and `n` are the cheapest call from Python, and a block is built once for the arrays of a
+# queue.
 _WORDS = "".join(
     f"  %{name}.word = getelementptr i64, ptr %words, i64 {position}\n"
     + (f"  %{name} = load {kind}, ptr %{name}.word\n" if kind else "")
@@ -166,46 +170,49 @@ done:
 """
 
 REDUCE = _REDUCE.format(lowest=-(2**63), highest=2**63 - 1)
-"""Assembly of `void @reduce(ptr %scores, ptr %ties, i64 %n, i64 %base, ptr %state)`, for machine code that picks by itself (see
-`Scorer.argmax_over`): `state` is (best score, its tiebreak, its index), the index -1 at first. It needs `DECLARATIONS`."""
+"""Assembly of `void @reduce(ptr %scores, ptr %ties, i64 %n, i64 %base, ptr %state)`, for other machine code that picks.
+
+`state` is (best score, its tiebreak, its index); the index starts at -1. The assembly needs `DECLARATIONS`. See
+`Scorer.argmax_over`.
+"""
 ARGMAX = REDUCE + _ARGMAX.format(block=BLOCK, words=_WORDS)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Arrays that were checked, and the words that tell machine code where they and a policy's loop are; it keeps the arrays
-    alive."""
+    """Checked arrays, and the words with their addresses and that of a policy's loop. It keeps the arrays alive."""
 
     columns: Int64s
     third: Int64s
     context: tuple[Int64s, ...]
     words: Int64s
     address: int
-    """Of the words."""
+    """The address of the words."""
     capacity: int
-    """How many columns all of them hold."""
+    """Greatest number of columns that all arrays hold."""
 
 
 class Scorer:
-    """Scores every column of a queue in one call. The first view's fields are rows; other views are one row each.
+    """A scorer of every column of a queue in one call. The first view's fields are rows; other views are one row each.
 
-    `columns` is a C-contiguous int64 array of shape (fields, capacity); only its first `n` columns are read, all of them
-    when `n` is None. Each of `context` is a C-contiguous int64 array with the fields of one further view in declared
-    order. Nothing checks the values: they must lie in the view domains. A call with the arrays of the call before
-    (whatever their values) skips the checks of the arrays; so an array must not be resized or reshaped in place.
+    `columns` is a C-contiguous int64 array of shape (fields, capacity). Only its first `n` columns are read, all of
+    them when `n` is None. Each of `context` is a C-contiguous int64 array with the fields of one further view in
+    declared order. The values are not checked: they must lie in the view domains. A call with the arrays of the
+    previous call (with any values) skips the checks of the arrays, so an array must not be resized or reshaped in
+    place.
     """
 
     def __init__(self, code: MachineCode, signature: Signature, fields: tuple[int, ...]) -> None:
         self.code = code
         self.signature = signature
         self.fields = fields
-        """How many fields each view has, the scored one first."""
+        """Number of fields of each view, the scored one first."""
         self._score, self._argmax = _entries()
         self._scored: Bound | None = None
         self._picked: Bound | None = None
 
     def __call__(self, columns: Int64s, *context: Int64s, n: int | None = None, out: Int64s | None = None) -> Int64s:
-        """The scores of the first `n` columns, in `out[:n]` when `out` is given.
+        """Return the scores of the first `n` columns, in `out[:n]` when `out` is given.
 
         Raises:
             TypeError: an argument is not a C-contiguous int64 array, or `n` is not an int.
@@ -227,13 +234,13 @@ class Scorer:
         return out[:n]
 
     def argmax(self, columns: Int64s, tiebreak: Int64s, *context: Int64s, n: int | None = None) -> int:
-        """The index of the highest score among the first `n` columns; -1 when there are none.
+        """Return the index of the highest score among the first `n` columns; -1 when there are none.
 
         Equal scores go to the smallest `tiebreak`, and equal tiebreaks to the smallest index.
 
         Raises:
-            TypeError: as a call.
-            ValueError: as a call, or `tiebreak` is shorter than `n`.
+            TypeError: as for a call.
+            ValueError: as for a call, or `tiebreak` is shorter than `n`.
         """
         bound = self._picked
         if bound is None or not _same(bound, columns, tiebreak, context):
@@ -243,11 +250,15 @@ class Scorer:
         return self._argmax(bound.address, n)
 
     def argmax_over(self, columns: Int64s, tiebreak: Int64s, *context: Int64s) -> Bound:
-        """What other machine code is to be given that scores and picks, valid while this scorer and the answer live: the address
-        of `rows`, then columns, stride, tiebreak and the context rows. `n` is not checked there: at most `capacity`.
+        """Return the words for other machine code that scores and picks.
+
+        They are valid while this scorer and the result live.
+
+        The words are the address of `rows`, then columns, stride, tiebreak and the context rows. Machine code does not
+        check `n`, which must be at most `capacity`.
 
         Raises:
-            TypeError, ValueError: as `argmax`.
+            TypeError, ValueError: as for `argmax`.
         """
         return self._bind(columns, tiebreak, "tiebreak", context)
 
@@ -319,7 +330,7 @@ def compile_scorer(module: Module, signature: Signature) -> Scorer:
 
 @cache
 def _entries() -> tuple[Callable[..., int], Callable[..., int]]:
-    """`score` and `argmax`, each called with (words, n)."""
+    """Return `score` and `argmax`, each called with (words, n)."""
     assembly = DECLARATIONS + ARGMAX + _SCORE.format(words=_WORDS)
     code = MachineCode(assembly + entry("score", "pi", returns=False) + entry("argmax", "pi"))
     return builtin(code, "score"), builtin(code, "argmax")

@@ -1,8 +1,9 @@
-"""IR to Z3: the symbolic meaning of a function, with the obligations that make it the same as the machine's.
+"""IR to Z3: the symbolic semantics of a function, with the obligations that make it equal to the machine's.
 
-Integers are SMT Int (unbounded, as Python's); each operation adds the obligation that it stays in int64 and divides by nothing
-zero, guarded by the path that reaches it. Branches merge with `ite` instead of multiplying paths; loops unroll, their bounds
-being constants. SMT's `div` and `mod` are Euclidean, so flooring is spelled out unless the divisor is known to be positive.
+Integers are SMT Int (unbounded, as Python's). Each operation adds the obligation that it stays in int64 and does not
+divide by zero, guarded by the path that reaches it. Branches merge with `ite` instead of multiplying paths. Loops
+unroll, because their bounds are constants. SMT's `div` and `mod` are Euclidean, so flooring is encoded explicitly
+unless the divisor is known to be positive.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,12 +60,12 @@ Term = Any
 Oracle = Callable[[str, Sequence["SymbolicView | Term"]], Term]
 
 Cutter = Callable[[Binary, Term, Term, Term], Term | None]
-"""What stands for an operation on two terms under a guard; None to encode it exactly. See `language.products`."""
+"""Function that replaces an operation on two terms under a guard; None encodes it exactly. See `language.products`."""
 
 
 @dataclass(frozen=True, eq=False)
 class SymbolicView:
-    """A view as one Z3 constant a field."""
+    """A view as one Z3 constant per field."""
 
     name: str
     view: type[View]
@@ -72,7 +73,7 @@ class SymbolicView:
 
     @classmethod
     def fresh(cls, name: str, view: type[View], context: z3.Context | None = None) -> "SymbolicView":
-        """Constants called `name.field`."""
+        """Return a view of fresh constants named `name.field`."""
         return cls(
             name,
             view,
@@ -80,19 +81,19 @@ class SymbolicView:
         )
 
     def domain(self) -> list[z3.BoolRef]:
-        """What the declared domains say of the fields."""
+        """Return the constraints of the declared domains on the fields."""
         return [
             bound for spec in self.view.fields() for bound in domain_constraints(self.terms[spec.name], spec.domain)
         ]
 
 
 def symbolic_scalar(name: str, domain: Domain, context: z3.Context | None = None) -> Term:
-    """A constant of a domain's sort."""
+    """Return a constant of a domain's sort."""
     return z3.Bool(name, context) if domain.kind == "bool" else z3.Int(name, context)
 
 
 def domain_constraints(term: Term, domain: Domain) -> list[z3.BoolRef]:
-    """That a term lies in a domain."""
+    """Return the formulas that a term lies in a domain."""
     if domain.kind == "bool":
         return []
     bounds = [term >= domain.lo, term <= domain.hi]
@@ -103,7 +104,7 @@ def domain_constraints(term: Term, domain: Domain) -> list[z3.BoolRef]:
 
 @dataclass(frozen=True, eq=False)
 class Obligation:
-    """Something that must hold whenever `guard` does."""
+    """A condition that must hold whenever `guard` does."""
 
     kind: Literal["int64 overflow", "division by zero"]
     node: Node
@@ -111,12 +112,12 @@ class Obligation:
     condition: Term
 
     def negation(self) -> Term:
-        """The violation, as one formula."""
+        """Return the violation as one formula."""
         return conjunction(self.guard, negation(self.condition))
 
 
 def as_int(term: Term) -> Term:
-    """A term as an integer: a boolean counts 1 or 0."""
+    """Return a term as an integer: a boolean counts 1 or 0."""
     if isinstance(term, bool):
         return int(term)
     if isinstance(term, z3.BoolRef):
@@ -125,7 +126,7 @@ def as_int(term: Term) -> Term:
 
 
 def as_bool(term: Term) -> Term:
-    """A term as a truth value: an integer is true unless it is 0."""
+    """Return a term as a truth value: an integer is true unless it is 0."""
     if isinstance(term, (bool, int)):
         return bool(term)
     if isinstance(term, z3.BoolRef):
@@ -134,7 +135,7 @@ def as_bool(term: Term) -> Term:
 
 
 def conjunction(first: Term, second: Term) -> Term:
-    """`and` of truth values, folding constants."""
+    """Return `and` of truth values, with constants folded."""
     if first is True:
         return second
     if second is True:
@@ -143,7 +144,7 @@ def conjunction(first: Term, second: Term) -> Term:
 
 
 def disjunction(first: Term, second: Term) -> Term:
-    """`or` of truth values, folding constants."""
+    """Return `or` of truth values, with constants folded."""
     return (
         negation(conjunction(negation(first), negation(second)))
         if isinstance(first, bool) or isinstance(second, bool)
@@ -152,12 +153,12 @@ def disjunction(first: Term, second: Term) -> Term:
 
 
 def negation(term: Term) -> Term:
-    """`not` of a truth value, folding constants."""
+    """Return `not` of a truth value, with constants folded."""
     return (not term) if isinstance(term, bool) else z3.Not(term)
 
 
 def choose(test: Term, then: Term, orelse: Term) -> Term:
-    """`ite` of two values of any sort, folding constants; a boolean met by an integer becomes one."""
+    """Return `ite` of two values of any sort, with constants folded; a boolean beside an integer becomes an integer."""
     if isinstance(test, bool):
         return then if test else orelse
     if then is orelse:
@@ -179,12 +180,12 @@ class TooComplex(AutopoiesisError):
 
 
 MAX_DEGREE = 8
-"""Products of a higher degree are cut into opaque factors."""
+"""Greatest degree of a product; factors of a higher one are replaced by opaque terms."""
 
 
 @dataclass
 class _State:
-    """Where symbolic execution stands: the locals, whether control is here, and the value if it has returned."""
+    """The state of symbolic execution: the locals, the path condition, and the value if it has returned."""
 
     environment: Environment
     alive: Term
@@ -193,24 +194,30 @@ class _State:
 
 @dataclass
 class Encoder:
-    """Encodes functions of one module. `obligations` collects what `call` met, unless `ranges` discharged it."""
+    """An encoder of the functions of one module.
+
+    `obligations` collects those of `call` that `ranges` did not discharge.
+    """
 
     module: Module
     ranges: Ranges | None = None
     oracle: Oracle | None = None
-    """How calls of functions outside the module (a contract's decisions) are encoded."""
+    """Encoder of calls to functions outside the module (a contract's decisions)."""
     cutter: Cutter | None = None
-    """What may stand for a product instead of itself."""
+    """Function that may replace a product; see `Cutter`."""
     unbounded: bool = False
-    """Whether integers are CPython's, of any size, as in a contract's formulas: then no obligation says that they fit."""
+    """True for CPython's unbounded integers, as in a contract's formulas: then no obligation says that they fit."""
     obligations: list[Obligation] = field(default_factory=list)
     degrees: dict[int, tuple[Term, int]] = field(default_factory=dict)
-    """`get_id` of a polynomial -> the term (kept, so that ids stay unique) and its degree; other terms have degree 1."""
+    """Map from the `get_id` of a polynomial to the term and its degree.
+
+    The term is kept so that ids stay unique. Other terms have degree 1.
+    """
     opaque: bool = False
-    """Whether a product of a higher degree was met: queries with one have hung in nlsat, where no limit of Z3 stops them."""
+    """True after a product of a higher degree: such queries have hung in nlsat, where no limit of Z3 stops them."""
 
     def call(self, function: str, arguments: Sequence[SymbolicView | Term], guard: Term = True) -> Term:
-        """The value of a function; obligations are guarded by `guard`."""
+        """Return the value of a function; obligations are guarded by `guard`."""
         return self._call(self.module.functions[function], arguments, guard)
 
     def _call(self, function: Function, arguments: Sequence[SymbolicView | Term], guard: Term) -> Term:
@@ -314,7 +321,7 @@ class Encoder:
                 return self.oracle(name, values)
 
     def _guarded(self, expression: Expr, guard: Term, state: _State) -> Term:
-        """An operand that is evaluated only when `guard` holds."""
+        """Return an operand that is evaluated only when `guard` holds."""
         return self._expression(expression, _State(state.environment, conjunction(state.alive, guard), state.value))
 
     def _cond(self, test: Term, then: Expr, orelse: Expr, state: _State) -> Term:
@@ -372,7 +379,8 @@ class Encoder:
                 positive = self._positive(node)
                 if cut is None:
                     value = floor_divide(left, right, positive) if node.op == "//" else modulo(left, right, positive)
-                    # Z3 drops a `mod` inside a `mod` of the same divisor, so a remainder keeps the degree of what it divides.
+                    # Z3 drops a `mod` inside a `mod` of the same divisor, so a remainder keeps the degree of its
+                    # dividend.
                     cut = self._polynomial(value, self._degree(left))
                 return self._fits(node, cut, state) if node.op == "//" else cut
 
@@ -402,9 +410,11 @@ class Encoder:
         return term
 
     def _opaque(self, term: Term, degree: int) -> tuple[Term, int]:
-        """The same value, as long as nothing has overflowed, in a form whose powers Z3 does not multiply out: squaring 40
-        times would otherwise be a polynomial of degree 2**40, and hang it. After an overflow only that it stays one matters
-        (a power's own steps carry no obligation): any integer outside int64 will do."""
+        """Return the same value, as long as nothing has overflowed, in a form whose powers Z3 does not multiply out.
+
+        Otherwise squaring 40 times would be a polynomial of degree 2**40, and Z3 would hang. A power's own steps carry
+        no obligation, so an overflow must stay an overflow: any integer outside int64 will do.
+        """
         if isinstance(term, int) or degree <= 1:
             return term, degree
         if z3.is_mod(term) or z3.is_idiv(term):  # Z3 knows its range, would see through the `ite`, and multiply it out
@@ -413,7 +423,7 @@ class Encoder:
         return z3.If(z3.And(term >= INT64_MIN, term <= INT64_MAX), term, 2**64), 1
 
     def _positive(self, node: Binary) -> bool:
-        """Whether the divisor is known to be positive."""
+        """Return true when the divisor is known to be positive."""
         if isinstance(node.right, Const):
             return node.right.value > 0
         known = self.ranges.intervals.get(id(node.right)) if self.ranges is not None else None
@@ -426,7 +436,7 @@ class Encoder:
             if INT64_MIN <= value <= INT64_MAX:
                 return value
             self._oblige("int64 overflow", node, False, state)
-            # Only the first violation counts; unclamped, a chain of powers of constants would eat all memory.
+            # Only the first violation counts. Without the clamp, a chain of powers of constants would use all memory.
             return INT64_MAX if value > 0 else INT64_MIN
         if self.ranges is None or not self.ranges.discharged(node):
             self._oblige("int64 overflow", node, z3.And(value >= INT64_MIN, value <= INT64_MAX), state)
@@ -443,7 +453,7 @@ class Encoder:
 
 
 def _falls_through(body: tuple[Stmt, ...]) -> bool:
-    """Whether no statement below can return."""
+    """Return true when no statement below can return."""
     for statement in body:
         match statement:
             case Return():
@@ -472,7 +482,7 @@ def _compare(op: str, left: Term, right: Term) -> Term:
 
 
 def floor_divide(left: Term, right: Term, positive: bool) -> Term:
-    """`//`, given whether the divisor is known to be positive."""
+    """Return `//` of two terms; `positive` says that the divisor is known to be positive."""
     if isinstance(left, int) and isinstance(right, int):
         return left // right
     if positive:
@@ -481,7 +491,7 @@ def floor_divide(left: Term, right: Term, positive: bool) -> Term:
 
 
 def modulo(left: Term, right: Term, positive: bool) -> Term:
-    """`%`, given whether the divisor is known to be positive."""
+    """Return `%` of two terms; `positive` says that the divisor is known to be positive."""
     if isinstance(left, int) and isinstance(right, int):
         return left % right
     if positive:

@@ -1,1 +1,1 @@
-"""The control plane: telemetry in, drift, evolution, and the rollout of what is proved and better."""
+"""The control plane: it reads telemetry, detects drift, evolves policies, and rolls out proved better ones."""

@@ -1,7 +1,7 @@
 """The audit log of a channel: an entry in the store, and its head signed into the channel.
 
-The entry is written first. A head is signed only for a log that agrees with the head signed before, so that a signature never
-makes damage look intended.
+The entry is written first. A head is signed only for a log that agrees with the head signed before, so that a signature
+never hides damage.
 """
 
 import logging
@@ -72,7 +72,7 @@ def check(store: Store, channel: Channel) -> LogCheck:
     """Walk the log of a channel and compare it with the head that was signed last.
 
     Raises:
-        ChannelError: the signed head cannot be read, no trusted key vouches for it, or it is older than one seen before.
+        ChannelError: the signed head cannot be read, no trusted key signed it, or it is older than one seen before.
     """
     signed = channel.log_head(store.identity)
     head = None if signed is None else LogHead(entries=signed.entries, chain=signed.chain)
@@ -80,9 +80,10 @@ def check(store: Store, channel: Channel) -> LogCheck:
 
 
 def anchor(store: Store, channel: Channel, actor: str) -> None:
-    """Sign the log as it is, whatever the head signed before says, after an entry that says so.
+    """Sign the log as it is, whatever the previous signed head says, after adding an entry that records this.
 
-    For a store that was restored from a backup. The entry keeps the head that was signed before and the problem it showed.
+    Use it for a store that was restored from a backup. The entry keeps the previous signed head and the problem it
+    showed.
 
     Raises:
         ChannelError: the channel cannot be written.

@@ -1,8 +1,8 @@
-"""The control plane: watches engines, evolves when their work changes, and rolls out what is proved and better.
+"""The control plane: it watches engines, evolves policies for a changed workload, and rolls out proved better ones.
 
-It is a process of its own and never in the serving path: it reads telemetry files and writes channel files, and engines go on
-without it. All it knows is in the store and in its state folder, so that after SIGKILL it goes on where it was: the rollout
-from the audit log, an interrupted evolution from its run, the reference window from disk.
+The control plane is a separate process and never in the serving path. It reads telemetry files and writes channel
+files. Engines keep serving without it. Its whole state is in the store and in its state folder, so it resumes after
+SIGKILL: the rollout from the audit log, an interrupted evolution from its run, the reference window from disk.
 """
 
 import fcntl
@@ -49,16 +49,19 @@ __all__ = ["Controller", "ControllerError"]
 logger = logging.getLogger("autopoiesis.online")
 
 TRAIN = 0.75
-"""Share of a window's requests to evolve on. What came later judges, and goes on coming while the evolution runs."""
+"""Share of a window's requests to evolve on.
+
+Later requests judge the result; more of them arrive while the evolution runs.
+"""
 
 MOST_REST = 0.75
-"""Greatest share of an evolution's time that it rests for the engines: those that never catch up need another policy most."""
+"""Greatest share of an evolution's time that it pauses for the engines. Overloaded engines need another policy most."""
 
 
 _FEW = Trace.from_columns(
     arrival_us=np.arange(4), num_prompt_tokens=np.arange(1, 5), num_output_tokens=np.arange(1, 5), name="a few requests"
 )
-"""Replayed to get ready, and to see what is measured."""
+"""A trace replayed to warm up, and to list the metrics that are measured."""
 
 
 class ControllerError(AutopoiesisError):
@@ -66,21 +69,21 @@ class ControllerError(AutopoiesisError):
 
 
 class _Outdated(Exception):
-    """What is being evolved for is not how work is any more."""
+    """The workload that the running evolution is for has changed again."""
 
 
 class Controller(AbstractContextManager["Controller"]):
-    """The control plane of one channel. Enter it (it takes the channel's lock), then `run`, or `tick` by hand.
+    """The control plane of one channel. Enter it (it takes the channel's lock), then call `run`, or `tick` by hand.
 
     Args:
         contract: the policy type that the engines run.
-        rollout: what publishes and keeps the log.
-        store: where runs, policies and certificates are kept.
+        rollout: publishes policies and keeps the audit log.
+        store: keeps runs, policies and certificates.
         calibration: the engines' latency model and limits to start from.
         state_dir: a folder of its own for windows and the evolution in progress.
         proposer: writes candidates; None is the built-in search.
-        known: policies to try, besides the contract's baselines and the store's certified ones, as soon as work has changed
-            and before anything is evolved; evolutions start from them too.
+        known: policies to try, besides the contract's baselines and the store's certified ones, as soon as the workload
+            has changed and before any evolution; evolutions start from them too.
     """
 
     def __init__(
@@ -124,16 +127,16 @@ class Controller(AbstractContextManager["Controller"]):
             wall_s,
         )
         self._begun = False
-        """Whether the known policies were compared on what is remembered."""
+        """True once the known policies were compared on the remembered windows."""
         self._said = ""
 
     @property
     def calibration(self) -> Calibration:
-        """The engines' latency model and limits as they are known now."""
+        """The engines' current latency model and limits."""
         return self._judge.calibration
 
     def __enter__(self) -> Self:
-        """Take the channel's lock; the kernel lets go of it when the process dies.
+        """Take the channel's lock; the kernel releases it when the process dies.
 
         Raises:
             ControllerError: another control plane watches this channel, or the folder cannot be written.
@@ -162,10 +165,10 @@ class Controller(AbstractContextManager["Controller"]):
             self._lock = None
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Tick until told to stop. An error of one round is logged and the next round tries again.
+        """Tick until `stop` returns true. An error of one round is logged, and the next round tries again.
 
         Raises:
-            ControllerError: an objective is no metric.
+            ControllerError: an objective is not a metric.
         """
         self._check_objectives()
         try:
@@ -192,7 +195,7 @@ class Controller(AbstractContextManager["Controller"]):
                 raise ControllerError(f"objective {name!r} is not measured; there are {', '.join(sorted(measured))}")
 
     def _get_ready(self) -> None:
-        """Load now what is slow to load (solvers, the type checker, the compiled simulator), not when work has changed."""
+        """Load the slow components (solvers, type checker, compiled simulator) before the workload changes."""
         builtin = self._judge.policy(None)
         verify(builtin)
         self._judge.evidence([_FEW], [builtin], builtin)
@@ -200,7 +203,7 @@ class Controller(AbstractContextManager["Controller"]):
             policy.native()
 
     def tick(self) -> str:
-        """One round; returns in a line what it found or did.
+        """Run one round, and return one line that says what it found or did.
 
         Raises:
             AutopoiesisError: the store or the channel cannot be used; nothing is lost, the next round tries again.
@@ -244,10 +247,14 @@ class Controller(AbstractContextManager["Controller"]):
             answered = self._answer_with_known(due, state)
             if answered is not None:
                 return answered
-        return self._evolve_when_it_may(self.memory.due() or due)  # the look may have put it off
+        return self._evolve_when_it_may(self.memory.due() or due)  # the check may have postponed it
 
     def _on_a_serving_engine(self, due: Due) -> Due:
-        """Return what is due, by another engine's clock from now on where its own is replaced before it has told enough."""
+        """Return the due change, moved to another engine if its own was replaced too early.
+
+        It is then moved to that engine's clock, from now on. Too early means before its own engine had reported enough
+        telemetry.
+        """
         other, seen = self.observer.replaced(due.engine), self.observer.named(due.engine)
         if other is None:
             return due
@@ -258,7 +265,7 @@ class Controller(AbstractContextManager["Controller"]):
         return due
 
     def _look_for_change(self, state: RolloutState) -> Look:
-        """Has work changed? A change is due from now on, unless nothing may be done about it."""
+        """Check for a change of the workload. A change is due from now on, unless the channel is frozen."""
         look = self.lookout.look(self.calibration, frozen=state.frozen)
         if look.report is not None:
             self._publish_drift(look.report)
@@ -267,7 +274,7 @@ class Controller(AbstractContextManager["Controller"]):
         return look
 
     def _publish_drift(self, report: DriftReport) -> None:
-        """Leave the drift of each feature, and how much telemetry was refused, where engines find it for their metrics."""
+        """Report the drift of each feature, and the amount of refused telemetry, for the engines' metrics."""
         refused = sum(sum(counts.values()) for counts in self.observer.refused.values())
         changes: dict[str, float] = {signal.feature: signal.change for signal in report.signals}
         try:
@@ -276,7 +283,7 @@ class Controller(AbstractContextManager["Controller"]):
             log_event(logger, "drift.unpublished", str(error), {"reason": str(error)}, level=logging.WARNING)
 
     def _evolve_when_it_may(self, due: Due) -> str:
-        """Evolve once there is enough that came since work changed."""
+        """Evolve once enough requests have arrived since the workload changed."""
         seen = self.observer.named(due.engine)
         length_s = self._round_s(due)
         window = None if seen is None else seen.window(since_us=due.since_us, length_s=length_s)
@@ -291,7 +298,7 @@ class Controller(AbstractContextManager["Controller"]):
         )
 
     def _round_s(self, due: Due) -> float:
-        """How long a window the next evolution of a change wants."""
+        """Return the window length, in seconds, that the next evolution for a change needs."""
         return min(self.settings.window_s * 2.0**due.rounds, self.settings.longest_window_s)
 
     @property
@@ -302,11 +309,14 @@ class Controller(AbstractContextManager["Controller"]):
     # answering with what is known
 
     def _begin_with_known(self, state: RolloutState) -> str | None:
-        """Let a known policy decide from the first request on, if one was better on all that is remembered of past work; None
-        if none was, or something has been decided here before."""
+        """Start a canary of a known policy from the first request on, if one was better in the past.
+
+        Better means on all remembered windows. Return None if none was, or if the channel is not new: frozen, with a
+        history, a due change or a reference.
+        """
         busiest = self.observer.busiest()
         if busiest is None:
-            return None  # no engine is there yet
+            return None  # no engine has reported yet
         self._begun = True
         untouched = state.active is None and not state.history and not state.frozen
         if not untouched or self.memory.due() is not None or self.lookout.reference is not None:
@@ -315,7 +325,10 @@ class Controller(AbstractContextManager["Controller"]):
         return None if found is None else self._decide_with_known(*found, busiest.engine, busiest.now_us)
 
     def _answer_with_known(self, due: Due, state: RolloutState) -> str | None:
-        """Let a known policy decide at once, if one is better since the change; None if none is, or it is too early to tell."""
+        """Start a canary of a known policy at once, if one is better since the change.
+
+        Return None if none is, or if it is too early to tell.
+        """
         seen = self.observer.named(due.engine)
         if seen is None or due.looks >= KNOWN_LOOKS or seen.now_us < due.next_look_us:
             return None
@@ -324,7 +337,7 @@ class Controller(AbstractContextManager["Controller"]):
         if like is None:
             return None
         next_look_us = seen.now_us + round(self.settings.window_s * 5e5)
-        # What a short window tells of work that was seen before has been evolved for already.
+        # If a similar workload is in memory, the short windows are skipped and evolution uses the longest one only.
         rounds = self._last_round if like else due.rounds
         self.memory.keep_due(replace(due, looks=due.looks + 1, next_look_us=next_look_us, rounds=rounds))
         self._recalibrate(since)
@@ -343,7 +356,10 @@ class Controller(AbstractContextManager["Controller"]):
         return f"canary: {best.digest[:12]}, known and {evidence.reduction:.0%} better"
 
     def _certify_and_propose(self, candidate: Policy) -> str | None:
-        """Every gate again, here: nobody else's word is enough. Says why not, if it does not pass."""
+        """Run every gate again, with or without a certificate.
+
+        Return the reason if the candidate does not pass, else None.
+        """
         short = candidate.digest[:12]
         try:
             certificate = verify(candidate)
@@ -358,7 +374,10 @@ class Controller(AbstractContextManager["Controller"]):
         return None
 
     def _outdated(self, state: RolloutState) -> str | None:
-        """Drop the candidate in shadow when work has changed once more: it was evolved for how it was before."""
+        """Drop the candidate in shadow when the workload has changed again.
+
+        It was evolved for the previous workload.
+        """
         if self.settings.back_to_back or state.frozen or self.rollout.held(state):
             return None
         look = self._look_for_change(state)
@@ -442,10 +461,12 @@ class Controller(AbstractContextManager["Controller"]):
         return said
 
     def _stop_if_outdated(self) -> None:
-        """End the evolution that is running when work has changed once more: known policies may answer that at once.
+        """End the running evolution when the workload has changed again.
+
+        Known policies may answer the new change at once.
 
         Raises:
-            _Outdated: it has, and why.
+            _Outdated: the workload has changed; the text says how.
         """
         state = self.rollout.state
         if self.settings.back_to_back or state.frozen:
@@ -468,7 +489,7 @@ class Controller(AbstractContextManager["Controller"]):
         self.lookout.mark_busy()
 
     def _propose(self, result: EvolutionResult, workload: Workload, window: Window) -> str:
-        """Put the winner into shadow, or the next best when it does not pass the gates here."""
+        """Put the winner into shadow, or the next best candidate if the winner does not pass the gates here."""
         self.rollout.note("evolved", result.best.digest, run=result.run, seconds=round(result.seconds, 1))
         state = self.rollout.state
         active = self._judge.policy(state.active)
@@ -496,7 +517,7 @@ class Controller(AbstractContextManager["Controller"]):
         return said
 
     def _finish_task(self, task: Evolving) -> None:
-        """The change is answered, unless more of it is to be seen."""
+        """Mark the change as answered, unless a longer window of it is still to be evolved on."""
         checked, due = self.memory.checked(), self.memory.due()
         if checked is None or checked[0] != task.window.engine or checked[1] < task.window.end_us:
             self.memory.keep_checked(task.window.engine, task.window.end_us)
@@ -514,5 +535,5 @@ class Controller(AbstractContextManager["Controller"]):
             raise ControllerError(f"the interrupted evolution cannot be resumed: {error}; watching goes on") from None
 
     def _runs(self) -> int:
-        """Evolutions begun on this channel: each has a seed of its own."""
+        """Return the number of evolutions begun on this channel; each has its own seed."""
         return sum(1 for row in self.store.deployments(self.rollout.name) if row.action == "evolve")

@@ -1,20 +1,22 @@
-"""Drift detection: has the workload, or the engine's speed, changed since the policy in use was evolved?
+"""Drift detection: a test for a change of the workload, or of the engine's speed, since the active policy was evolved.
 
-Two windows are compared in four features: arrival rate, prompt lengths, output lengths and the engine's speed (measured over
-predicted step time). Each feature is tested by permuting whole time bins between the windows (`scipy.stats.permutation_test`):
-a bin is the unit, whatever happens inside it, so bursts and sessions shorter than a bin do not make false alarms, as they do in
-tests that take single requests for independent.
+Two windows are compared in four features: arrival rate, prompt lengths, output lengths and the engine's speed (measured
+over predicted step time). Each feature is tested by permuting whole time bins between the windows
+(`scipy.stats.permutation_test`). The bin is the unit of the test. Bursts and sessions shorter than a bin therefore
+raise no false alarms. They do in tests that treat single requests as independent.
 
-How many come and how long their prompts are is known at once, what answers cost and how fast the engine is only of a settled
-window. So a window is looked at more than once: when it has settled, and `early_looks` times before, whenever a part of it has
-passed, at what came in the time of a window up to then.
+Arrivals and prompt lengths are known immediately. Output lengths and the engine's speed are known only for a settled
+window. A window is therefore checked more than once: when it has settled, and `early_looks` times before that. An early
+check runs each time another part of a window's length has passed, on the requests that arrived in the last window's
+length.
 
-**Stated false-alarm rate.** If nothing changed (the bins of both windows are exchangeable), the looks at one window raise an
-alarm with probability at most `false_alarm_rate` together: permutation p-values are exact (Phipson, Smyth 2010: (1+b)/(1+m)),
-and Bonferroni divides the rate by the number of features tested and of looks, half of it for the settled window and half for the
-early looks, which overlap one another. Over m windows the expected number of false alarms is at most m times that.
-What breaks the assumption is correlation over more than a bin, such as a slow daily cycle: that is drift, and is meant to be
-found. Besides being significant a change must be large enough to matter (`Effects`), which can only lower the rate.
+**Stated false-alarm rate.** If nothing changed (the bins of both windows are exchangeable), all checks of one window
+together raise an alarm with probability at most `false_alarm_rate`. Permutation p-values are exact (Phipson, Smyth
+2010: (1+b)/(1+m)). Bonferroni divides the rate by the number of features tested and by the number of checks. Half of
+the rate goes to the settled window, half to the early checks, which overlap one another. Over m windows the expected
+number of false alarms is at most m times the rate. Correlation over more than a bin, such as a slow daily cycle, breaks
+the assumption. Such a cycle is drift, and should be found. A change must be significant and also large enough to matter
+(`Effects`), which can only lower the rate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,7 @@ Ints = NDArray[np.int64]
 Feature = Literal["arrival-rate", "prompt-length", "output-length", "speed", "replicas"]
 
 LENGTH_EDGES = np.unique(np.rint(2 ** np.arange(0, 20.01, 0.25)).astype(np.int64))
-"""Where the distributions of lengths are compared: a quarter of an octave apart, from one token to the view's limit."""
+"""Lengths in tokens at which distributions are compared: a quarter of an octave apart, from 1 to the view's limit."""
 
 
 class DriftError(AutopoiesisError):
@@ -46,7 +48,7 @@ class DriftError(AutopoiesisError):
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """The least changes that matter; smaller ones raise no alarm however sure they are."""
+    """The smallest changes that matter. Smaller ones raise no alarm, however significant they are."""
 
     rate: float = 0.15
     """Relative change of the arrival rate."""
@@ -58,14 +60,14 @@ class Effects:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftSettings:
-    """How drift is looked for."""
+    """Settings of drift detection."""
 
     false_alarm_rate: float = 0.01
     """Greatest probability of an alarm in the time of one window when nothing changed."""
     early_looks: int = 4
-    """How often arrivals are looked at in the time of one window, before it has settled; 0 waits for that."""
+    """Number of early checks of arrivals in one window's length, before the window has settled; 0 means none."""
     bins: int = 20
-    """Time bins a window is cut into; the units that are permuted."""
+    """Number of time bins of a window. Bins are the units that are permuted."""
     min_requests: int = 60
     """Requests a window needs before it is compared."""
     effects: Effects = field(default_factory=Effects)
@@ -73,7 +75,7 @@ class DriftSettings:
     seed: int = 0
 
     def level(self, *, early: bool) -> float:
-        """The share of the false-alarm rate that one look may take."""
+        """Return the share of the false-alarm rate that one check may use."""
         if not self.early_looks:
             return 0.0 if early else self.false_alarm_rate
         return self.false_alarm_rate / 2 / (self.early_looks if early else 1)
@@ -92,7 +94,7 @@ class DriftSettings:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Profile:
-    """What drift detection keeps of a window: one row a time bin."""
+    """The data that drift detection keeps of a window, one row per time bin."""
 
     seconds: float
     requests: int
@@ -101,9 +103,12 @@ class Profile:
     prompts: Ints
     """(bins, len(LENGTH_EDGES)) requests with a prompt of at most that many tokens."""
     outputs: Ints | None
-    """(bins, len(LENGTH_EDGES)) likewise for outputs; None before the window has settled."""
+    """(bins, len(LENGTH_EDGES)) requests with an output of at most that many tokens.
+
+    It is None before the window has settled.
+    """
     slowness: Floats | None
-    """(k,) mean log of measured over predicted step time of the bins that had steps; None when fewer than 8 had."""
+    """(k,) mean log of measured over predicted step time, for the bins that had steps; None when fewer than 8 had."""
     replicas: int = 1
     """Engines serving."""
 
@@ -115,7 +120,7 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """One feature's answer."""
+    """The result of one feature's test."""
 
     feature: Feature
     change: float
@@ -130,17 +135,17 @@ class Signal:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftReport:
-    """What a check found."""
+    """The result of one drift check."""
 
     signals: tuple[Signal, ...]
     false_alarm_rate: float
-    """Of this look."""
+    """The share of the false-alarm rate that this check used."""
     begin_bin: int = 0
-    """In which bin of the later window the change that is surest seems to begin."""
+    """Bin of the later window in which the most significant change seems to begin."""
 
     @property
     def drifted(self) -> bool:
-        """Whether any feature drifted."""
+        """True when any feature drifted."""
         return bool(self.features)
 
     @property
@@ -150,7 +155,7 @@ class DriftReport:
 
     @property
     def statistic(self) -> float:
-        """The least p-value, times the number of features: the check's own p-value, for a metric."""
+        """The smallest p-value, times the number of features: the p-value of the whole check, for a metric."""
         tested = [signal.p_value for signal in self.signals if signal.feature != "replicas"]
         return min(1.0, len(tested) * min(tested)) if tested else 1.0
 
@@ -159,7 +164,7 @@ class DriftReport:
         return "drift: " + ", ".join(map(str, found)) if found else "no drift"
 
     def to_json(self) -> dict[str, Any]:
-        """For the audit log."""
+        """Return the report as JSON values for the audit log."""
         return {
             "drifted": self.drifted,
             "false_alarm_rate": self.false_alarm_rate,
@@ -184,8 +189,9 @@ def profile(
     replicas: int = 1,
     early: bool = False,
 ) -> Profile:
-    """The profile of a window, `early` while it has not settled, or of one that is so many windows long. Only profiles of one
-    calibration and settings can be compared.
+    """Return the profile of a window that is `lengths` windows long; `early` means that it has not settled.
+
+    Only profiles made with the same calibration and settings can be compared.
 
     Raises:
         DriftError: the window holds too few requests.
@@ -212,7 +218,7 @@ def profile(
 
 
 def detect(reference: Profile, current: Profile, settings: DriftSettings, *, early: bool = False) -> DriftReport:
-    """Compare two windows in bins of one length; `early` is one of several looks at the later.
+    """Compare two windows in bins of equal length; `early` marks one of several checks of the later window.
 
     Raises:
         DriftError: their bins are of different lengths.
@@ -261,8 +267,10 @@ def detect(reference: Profile, current: Profile, settings: DriftSettings, *, ear
 def _test(
     feature: Feature, first: int, second: int, change: Any, least: float, level: float, settings: DriftSettings
 ) -> Signal:
-    """Permute bin numbers between the windows; `change` maps two arrays of them (..., n) to a signed change (...), and to what it
-    is multiplied by to be tested."""
+    """Permute bin numbers between the windows.
+
+    `change` maps two arrays of them (..., n) to a signed change (...) and to the factor that scales it for the test.
+    """
 
     def size(x: Ints, y: Ints, axis: int = -1) -> Floats:
         del axis
@@ -290,15 +298,18 @@ def _rate(reference: Profile, current: Profile) -> Any:
 
 
 def _lengths(reference: Ints, current: Ints) -> Any:
-    """The largest difference of the distribution functions; weighted, as by Kolmogorov and Smirnov, with sqrt(n m / (n + m)) of n
-    and m requests: a difference of few is often large."""
+    """Return a statistic: the largest difference of the two distribution functions, with its weight.
+
+    The weight is sqrt(n m / (n + m)) for n and m requests (Kolmogorov, Smirnov): with few requests, the difference is
+    often large.
+    """
     table = np.concatenate([reference, current]).astype(np.float64)
     table = np.unique(
         table, axis=1
-    )  # edges between which no length lies are one edge; their order stays, as counts rise
+    )  # edges with no length between them are one edge; their order stays, as counts rise
 
     def change(x: Ints, y: Ints) -> tuple[Floats, Floats]:
-        del y  # all that is not in x
+        del y  # every bin that is not in x
         chosen = np.zeros((*x.shape[:-1], len(table)))
         np.put_along_axis(chosen, x, 1.0, axis=-1)
         before = chosen @ table
@@ -319,15 +330,17 @@ def _speed(reference: Floats, current: Floats) -> Any:
 
 
 def _begin(reference: Profile, current: Profile, drifted: Sequence[Signal]) -> int:
-    """Where the surest of some changes begins, as the bin that splits what came before it from the rest most clearly: by the
-    difference of the two sides in units of its error, sqrt(1/n + 1/m) (Page 1954 for the mean; Csorgo, Horvath 1997, 2.6, for
-    distributions). 0 when that cannot be told by bins."""
+    """Return the bin in which the most significant of the changes begins; 0 when bins cannot tell.
+
+    It is the bin that best separates what came before it from the rest: by the difference of the two sides in units of
+    its standard error, sqrt(1/n + 1/m) (Page 1954 for the mean; Csorgo, Horvath 1997, 2.6, for distributions).
+    """
     surest = min(drifted, key=lambda signal: signal.p_value, default=None)
     known = {"arrival-rate": "arrivals", "prompt-length": "prompts", "output-length": "outputs"}
     if surest is None or surest.feature not in known:
         return 0
     before, now = (np.asarray(getattr(part, known[surest.feature]), np.float64) for part in (reference, current))
-    sums = now.cumsum(axis=0) - now  # what came in the window before each bin
+    sums = now.cumsum(axis=0) - now  # sums of the window before each bin
     left, right = before.sum(axis=0) + sums, now.sum(axis=0) - sums
     if surest.feature == "arrival-rate":
         n, m = len(before) + np.arange(len(now)), len(now) - np.arange(len(now))
@@ -352,7 +365,7 @@ def _bin(at_us: Ints, window: Window, bins: int) -> Ints:
 
 
 def _below(lengths: Ints, where: Ints, bins: int) -> Ints:
-    """(bins, edges) how many lengths of each bin are at most each edge."""
+    """Return (bins, edges): how many lengths of each bin are at most each edge."""
     cell = np.searchsorted(LENGTH_EDGES, np.minimum(lengths, LENGTH_EDGES[-1]))
     counts = np.zeros((bins, len(LENGTH_EDGES)), np.int64)
     np.add.at(counts, (where, cell), 1)
@@ -360,7 +373,7 @@ def _below(lengths: Ints, where: Ints, bins: int) -> Ints:
 
 
 def describe(window: Window) -> Mapping[str, Any]:
-    """Aggregate facts about a window for the audit log; never request contents."""
+    """Return aggregate facts about a window for the audit log; never request contents."""
     lengths = {
         name: [int(value) for value in np.percentile(window.requests[name], [50, 90, 99])] if len(window) else []
         for name in ("num_prompt_tokens", "num_output_tokens")

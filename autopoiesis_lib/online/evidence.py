@@ -1,6 +1,8 @@
-"""Shadow: is a candidate better than the active policy, beyond noise, on windows nobody trained on?
+"""Shadow evidence: a test for a candidate that is better than the active policy beyond noise.
 
-It has no effect on any engine: both replay the same recorded window, and what is compared is what each would have done.
+The test uses windows that no evolution was trained on.
+
+Shadow mode has no effect on any engine: both policies replay the same recorded window, and the replays are compared.
 """
 
 from collections.abc import Sequence
@@ -35,8 +37,8 @@ def evidence_on(
 ) -> list[Evidence]:
     """Replay windows under every candidate and under the active policy, and compare with a paired block bootstrap.
 
-    The intervals hold together with 95% (`evolution.compare`), so that the best candidate may be picked by them, and so do those
-    of so many looks at a growing window.
+    All intervals hold together with 95% (`evolution.compare`), so the best candidate may be picked by them. They also
+    hold together over `looks` checks of a growing window.
     """
     evaluator = replayer(contract, traces, calibration, slo)
 
@@ -64,7 +66,7 @@ def evidence_on(
 
 
 def replayer(contract: Contract, traces: Sequence[Trace], calibration: Calibration, slo: Slo) -> SimulationEvaluator:
-    """Replays recorded traces on the engine as it was calibrated."""
+    """Return an evaluator that replays recorded traces on the calibrated engine."""
     return SimulationEvaluator(
         train=tuple(traces), held_out=tuple(traces), engine=calibration.engine, step_time=calibration.step_time, slo=slo,
         slots=dict(contract.slots), name=traces[0].name,
@@ -72,10 +74,10 @@ def replayer(contract: Contract, traces: Sequence[Trace], calibration: Calibrati
 
 
 class Judge:
-    """Replays on the engine as it is calibrated now.
+    """The replay of traces on the engine with its current calibration.
 
     Args:
-        rollout: knows the texts of policies.
+        rollout: finds the text of a policy by its digest.
     """
 
     def __init__(self, contract: Contract, rollout: Rollout, settings: WatchSettings, calibration: Calibration) -> None:
@@ -85,18 +87,18 @@ class Judge:
     def evidence(
         self, traces: Sequence[Trace], candidates: Sequence[Policy], active: Policy, *, looks: int = 1
     ) -> list[Evidence]:
-        """See `evidence_on`."""
+        """Compare candidates with the active policy on traces; see `evidence_on`."""
         return evidence_on(
             self._contract, traces, self.calibration, candidates, active,
             objective=self._settings.objective, slo=self._settings.slo, seed=self._settings.seed, looks=looks,
         )  # fmt: skip
 
     def replayer(self, traces: Sequence[Trace]) -> SimulationEvaluator:
-        """See the function of that name."""
+        """Return an evaluator for traces; see the function of the same name."""
         return replayer(self._contract, traces, self.calibration, self._settings.slo)
 
     def policy(self, digest: str | None) -> Policy:
-        """A policy by digest; None is the engine's built-in order, the contract's first baseline."""
+        """Return a policy by its digest; None is the engine's built-in order, the contract's first baseline."""
         if digest is None:
             return Policy.from_source(next(iter(self._contract.baselines().values())), self._contract)
         return Policy.from_source(self._rollout.source(digest), self._contract)

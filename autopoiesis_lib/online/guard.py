@@ -1,9 +1,9 @@
-"""Guards: does a policy do harm in the engines while it decides there?
+"""Live guards: tests for harm that a policy does in the engines while it runs there.
 
-Load changes all the time, so live times before and after a policy began say little by themselves: a burst would take out a good
-policy, and a lull would excuse a bad one. What is compared is, before and after, how much slower the engine was than the
-replay of the same arrivals under the policy that was deciding. What the replay cannot know (its own error, a slow machine) is
-in both ratios; what the policy does to the engine beyond what it was judged on is only in the second.
+Load changes all the time, so live times before and after a policy's start say little by themselves. A burst would
+reject a good policy, and a lull would excuse a bad one. The guard therefore compares ratios: live times over the times
+of a replay of the same arrivals under the policy that was active, before and after. The replay's own error and a slow
+machine are in both ratios. Harm that the replay does not model is in the second ratio only.
 """
 
 from collections.abc import Mapping
@@ -37,20 +37,22 @@ LEAST_BINS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Guards:
-    """What a live policy must not do."""
+    """Limits on the harm of a live policy."""
 
     max_ttft_increase: float = 0.25
-    """Relative increase of the live over the replayed mean time to first token, against what that ratio was before the
-    candidate."""
+    """Greatest relative increase of live over replayed mean time to first token.
+
+    The increase is against the ratio before the candidate.
+    """
     max_fallbacks: int = 10
-    """Steps dropped to the built-in order, over all engines, since the candidate began to decide."""
+    """Steps dropped to the built-in order, over all engines, since the candidate started."""
     bins: int = 12
-    """Time bins that times are added up over before they are compared: neighbours share a queue."""
+    """Number of time bins in which times are summed before they are compared; neighbouring requests share a queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slowdown:
-    """Live mean time to first token over the replayed one, after against before."""
+    """Live over replayed mean time to first token: the change from before the candidate to after."""
 
     increase: float
     """(live / replayed after) / (live / replayed before) - 1."""
@@ -59,19 +61,23 @@ class Slowdown:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LiveTimes:
-    """Waits for the first token of the requests of one stretch, in bins of equal length; bins without requests are left out."""
+    """Times to first token of the requests of one stretch, in bins of equal length.
+
+    Bins without requests are left out.
+    """
 
     live_s: Floats
-    """(k,) sums of what the engine took, in seconds."""
+    """(k,) sums of the engine's times, in seconds."""
     replayed_s: Floats
-    """(k,) sums of what the replay took for the same requests."""
+    """(k,) sums of the replay's times for the same requests, in seconds."""
 
 
 def live_times(window: Window, policy: Policy, replays: SimulationEvaluator, bins: int) -> LiveTimes:
-    """What the requests that came in a window waited for their first token in the engine, and in a replay under `policy`.
+    """Return the times to first token of a window's arrivals, in the engine and in a replay under `policy`.
 
-    Times count up to the window's end: what another policy did after that is not this one's, and whoever still waits is not left
-    out. What came before the window is only replayed: one that was `Window.resumed` begins with the queue as it was.
+    Times count up to the window's end, because another policy may run after it. A request that still waits counts until
+    that end. Requests from before the window are only replayed: a window that was `Window.resumed` begins with the
+    queue as it was.
 
     Raises:
         WindowError: the window holds fewer than two requests.
@@ -93,7 +99,9 @@ def live_times(window: Window, policy: Policy, replays: SimulationEvaluator, bin
 
 
 def slowdown(before: LiveTimes, after: LiveTimes, seed: int = 0) -> Slowdown | None:
-    """How the ratio of live to replayed times changed between two stretches; None when one of them holds too little.
+    """Return the change of the ratio of live to replayed times between two stretches.
+
+    The result is None when one of them has too few bins.
 
     The interval is a bootstrap over time bins (scipy.stats.bootstrap, percentile method).
     """
@@ -117,9 +125,9 @@ def slowdown(before: LiveTimes, after: LiveTimes, seed: int = 0) -> Slowdown | N
 
 
 def heard_since(engines: Mapping[str, Mapping[str, Any]], wall_s: float) -> dict[str, Mapping[str, Any]]:
-    """Return the engines with a heartbeat after a moment, less the time that a heartbeat may take.
+    """Return the engines with a heartbeat after a moment, minus `SILENT_S` seconds of tolerance.
 
-    The status of an engine that ended long ago stays in the channel; it says nothing about what runs now.
+    The status of an engine that ended long ago stays in the channel; it says nothing about the current engines.
     """
     return {
         name: status for name, status in engines.items() if float(status.get("heartbeat") or 0.0) >= wall_s - SILENT_S
@@ -134,7 +142,7 @@ def tripped(
     fallbacks_before: int = 0,
     slower: Slowdown | None = None,
 ) -> str | None:
-    """Why the policy must not go on, in one line; None when nothing is wrong."""
+    """Return why the policy must stop, in one line; None when no guard tripped."""
     for name, status in engines.items():
         reason = dict(status.get("quarantined") or {}).get(digest)
         if reason is not None:
@@ -153,7 +161,7 @@ def tripped(
 
 
 def ended_by_engine(engines: Mapping[str, Mapping[str, Any]], digest: str) -> str | None:
-    """Why an engine no longer lets a canary decide, in one line; None while all of them do."""
+    """Return why an engine ended the canary, in one line; None while no engine has."""
     for name, status in engines.items():
         trial = status.get("trial")
         if isinstance(trial, Mapping) and trial.get("digest") == digest and trial.get("ended"):
@@ -162,5 +170,5 @@ def ended_by_engine(engines: Mapping[str, Mapping[str, Any]], digest: str) -> st
 
 
 def fallbacks_of(engines: Mapping[str, Mapping[str, Any]]) -> int:
-    """Steps dropped to the built-in order so far, over all engines."""
+    """Return the number of steps dropped to the built-in order so far, over all engines."""
     return sum(int(dict(status.get("counters") or {}).get("fallbacks", 0)) for status in engines.values())

@@ -1,4 +1,4 @@
-"""The lookout: is work still as it was when it was last answered?"""
+"""The drift monitor: it compares the current workload with the workload that was last answered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,29 +13,34 @@ from .window import Window
 __all__ = ["REFERENCE", "Look", "Lookout"]
 
 REFERENCE = 8
-"""How many windows the reference grows to: of one burst, no test tells whether it is unlike the one before."""
+"""Greatest length of the reference, in windows.
+
+No test on a single burst tells whether it differs from the one before.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one look at the telemetry found."""
+    """The result of one check of the telemetry."""
 
     said: str
-    """In a line, for people; empty when there is a reason."""
+    """One line for people; empty when there is a reason."""
     reason: str | None = None
-    """Why something is due from now on, if anything is."""
+    """The reason why a change is due from now on; None when none is."""
     report: DriftReport | None = None
-    """When windows were compared."""
+    """The drift report, when windows were compared."""
     early: bool = False
-    """Whether it was at what had not settled yet."""
+    """True when the check was of a window that had not settled yet."""
 
 
 class Lookout:
-    """Compares what engines serve with how it was, window by window, and before a window has settled what is known of it.
+    """A drift monitor that compares the engines' workload with the reference, window by window and early.
 
-    What it finds is due is kept in memory, and so is the reference: the first full windows since work last changed, REFERENCE of
-    them once there are so many. An engine that has become faster or slower is no change of work: the reference stays, and only
-    its speed is compared with a newer window's.
+    An early check is before a window has settled.
+
+    Due changes are kept in memory, and so is the reference: the first full windows since the workload last changed, up
+    to REFERENCE of them. A faster or slower engine is no change of the workload: the reference stays, and only its
+    speed is replaced by that of a newer window.
     """
 
     def __init__(
@@ -45,16 +50,16 @@ class Lookout:
         self.last_drift: DriftReport | None = None
         self._observer, self._memory, self._settings = observer, memory, settings
         self._evolved = evolved
-        """Whether anything was evolved on this channel before."""
+        """Function that returns true when any evolution was begun on this channel."""
         self._looked_us = 0
-        """By the busiest engine's clock: up to where arrivals were looked at before they had settled."""
+        """End of the arrivals that were checked early, by the busiest engine's clock."""
         self._busy_until: tuple[str, int] = ("", 0)
-        """An engine, and by its clock until when an evolution of ours took CPU time that a neighbouring engine may miss."""
+        """An engine, and the time by its clock until which our evolution may have slowed it."""
         self._speed = None if self.reference is None else self.reference.window
-        """Whose speed the engine's is compared with; None where an evolution of ours ran in the reference, or beside it."""
+        """The window whose speed is the reference; None if our evolution ran in it or beside it."""
 
     def look(self, calibration: Calibration, *, frozen: bool = False) -> Look:
-        """Look at what is new. While `frozen` a change is only told, and told again at the next look."""
+        """Check the new telemetry. While `frozen`, a change is only reported, and reported again at the next check."""
         window = self.fresh()
         early = window is None
         if window is None:
@@ -83,25 +88,25 @@ class Lookout:
         if not frozen and report.features == {"speed"}:
             self._speed = window
         elif not frozen:
-            # The window may hold some of how it was before: the first that does not is the reference from now on.
+            # The window may hold some of the earlier workload. The first window that holds none is the reference from
+            # now on.
             self.reference = self._speed = None
             self._memory.forget_reference()
             self._memory.keep_checked(window.engine, since_us)
         return self._due(Look(said="", reason=str(report), report=report, early=early), window, since_us, frozen)
 
     def fresh(self) -> Window | None:
-        """The newest settled window of the busiest engine that shares no request with one that was looked at; None if there is
-        none."""
+        """Return the busiest engine's newest settled window that shares no request with a checked one, or None."""
         busiest = self._observer.busiest()
         if busiest is None:
             return None
         since, checked = 0, self._memory.checked()
         if checked is not None and checked[0] == busiest.engine and checked[1] <= busiest.now_us:
-            since = checked[1]  # a clock behind that is a restarted engine's
+            since = checked[1]  # an older time is the clock of a restarted engine
         return busiest.window(since_us=since)
 
     def mark_busy(self) -> None:
-        """An evolution has just ended: what engines did meanwhile says nothing of their speed."""
+        """Record that an evolution has just ended: the engines' speed during it must not be compared."""
         busiest = self._observer.busiest()
         self._busy_until = (busiest.engine, busiest.now_us) if busiest is not None else ("", 0)
 
@@ -110,7 +115,10 @@ class Lookout:
         return window.engine == engine and window.start_us < until_us
 
     def _arrived(self) -> Window | None:
-        """What came in the time of a window up to now, or all since the first request; None when it is too early to look."""
+        """Return the arrivals of the last window's length, or all since the first request.
+
+        The result is None when it is too early to check.
+        """
         busiest = self._observer.busiest()
         if busiest is None or self._settings.back_to_back or not self._settings.drift.early_looks:
             return None
@@ -126,7 +134,7 @@ class Lookout:
         return busiest.arrived(since_us=self.reference.window.end_us)
 
     def _comparable(self, reference: Window, window: Window) -> bool:
-        """Whether they are of one engine, and the reference was not left by a control plane with windows of another length."""
+        """Return true for windows of one engine, with a reference that was built from windows of this length."""
         lengths = self._lengths(reference)
         same = reference.end_us - reference.start_us == lengths * (window.end_us - window.start_us)
         return same and lengths <= REFERENCE and reference.engine == window.engine
@@ -146,7 +154,7 @@ class Lookout:
         self._memory.keep_reference(self.reference)
 
     def _lengthen_reference(self, reference: Reference, window: Window) -> None:
-        """Take in what came before a settled window that showed no drift."""
+        """Extend the reference by the time before a settled window that showed no drift."""
         busiest = self._observer.busiest()
         start_us = reference.window.start_us
         if busiest is None or busiest.engine != window.engine or busiest.first_us > start_us:
@@ -169,8 +177,11 @@ class Lookout:
     def _profile(
         self, window: Window, calibration: Calibration, replicas: int, *, speed_of: Window | None, early: bool = False
     ) -> Profile:
-        """With the engine's speed of that window or another's; without where our own evolution may have slowed it, which would
-        raise alarm after alarm."""
+        """Return the profile of a window with the engine's speed in `speed_of`.
+
+        It has no speed when `speed_of` is None: our own evolution may have slowed that engine, which would raise false
+        alarms.
+        """
         settings = self._settings.drift
         found = profile(window, calibration, settings, lengths=self._lengths(window), replicas=replicas, early=early)
         if speed_of is window:
@@ -181,5 +192,5 @@ class Lookout:
         return replace(found, slowness=other.slowness)
 
     def _lengths(self, window: Window) -> int:
-        """How many windows long it is."""
+        """Return the window's length in multiples of the window setting, at least 1."""
         return max(1, round(window.seconds / self._settings.window_s))

@@ -1,6 +1,6 @@
-"""What the control plane keeps on disk beside the store, so that it may be killed at any moment: windows and where it was.
+"""State that the control plane keeps on disk beside the store, so that it may be killed at any moment.
 
-Every file is replaced by one rename. A file that is missing or damaged costs a new reference or a canary's time, never a
+Every file is replaced by one rename. A missing or damaged file costs a new reference or a canary's time, never a
 decision: decisions are in the store's log.
 """
 
@@ -23,29 +23,29 @@ from .window import Window, WindowError
 __all__ = ["WINDOWS", "CanaryStart", "Due", "Evolving", "Memory", "Reference", "ShadowStart"]
 
 WINDOWS = "windows"
-"""The folder in the state folder that holds what is remembered of past work."""
+"""The folder in the state folder that holds the remembered windows."""
 REMEMBERED = 32
 MAX_BYTES: Final = 65_536
-"""Size of a JSON file of the state folder; one has a few hundred bytes."""
+"""Greatest size of a JSON file of the state folder; such a file has a few hundred bytes."""
 _NUMBERED: Final = re.compile(r"[0-9]{6,9}\.npz", re.ASCII)
 
 Kept = TypeVar("Kept")
 Micros = Annotated[int, Field(ge=0, le=2 * MAX_TIME_US)]
-"""A time by an engine's clock, or a little beyond it."""
+"""A time by an engine's clock, or a little beyond its limit."""
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @lru_cache(maxsize=REMEMBERED)
 def _remembered(path: Path, changed_ns: int) -> Window:
-    """A remembered window, read once: while an answer is due they are asked for at every look, and they do not change."""
-    del changed_ns  # but for one that was damaged since
+    """Read a remembered window, once: each check asks for all of them while a change is due, and they do not change."""
+    del changed_ns  # except for a file that was damaged since
     return Window.read(path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What drift is measured against: the first full window since work last changed."""
+    """The reference for drift: the first full windows since the workload last changed."""
 
     window: Window
     replicas: int
@@ -53,18 +53,18 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """Work has changed, and an evolution has not answered it yet."""
+    """A change of the workload that no evolution has answered yet."""
 
     reason: str
     engine: str
     since_us: Micros
-    """By that engine's clock: where the window to evolve on may begin."""
+    """Earliest start of the window to evolve on, by that engine's clock."""
     looks: Count = 0
-    """How often known policies were compared on what came since."""
+    """Number of comparisons of the known policies since the change."""
     next_look_us: Micros = 0
-    """By that engine's clock: when there is enough that is new to compare them again."""
+    """Time of the next such comparison, by that engine's clock."""
     rounds: Count = 0
-    """Evolutions that answered it so far."""
+    """Number of evolutions for this change so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,38 +77,38 @@ class Evolving:
     run: str | None
     """None until the run has its id."""
     like: tuple[int, ...] = ()
-    """Numbers of the remembered windows of like work that are evolved on besides."""
+    """Numbers of the remembered windows of a similar workload that the evolution also trains on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowStart:
-    """What a candidate in shadow is judged on."""
+    """The start of the telemetry that a candidate in shadow is judged on."""
 
     candidate: str
     engine: str
     since_us: Micros
-    """By that engine's clock: arrivals from here on, none of which it was evolved on."""
+    """First arrival to judge on, by that engine's clock; the candidate was evolved on none of the later ones."""
     looks: Count = 0
-    """How often it was judged."""
+    """Number of times it was judged."""
     next_us: Micros = 0
-    """By that engine's clock: when there is enough that is new to judge it again."""
+    """Time of the next judgement, by that engine's clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryStart:
-    """The moment a canary began to decide."""
+    """The moment a canary started."""
 
     engine: str
     at_us: Micros
-    """By that engine's clock."""
+    """The start by that engine's clock."""
     fallbacks: Count
-    """Steps dropped until then, over all engines."""
+    """Steps dropped to the built-in order until then, over all engines."""
     wall_s: Seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """`Evolving` as its JSON file has it."""
+    """The JSON form of `Evolving`."""
 
     seed: Annotated[int, Field(ge=-(2**63), le=2**63)]
     reason: str
@@ -118,14 +118,14 @@ class _Task:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """`Reference` as its JSON file has it."""
+    """The JSON form of `Reference`."""
 
     replicas: Annotated[int, Field(ge=1, le=2**31)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Checked:
-    """The window that was looked at last."""
+    """The window that was checked last."""
 
     engine: str
     end_us: Micros
@@ -144,7 +144,7 @@ class Memory:
     folder: Path
 
     def calibration(self, given: Calibration) -> Calibration:
-        """The recalibrated model of an earlier sitting if it is about the same engine; otherwise the given one."""
+        """Return the recalibrated model of an earlier session, if its engine is the same, else the given one."""
         try:
             kept = Calibration.model_validate_json(read_bounded(self.folder / "calibration.json", MAX_BYTES))
         except (FileRefusedError, ValidationError):
@@ -152,11 +152,11 @@ class Memory:
         return kept if kept.engine == given.engine else given
 
     def keep_calibration(self, calibration: Calibration) -> None:
-        """For the next sitting."""
+        """Keep the calibration for the next session."""
         self._write("calibration", calibration.model_dump(mode="json"))
 
     def reference(self) -> Reference | None:
-        """The one kept last."""
+        """Return the reference kept last; None when there is none, or it is damaged."""
         kept = self._read("reference", _Measured)
         try:
             window = Window.read(self.folder / "reference.npz")
@@ -165,16 +165,16 @@ class Memory:
         return None if kept is None else Reference(window=window, replicas=kept.replicas)
 
     def keep_reference(self, reference: Reference) -> None:
-        """From now on drift is measured against this."""
+        """Keep the reference that drift is measured against from now on."""
         reference.window.write(self.folder / "reference.npz")
         self._write("reference", {"replicas": reference.replicas})
 
     def forget_reference(self) -> None:
-        """Work has changed: the next full window is the reference."""
+        """Drop the reference, because the workload has changed; the next full window replaces it."""
         (self.folder / "reference.json").unlink(missing_ok=True)
 
     def remembered(self) -> dict[int, Window]:
-        """Settled windows of the past by number, oldest first; what is damaged is left out."""
+        """Return the settled windows of the past by number, oldest first; damaged ones are left out."""
         found = {}
         for path in self._remembered_paths():
             with suppress(WindowError, OSError):
@@ -182,7 +182,7 @@ class Memory:
         return found
 
     def remember(self, window: Window) -> None:
-        """Keep a settled window: work like it may come again. Of the oldest all but REMEMBERED are forgotten."""
+        """Keep a settled window, because a similar workload may come again; keep at most the newest REMEMBERED."""
         paths = self._remembered_paths()
         number = int(paths[-1].stem) + 1 if paths else 0
         window.write(self.folder / WINDOWS / f"{number:06}.npz")
@@ -195,11 +195,11 @@ class Memory:
 
     @property
     def evolving(self) -> bool:
-        """Whether an evolution was begun and not finished."""
+        """True when an evolution was begun and not finished."""
         return (self.folder / "evolving.json").is_file()
 
     def task(self) -> Evolving:
-        """The evolution in progress.
+        """Return the evolution in progress.
 
         Raises:
             WindowError: its files are damaged.
@@ -211,51 +211,51 @@ class Memory:
         return Evolving(window=window, seed=kept.seed, reason=kept.reason, run=kept.run, like=kept.like)
 
     def keep_task(self, task: Evolving) -> None:
-        """An evolution begins, or has got its run's id."""
+        """Keep an evolution that begins, or that has received its run's id."""
         if task.run is None:
             task.window.write(self.folder / "evolving.npz")
         self._write("evolving", {"seed": task.seed, "reason": task.reason, "run": task.run, "like": task.like})
 
     def forget_task(self) -> None:
-        """The evolution is over."""
+        """Drop the evolution in progress, because it is over."""
         (self.folder / "evolving.json").unlink(missing_ok=True)
 
     def due(self) -> Due | None:
-        """What waits for an evolution."""
+        """Return the change that waits for an evolution; None if there is none."""
         return self._read("due", Due)
 
     def keep_due(self, due: Due) -> None:
-        """An evolution is due."""
+        """Keep a change that waits for an evolution."""
         self._write("due", asdict(due))
 
     def forget_due(self) -> None:
-        """It was evolved."""
+        """Drop the change, because it was answered."""
         (self.folder / "due.json").unlink(missing_ok=True)
 
     def shadow(self, candidate: str) -> ShadowStart | None:
-        """What a candidate in shadow is judged on; None when that is not known."""
+        """Return the start of a candidate's telemetry in shadow; None when it is not known."""
         kept = self._read("shadow", ShadowStart)
         return kept if kept is not None and kept.candidate == candidate else None
 
     def keep_shadow(self, start: ShadowStart) -> None:
-        """A candidate goes into shadow, or was judged once more."""
+        """Keep the start of a candidate that enters shadow or was judged again."""
         self._write("shadow", asdict(start))
 
     def canary(self) -> CanaryStart | None:
-        """When the canary began."""
+        """Return the moment the canary started; None when it is not known."""
         return self._read("canary", CanaryStart)
 
     def keep_canary(self, start: CanaryStart) -> None:
-        """A canary begins."""
+        """Keep the moment a canary started."""
         self._write("canary", asdict(start))
 
     def checked(self) -> tuple[str, int] | None:
-        """Engine and end (us) of the last window that was looked at."""
+        """Return the engine and the end (us) of the last window that was checked."""
         kept = self._read("checked", _Checked)
         return None if kept is None else (kept.engine, kept.end_us)
 
     def keep_checked(self, engine: str, end_us: int) -> None:
-        """No later window shall have a request from before this."""
+        """Keep the end of the last checked window; a later window must have no request from before it."""
         self._write("checked", {"engine": engine, "end_us": end_us})
 
     def _read(self, name: str, kind: type[Kept]) -> Kept | None:

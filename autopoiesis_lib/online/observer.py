@@ -1,4 +1,4 @@
-"""What the engines of one channel say of themselves: their telemetry as sliding windows."""
+"""Telemetry of the engines of one channel, as sliding windows."""
 
 import logging
 import os
@@ -21,20 +21,23 @@ __all__ = ["Observer"]
 logger = logging.getLogger("autopoiesis.online")
 
 SILENT_S = 60.0
-"""An engine with no new piece for this long is not serving."""
+"""Seconds without a new piece after which an engine counts as not serving."""
 MAX_ENGINES = 1_024
-"""Engines of one channel that are observed: those known to serve, then those whose folders changed last."""
+"""Greatest number of observed engines per channel: those known to serve, then those whose folders changed last."""
 MAX_FOLDERS = 16_384
-"""Entries of the telemetry folder that are looked at."""
+"""Greatest number of entries of the telemetry folder that are read."""
 MAX_ROWS = 8_388_608
-"""Rows kept of all engines together, some 700 MB. Beyond that the engine with the most gives up the older half of its own."""
+"""Rows kept of all engines together, about 700 MB.
+
+Beyond that, the engine with the most rows drops the older half of them.
+"""
 
 
 class Observer:
-    """Reads the telemetry below `CHANNEL/telemetry/ENGINE`; nothing it meets there can make it fail.
+    """The reader of the telemetry below `CHANNEL/telemetry/ENGINE`; no content there can make it fail.
 
-    An engine that starts again has another name. Windows of engines that have been silent for as long as records are kept are
-    forgotten.
+    A restarted engine has another name. Windows of an engine are dropped when it has been silent for as long as records
+    are kept.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Observer:
     ) -> None:
         self.root = channel / TELEMETRY
         self.refused: dict[str, Counter[TelemetryProblem]] = {}
-        """Engine -> pieces, rows and entries of its folder that were refused so far, by reason; "" is the telemetry folder."""
+        """Map from an engine to its refused pieces, rows and entries, by reason. "" is the telemetry folder."""
         self._window_s = window_s
         self._longest_s = longest_s
         self._kept_s = max(KEPT * window_s, 4 * (longest_s or 0.0))
@@ -57,7 +60,7 @@ class Observer:
         self._heard: dict[str, float] = {}
 
     def look(self) -> None:
-        """Take in what is new."""
+        """Read the new telemetry."""
         now = self._clock_s()
         changed = self._folders()
         newest_ns = max(changed.values(), default=0)
@@ -65,52 +68,54 @@ class Observer:
         for name, changed_ns in changed.items():
             known = name in self._readers
             if not known and newest_ns - changed_ns > self._kept_s * 1e9:
-                continue  # it fell silent before this control plane came
+                continue  # it fell silent before this control plane started
             reader = self._readers.setdefault(name, TelemetryReader(self.root / name))
             found = reader.read()
             repeated = 0
             if found.pieces:
                 window = self._windows.setdefault(name, SlidingWindow(name, self._window_s, self._longest_s))
                 repeated = window.add(found.pieces)
-                # Of a folder that is new here, the last piece may be old; only times of one file system are compared.
+                # In a folder that is new here, the last piece may be old; only times of one file system are compared.
                 self._heard[name] = now - (0.0 if known else max(0, newest_ns - found.written_ns) / 1e9)
             self._count(name, found, repeated)
         self._forget(now)
 
     @property
     def replicas(self) -> int:
-        """Engines heard of lately."""
+        """Number of engines that reported lately."""
         return len(self._serving())
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for a place in an engine, over all engines heard of lately, as far as is known."""
+        """Number of requests that wait for admission, over all engines that reported lately, as far as is known."""
         return sum(window.num_waiting for window in self._serving())
 
     def busiest(self) -> SlidingWindow | None:
-        """Return the engine that has served most lately, of those heard of lately if there are any: what one replica sees. None
-        before the first record."""
+        """Return the records of the engine with the most finished requests, if possible one that reported lately.
+
+        The result is the view of one replica. It is None before the first record.
+        """
         heard = [window for window in self._windows.values() if window.now_us > 0]
         return max(heard, key=lambda window: (self.serving(window.engine), window.count, window.engine), default=None)
 
     def named(self, engine: str) -> SlidingWindow | None:
-        """Return one engine's records; None when there are none, or none any more."""
+        """Return one engine's records; None when there are none."""
         return self._windows.get(engine)
 
     def serving(self, engine: str) -> bool:
-        """Return whether the engine was heard of lately."""
+        """Return true for an engine that reported lately."""
         return engine in self._heard and self._clock_s() - self._heard[engine] <= SILENT_S
 
     def replaced(self, engine: str) -> SlidingWindow | None:
         """Return the busiest serving engine when this one is silent and another serves; otherwise None.
 
-        What waits for more records of an engine waits for ever once that is so.
+        A caller that waits for more records of a replaced engine would wait forever.
         """
         busiest = self.busiest()
         return None if busiest is None or self.serving(engine) or not self.serving(busiest.engine) else busiest
 
     def settled(self, *, engine: str | None = None, since_us: int = 0) -> Window | None:
-        """Return the last full window of an engine (the busiest when none is named), no part of it before `since_us`."""
+        """Return the last full window of an engine (the busiest by default), with no part of it before `since_us`."""
         window = self.named(engine) if engine is not None else self.busiest()
         return window.window(since_us=since_us) if window is not None else None
 
@@ -135,7 +140,7 @@ class Observer:
                             standing[TelemetryProblem.FOLDER] += 1
                 standing[TelemetryProblem.CROWDED] = int(next(entries, None) is not None)
         except FileNotFoundError:
-            return {}  # no engine has come yet
+            return {}  # no engine has reported yet
         except OSError:
             standing[TelemetryProblem.FOLDER] += 1
         newest = sorted(found, key=lambda name: (self.serving(name), found[name]), reverse=True)
@@ -144,7 +149,7 @@ class Observer:
         return {name: found[name] for name in sorted(newest[:MAX_ENGINES])}
 
     def _count(self, engine: str, found: Pieces, repeated: int) -> None:
-        """Add up what was refused; log each reason once an engine."""
+        """Add up the refused telemetry; log each reason once per engine."""
         new = Counter(found.refused)
         new[TelemetryProblem.DUPLICATE] += repeated
         if not (+new or found.standing):
@@ -163,7 +168,7 @@ class Observer:
             counted[problem] = max(counted[problem] + new[problem], found.standing.get(problem, 0))
 
     def _forget(self, now: float) -> None:
-        """Bound memory: forget who has been silent for long, then who has been silent longest, then the oldest records."""
+        """Bound memory: drop engines silent for too long, then those silent longest, then the oldest records."""
         by_silence = sorted(self._heard, key=lambda name: self._heard[name], reverse=True)
         for place, name in enumerate(by_silence):
             if place >= MAX_ENGINES or now - self._heard[name] > self._kept_s + SILENT_S:

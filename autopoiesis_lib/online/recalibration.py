@@ -1,8 +1,8 @@
-"""Recalibration: the latency model fitted again to the steps an engine really took.
+"""Recalibration: the latency model fitted again to the measured steps of an engine.
 
-Steps, not request times, are fitted: how long a step takes does not depend on which policy ordered the queue, so the fit is
-the same whatever was being served. Telemetry says when each step began and what it held; its length is the time to the next
-step's beginning, unless the engine may have stood idle in between.
+The fit uses steps, not request times. A step's time does not depend on the policy that ordered the queue, so the fit is
+the same for every policy. Telemetry records when each step began and what it held. A step's length is the time to the
+next step's beginning, unless the engine may have been idle in between.
 """
 
 from collections.abc import Mapping
@@ -22,27 +22,27 @@ __all__ = ["MIN_STEPS", "Recalibration", "recalibrate", "step_gaps", "step_resid
 Floats = NDArray[np.float64]
 
 MIN_STEPS: Final = 200
-"""Steps below which the calibration in hand is kept."""
+"""Number of steps below which the current calibration is kept."""
 OUTLIER: Final = 20.0
-"""A gap this many times the median is not a step: the process was suspended, or nobody was served."""
+"""Multiple of the median above which a gap is not a step: the process was suspended, or the engine was idle."""
 GAIN: Final = 0.98
-"""A new model is taken when its error on unseen steps is below this share of the old one's."""
+"""Share of the old error: a new model is accepted when its error on unseen steps is below it."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Recalibration:
-    """What became of the latency model."""
+    """The result of a recalibration."""
 
     calibration: Calibration
-    """The one to use from now on."""
+    """The calibration to use from now on."""
     accepted: bool
-    """Whether it is a new one."""
+    """True for a new calibration."""
     steps: int
     """Steps with a known length."""
     error_before: float
-    """Mean absolute relative error of a step's time on unseen steps, with the model in hand; nan without steps."""
+    """Mean absolute relative error of a step's time on unseen steps with the current model; nan without steps."""
     error_after: float
-    """With the newly fitted one; nan without a fit."""
+    """The same error with the newly fitted model; nan without a fit."""
 
     def __str__(self) -> str:
         if np.isnan(self.error_after):
@@ -55,16 +55,16 @@ class Recalibration:
 
 
 def step_gaps(window: Window, engine: EngineConfig) -> tuple[NDArray[np.int64], StepRecords]:
-    """(beginnings in us, records) of the steps whose length is known.
+    """Return (beginnings in us, records) of the steps whose length is known.
 
-    Telemetry has no context lengths, so the context of the decodes is read off the KV blocks held, half a block less a
-    sequence; prefill attention is unknown and taken as 0, so that its cost goes to the prefill tokens.
+    Telemetry has no context lengths. The decodes' context is therefore estimated from the KV blocks held, minus half a
+    block per sequence. Prefill attention is unknown and set to 0, so its cost is attributed to the prefill tokens.
     """
     steps = window.steps
     at, running, admitted = steps["at_us"], steps["num_running"], steps["admitted"]
     seconds = np.diff(at) / 1e6
     busy = (steps["scheduled_tokens"][:-1] > 0) & (seconds > 0)
-    # When everything that runs was admitted just now, nothing ran before: the engine may have waited for an arrival.
+    # When every running request was admitted just now, nothing ran before: the engine may have waited for an arrival.
     continuous = running[1:] > admitted[1:]
     keep = busy & continuous
     if keep.any():
@@ -85,7 +85,10 @@ def step_gaps(window: Window, engine: EngineConfig) -> tuple[NDArray[np.int64], 
 
 
 def step_residuals(window: Window, engine: EngineConfig, model: StepTimeModel) -> tuple[NDArray[np.int64], Floats]:
-    """(beginnings in us, log of measured over predicted length) of the steps whose length is known: 0 when the model is right."""
+    """Return (beginnings in us, log of measured over predicted length) of the steps whose length is known.
+
+    The log is 0 when the model is exact.
+    """
     at, records = step_gaps(window, engine)
     return at, np.log(records.seconds / _predicted(model, records))
 
@@ -93,10 +96,12 @@ def step_residuals(window: Window, engine: EngineConfig, model: StepTimeModel) -
 def with_limits(
     calibration: Calibration, engines: Mapping[str, Mapping[str, Any]], engine: str | None = None
 ) -> Calibration:
-    """The calibration with the limits an engine says it has (`limits` of its status: KV blocks, sequences, tokens a step).
+    """Return the calibration with the limits that an engine reports.
 
-    `engine` is whose limits are meant; without it they must all say the same. Limits that nobody told, or that make no engine,
-    leave the calibration as it is: an operator's word stands until a better one is heard.
+    The limits are those of its status: KV blocks, sequences and tokens per step.
+
+    `engine` names the engine; without it, all engines must report the same limits. Missing or invalid limits leave the
+    calibration unchanged: the operator's values stand until an engine reports valid ones.
     """
     told = [status.get("limits") for name, status in engines.items() if engine in (None, name)]
     if not told or not isinstance(told[0], Mapping) or any(limits != told[0] for limits in told):
@@ -110,10 +115,10 @@ def with_limits(
 
 
 def recalibrate(window: Window, current: Calibration) -> Recalibration:
-    """Fit the step-time model to every other stretch of the window and take it if it predicts the unseen stretches better.
+    """Fit the step-time model to every other stretch of the window, and accept it if it predicts the rest better.
 
-    Stretches, not single steps, alternate: neighbouring steps are nearly the same, and a model checked on a step's neighbour
-    would not be checked at all.
+    Stretches alternate, not single steps. Neighbouring steps are nearly equal, so a step's neighbour would be no
+    independent check.
     """
     _, records = step_gaps(window, current.engine)
     count = len(records.seconds)

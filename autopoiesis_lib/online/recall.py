@@ -1,8 +1,8 @@
-"""Recall: which of the windows that are remembered show work like that of now?
+"""Recall: a search for remembered windows with a workload similar to the current one.
 
-What has just come is known by its prompts alone. Where work with such prompts was seen before, it is known what its answers cost,
-and that tells known policies apart before the first answers are there. A window is short, and one like it from another day tells
-policies apart that it cannot, and keeps an evolution from fitting its coincidences.
+The most recent arrivals are known by their prompts only. If such prompts are in memory, their output lengths are known.
+These tell known policies apart before the first requests finish. A window is short. A similar one from another day
+covers cases that the window does not, and keeps an evolution from overfitting it.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,19 @@ from .window import Window
 __all__ = ["alike"]
 
 TOLD_APART = 0.001
-"""Level of the test that two windows' prompts are told apart by."""
+"""Level of the test that distinguishes the prompts of two windows."""
 
 
 MOST = 6
-"""So many windows are recalled at most, the newest."""
+"""Greatest number of recalled windows; the newest are taken."""
 
 
 def alike(window: Window, remembered: Mapping[int, Window], effect: float) -> dict[int, Window]:
-    """The remembered windows (by number, oldest first) whose prompt lengths are not told apart from this one's (two-sample
-    Kolmogorov-Smirnov test), or by less than matters (`effect`, the largest difference of the distribution functions).
+    """Return the remembered windows (by number) with prompt lengths similar to this one's.
 
-    One that overlaps this window, or begins after it, is not another one.
+    Two windows are similar if the two-sample Kolmogorov-Smirnov test does not distinguish them. They are also similar
+    if the largest difference of their distribution functions is at most `effect`. A window of this engine that overlaps
+    this one is left out.
     """
     prompts = window.requests["num_prompt_tokens"]
     found: dict[int, Window] = {}

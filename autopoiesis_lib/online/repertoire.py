@@ -1,4 +1,4 @@
-"""The repertoire: policies that are known already, and which of them would serve better than the active one."""
+"""The policy library: the known policies, and a search for one that would serve better than the active policy."""
 
 from collections.abc import Callable, Container, Mapping, Sequence
 
@@ -17,13 +17,13 @@ from .window import OPEN, Window
 __all__ = ["KNOWN_LOOKS", "Repertoire"]
 
 KNOWN_LOOKS = 3
-"""How often the known policies are compared on what came since a change, before only evolution is left."""
+"""Number of comparisons of the known policies after a change, before only evolution is left."""
 MOST = 12
-"""Policies known besides the contract's baselines."""
+"""Greatest number of known policies besides the contract's baselines."""
 
 
 class Repertoire:
-    """The contract's baselines, the active policy, what the control plane was given, and what was certified last.
+    """The contract's baselines, the active policy, the given policies, and the newest certified ones.
 
     Args:
         given: policies that the control plane was given.
@@ -44,7 +44,7 @@ class Repertoire:
         self._given, self._drift, self._evidence = given, drift, evidence
 
     def texts(self) -> list[str]:
-        """What is known besides the baselines, the active policy first, then what was given, then the newest certified."""
+        """Return the known policies besides the baselines: the active one, the given ones, the newest certified."""
         state = self._rollout.state
         texts = [self._rollout.source(state.active)] if state.active is not None else []
         texts += [policy.source for policy in self._given]
@@ -52,29 +52,33 @@ class Repertoire:
         return list(dict.fromkeys(texts))[:MOST]
 
     def recalled(self, window: Window) -> dict[int, Window]:
-        """The remembered windows of work like a window's, by number."""
+        """Return the remembered windows with a workload similar to a window's, by number."""
         return alike(window, self._memory.remembered(), self._drift.effects.lengths)
 
     def like(self, since: Window) -> Mapping[int, Window] | None:
-        """The remembered windows of work like this; None while there is too little of it, or nobody can say what it will cost."""
+        """Return the remembered windows of a similar workload.
+
+        The result is None while too few requests have arrived, or their output lengths cannot be estimated.
+        """
         if len(since) < self._drift.min_requests:
             return None
         like = self.recalled(since)
         return None if float(np.mean(since.unfinished)) > OPEN and not like else like
 
     def best_on_remembered(self, active: Policy, quarantined: Container[str]) -> tuple[Policy, Evidence] | None:
-        """The one that is surest to be better than `active` on all that is remembered, if any is."""
+        """Return the policy that is most certainly better than `active` on all remembered windows, or None."""
         traces = [window.trace() for window in self._memory.remembered().values()]
         return self._best(traces, active, quarantined, "remembered", looks=1) if traces else None
 
     def best_since(
         self, since: Window, like: Mapping[int, Window], active: Policy, quarantined: Container[str]
     ) -> tuple[Policy, Evidence] | None:
-        """The one that is surest to be better than `active` since a change, if any is.
+        """Return the policy that is most certainly better than `active` since a change, or None.
 
-        They are compared on what came since, and on remembered windows of like work, which also tell what unfinished answers will
-        cost. That the best of several is picked after several looks is paid for in the width of the intervals. Some policies may
-        once have been evolved on what is remembered, so what came since, on which none was, must not speak against the best.
+        Policies are compared on the arrivals since the change, and on remembered windows of a similar workload, which
+        also estimate the output lengths of unfinished requests. The intervals are widened, because the best of several
+        policies is picked after several checks. Some policies may have been evolved on the remembered windows. None was
+        evolved on the arrivals since the change, so the best must not be worse there.
         """
         came = since.completed(list(like.values())).trace()
         traces = [came, *(window.trace() for window in like.values())]

@@ -1,8 +1,10 @@
-"""The rollout of certified policies through a channel: shadow, canary, promote, roll back; every step a row in the log.
+"""The rollout of certified policies through a channel: shadow, canary, promotion, rollback.
 
-A decision is logged first and published second. A process killed in between leaves a debt (`RolloutState.owed`) that
-`Rollout.reconcile` pays after a restart. Engines verify what they find for themselves, so the worst a controller can do is to
-offer nothing.
+Every step is a row in the audit log.
+
+A decision is logged first and published second. A process killed in between leaves an unpublished decision
+(`RolloutState.owed`), which `Rollout.reconcile` publishes after a restart. Engines verify every file themselves, so the
+worst fault of a controller is to offer nothing.
 """
 
 import hashlib
@@ -31,18 +33,18 @@ __all__ = ["CANARY_BOUND_S", "Evidence", "Rollout"]
 logger = logging.getLogger("autopoiesis.rollout")
 
 CANARY_BOUND_S = 1_800.0
-"""How long an engine lets a canary decide when nobody promotes or ends it: a control plane that died leaves none behind."""
+"""Longest time, in seconds, that an engine runs a canary that nobody promotes or ends."""
 
 RENEW_S = VALID_S / 3
-"""Remaining validity at which the standing notice is published again."""
+"""Remaining validity, in seconds, at which the standing notice is published again."""
 
 UNUSABLE = frozenset({ChannelProblem.UNTRUSTED, ChannelProblem.FOREIGN, ChannelProblem.STALE, ChannelProblem.MALFORMED})
-"""Problems of a notice that was not made by a publisher of this channel: engines refuse it, and it is replaced."""
+"""Problems of a notice that no publisher of this channel made. Engines refuse it, and it is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """A candidate against what is active, on one window that neither the search nor earlier evidence used."""
+    """A comparison of a candidate with the active policy on windows that no search or earlier evidence used."""
 
     objective: str
     reduction: float
@@ -50,22 +52,22 @@ class Evidence:
     ci95: tuple[float, float]
     requests: int
     window: str
-    """Which window, for people."""
+    """Name of the window, for people."""
     agreement: float | None = None
-    """Share of admissions that were the same request at the same place in the order: how different the two are."""
+    """Share of admissions with the same request at the same place in the order: the similarity of the two policies."""
 
     @property
     def better(self) -> bool:
-        """Beyond noise: the whole interval is above 0."""
+        """True when the candidate is better beyond noise: the whole interval is above 0."""
         return self.ci95[0] > 0
 
     @property
     def worse(self) -> bool:
-        """Beyond noise: the whole interval is below 0."""
+        """True when the candidate is worse beyond noise: the whole interval is below 0."""
         return self.ci95[1] < 0
 
     def to_json(self) -> dict[str, Any]:
-        """For the audit log."""
+        """Return the evidence as JSON values for the audit log."""
         return {
             "objective": self.objective,
             "reduction": round(self.reduction, 5),
@@ -78,10 +80,11 @@ class Evidence:
 
 
 class Rollout:
-    """The rollout on one channel. All state is in the store; this value may be thrown away at any time.
+    """The rollout on one channel. All state is in the store; this object may be discarded at any time.
 
-    With `canary_channel`, the canary decides only on engines that watch that directory (a share of the replicas); without it,
-    on all engines of the channel. Either way for `canary_bound_s` at most in each engine: then it goes back by itself.
+    With `canary_channel`, the canary runs only on engines that watch that directory (a share of the replicas); without
+    it, on all engines of the channel. In each engine it runs for at most `canary_bound_s` seconds; then the engine
+    reverts by itself.
     """
 
     def __init__(
@@ -105,25 +108,25 @@ class Rollout:
         self.name = str(channel.root)
         """The channel's name in the log: its resolved path."""
         self.foreign: Notice | None = None
-        """The shadow or canary of somebody else that stands on the channel, as `reconcile` last saw it."""
+        """The shadow or canary of another publisher on the channel, as `reconcile` last saw it."""
 
     @property
     def state(self) -> RolloutState:
-        """The state now: the log's, under the channel's standing orders.
+        """The current state: the log's state, with the channel's standing orders.
 
         Raises:
-            ChannelError: the standing orders cannot be read, or no trusted key vouches for them.
+            ChannelError: the standing orders cannot be read, or no trusted key signed them.
         """
         found = state_of(self._store.deployments(self.name), self.contract)
         orders = self.channel.known_orders()
         return found if orders is None else replace(found, frozen=orders.frozen, quarantined=dict(orders.quarantined))
 
     def note(self, action: str, digest: str | None = None, **detail: Any) -> None:
-        """Write something down that changes no state."""
+        """Log an action that changes no state."""
         self._log(action, digest, detail)
 
     def propose(self, certificate: Certificate) -> RolloutState:
-        """Take in a certified policy; it is in shadow from now on.
+        """Accept a certified policy; it is in shadow from now on.
 
         Raises:
             RolloutError: another is being rolled out, or this one is quarantined or active, or the channel is frozen.
@@ -140,7 +143,7 @@ class Rollout:
         return self._change("propose", digest, {"signed": envelope.signed}, certificate=kept)
 
     def start_canary(self, evidence: Evidence) -> RolloutState:
-        """Let the candidate decide on the canary engines.
+        """Start the candidate on the canary engines.
 
         Raises:
             RolloutError: it is not in shadow, not better beyond noise, or waits for approval.
@@ -174,34 +177,35 @@ class Rollout:
         return self.state
 
     def reject(self, reason: str) -> RolloutState:
-        """Drop a candidate in shadow; engines never saw it."""
+        """Drop a candidate in shadow; no engine ran it."""
         return self._change("reject", self.state.candidate, {"reason": reason})
 
     def roll_back(self, reason: str, *, quarantine: bool = False) -> RolloutState:
-        """From a canary to the active policy, or from the active policy to the one before it.
+        """Return from a canary to the active policy, or from the active policy to the one before it.
 
-        Allowed while frozen: going back is always allowed. With `quarantine`, what is left behind never runs again.
+        A rollback is allowed while the channel is frozen. With `quarantine`, the policy that is rolled back never runs
+        again.
 
         Raises:
-            RolloutError: there is nothing to go back to.
+            RolloutError: there is no earlier policy.
             AutopoiesisError: the channel cannot be written; the next `reconcile` tries again.
         """
         state = self.state
         left = state.candidate or state.active
         target = state.active
-        if state.stage is Stage.IDLE:  # what is in quarantine is passed over, and so is what is left
+        if state.stage is Stage.IDLE:  # quarantined policies and the one being left are skipped
             out = {*state.quarantined, *([left] if quarantine and left is not None else [])}
             target = next((digest for digest in reversed(state.history) if digest is None or digest not in out), None)
         step(state, "rollback", target, {"rollout": True})
         if quarantine and left is not None:
-            self._order_quarantine(left, reason)  # engines drop it at once, whatever becomes of the next steps
+            self._order_quarantine(left, reason)  # engines drop it at once, whatever happens in the next steps
         after = self._change("rollback", target, {"rollout": True, "left": left, "reason": reason})
         if after.owed:
             self._publish(after, f"rolled back by {self.actor}: {reason}", rollback=True)
         return self.state
 
     def approve(self, digest: str | None = None) -> RolloutState:
-        """Say yes to the candidate (or to a digest).
+        """Approve the candidate (or the policy with a digest).
 
         Raises:
             RolloutError: there is no candidate.
@@ -212,7 +216,7 @@ class Rollout:
         return self._change("approve", digest, {})
 
     def freeze(self, reason: str = "") -> RolloutState:
-        """Publish nothing new from now on; what runs goes on running. Raises `ChannelError`."""
+        """Publish nothing new from now on; the running policy keeps running. Raises `ChannelError`."""
         for channel in self._channels():
             channel.freeze(reason)
         return self._change("freeze", None, {"reason": reason})
@@ -224,7 +228,7 @@ class Rollout:
         return self._change("unfreeze", None, {})
 
     def quarantine(self, digest: str, reason: str) -> RolloutState:
-        """Never let a policy run again; roll back if it is deciding."""
+        """Prevent a policy from ever running again; roll back if it is the candidate or active."""
         state = self.state
         if digest in (state.candidate, state.active) and (state.candidate is not None or state.history):
             return self.roll_back(reason, quarantine=True)
@@ -232,7 +236,7 @@ class Rollout:
         return self.state
 
     def release(self, digest: str) -> RolloutState:
-        """Take a policy out of quarantine (an engine that found it faulty keeps it out until it restarts)."""
+        """Remove a policy from quarantine. An engine that found it faulty keeps it out until a restart."""
         for channel in self._channels():
             channel.release(digest)
         return self._change("release", digest, {})
@@ -243,19 +247,19 @@ class Rollout:
         self._change("quarantine", digest, {"reason": reason})
 
     def _channels(self) -> tuple[Channel, ...]:
-        """The main channel, and the canaries' where that is another one."""
+        """Return the main channel, and the canary channel if it is another one."""
         return tuple(dict.fromkeys((self.channel, self.canary_channel)))
 
     def held(self, state: RolloutState) -> bool:
-        """Whether the candidate waits for a person."""
+        """Return true when the candidate waits for a person's approval."""
         return self.require_approval and state.candidate is not None and state.candidate not in state.approved
 
     def reconcile(self) -> RolloutState:
-        """Publish what was decided but not published, and take in what somebody else published.
+        """Publish decisions that were not published yet, and adopt the publications of others.
 
-        A policy that somebody published as active is adopted. A shadow or canary of somebody else is left alone until it is
-        over (`foreign`): it decides nothing for good, so it must not become the active policy here. A notice that no trusted
-        key vouches for is replaced by what this rollout wants.
+        A policy that another publisher made active is adopted. A shadow or canary of another publisher is left alone
+        until it is over (`foreign`): it is temporary, so it must not become the active policy here. A notice that no
+        trusted key signed is replaced by the one that this rollout wants.
 
         Raises:
             AutopoiesisError: the channel cannot be read or written.
@@ -289,7 +293,7 @@ class Rollout:
         return state
 
     def _mirror(self, state: RolloutState) -> None:
-        """Give a separate canary channel the standing orders of the main one, and take back a canary that is wanted no more."""
+        """Copy the standing orders to a separate canary channel, and withdraw a canary that is no longer wanted."""
         if self.canary_channel is self.channel:
             return
         there = self.canary_channel.known_orders()
@@ -313,7 +317,7 @@ class Rollout:
         return (notice.digest, notice.mode) == (state.wanted, _mode_of(state))
 
     def _take_in(self, notice: Notice, state: RolloutState) -> RolloutState:
-        """Take in a notice that somebody else published."""
+        """Record a notice that another publisher made."""
         detail = {"sequence": notice.sequence, "mode": notice.mode, "reason": "published by somebody else"}
         if notice.mode != "active" and not self._is_over(notice):
             if state.stage is Stage.CANARY:
@@ -331,7 +335,7 @@ class Rollout:
         return state
 
     def _is_over(self, notice: Notice) -> bool:
-        """Return true for a trial that ended: by time, or because every engine that answers says so."""
+        """Return true for a trial that ended: by time, or because every engine that answers reports so."""
         if time.time() > notice.ends:
             return True
         trials = [status["trial"] for status in self.channel.engines().values() if not is_silent(status)]
@@ -353,10 +357,10 @@ class Rollout:
         self._change("published", notice.digest, {"sequence": again.sequence})
 
     def certificate(self, digest: str) -> Certificate:
-        """The certificate with which a policy was proposed on this channel.
+        """Return the certificate with which a policy was proposed on this channel.
 
         Raises:
-            RolloutError: it never was.
+            RolloutError: it was never proposed.
         """
         return Certificate.of(envelope_of(self._certificate_text(digest).encode()))
 
@@ -367,10 +371,10 @@ class Rollout:
         raise RolloutError(f"policy {digest[:12]} was never proposed on {self.name}; deploy it with its certificate")
 
     def source(self, digest: str) -> str:
-        """The text of a policy that was proposed, or published on this channel by somebody else.
+        """Return the text of a policy that was proposed here, or that another publisher published on this channel.
 
         Raises:
-            RolloutError: nobody knows its text.
+            RolloutError: its text is neither in the log nor in the channel.
         """
         try:
             return self.certificate(digest).policy_source
@@ -391,7 +395,7 @@ class Rollout:
         self._change("published", state.wanted, {} if main is None else {"sequence": main})
 
     def _want(self, channel: Channel, state: RolloutState, note: str, *, rollback: bool) -> Notice:
-        """Publish on one channel what the state wants, unless that stands already, and return the notice."""
+        """Publish on one channel the notice that the state wants, unless it stands already, and return the notice."""
         standing: Notice | None = None
         expected: int | None = None
         with suppress(ChannelError):
@@ -405,7 +409,7 @@ class Rollout:
                 ChannelProblem.OVERTAKEN,
             )
         if standing is None:
-            expected = None  # what was seen here before counts on
+            expected = None  # the sequence numbers seen here before still count
         if state.wanted is None:
             return channel.publish_builtin(contract=self.contract, note=note, expected=expected)
         return self._offer(channel, state.wanted, note, _mode_of(state), rollback, expected)
@@ -415,7 +419,7 @@ class Rollout:
     ) -> Notice:
         try:
             data = self._certificate_text(digest).encode()
-        except RolloutError:  # published by somebody else before: the channel has both files
+        except RolloutError:  # another publisher published it: the channel has both files
             data = read_bounded(self.channel.certificate_path(digest), MAX_CERTIFICATE_BYTES)
         source = self.source(digest)
         return channel.publish(

@@ -1,4 +1,4 @@
-"""How a channel is watched."""
+"""Settings of the control plane for one channel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,35 +14,44 @@ __all__ = ["WatchSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSettings:
-    """How a channel is watched. Seconds of windows and canaries are the engines' own."""
+    """Settings of the control plane for one channel.
+
+    Durations of windows and canaries are in seconds of the engines' clocks.
+    """
 
     window_s: float = 300.0
-    """Length of a telemetry window: what drift is looked for in, and what candidates are judged on."""
+    """Length of a telemetry window: drift is tested on it, and candidates are judged on it."""
     evolve_window_s: float | None = None
-    """Longest window to evolve on. A change is answered by an evolution on the first telemetry window since, then on twice as
-    much, and so on up to this; without it, by the first alone."""
+    """Longest window to evolve on.
+
+    After a change, the first evolution uses the first telemetry window; each later one uses twice as much, up to this.
+    Without it, only the first runs.
+    """
     back_to_back: bool = False
-    """Evolve on every new window, drift or not."""
+    """True to evolve on every new window, drift or not."""
     evolve_first: bool = False
-    """Answer the first requests as if work had changed, instead of only measuring drift against them."""
+    """True to answer the first requests as if work had changed, instead of only measuring drift against them."""
     known_first: bool = True
-    """Let a known policy answer a change at once if one is better, before anything is evolved."""
+    """True to start a canary of a known policy at once after a change if one is better, before any evolution."""
     drift: DriftSettings = field(default_factory=DriftSettings)
     budget: Budget = field(default_factory=lambda: Budget(seconds=60.0))
-    """Of one evolution."""
+    """Budget of one evolution."""
     objectives: Mapping[str, float] = field(default_factory=lambda: {"ttft_mean_us": 1.0})
     slo: Slo = field(default_factory=lambda: Slo(ttft_s=2.0, tpot_s=0.1))
     seed: int = 0
     workers: int | None = None
     give_way: bool = False
-    """Let an evolution rest while requests wait in an engine, for most of its time if need be: for an engine on this machine."""
+    """True to pause an evolution while requests wait in an engine on this machine.
+
+    If necessary, it pauses for most of its time.
+    """
     canary_s: float = 120.0
-    """How long a canary decides before it is judged."""
+    """Duration of a canary before it is judged."""
     canary_timeout_s: float = CANARY_BOUND_S
     """Wall seconds after which a canary without enough telemetry is rolled back."""
     guards: Guards = field(default_factory=Guards)
     allow_single_solver: bool = False
-    """Publish proofs that only one solver finished; engines must allow them too."""
+    """True to publish proofs that only one solver finished; engines must allow them too."""
     poll_s: float = 1.0
 
     @property
@@ -52,5 +61,5 @@ class WatchSettings:
 
     @property
     def objective(self) -> str:
-        """The metric with the largest weight: the one promotions are judged on."""
+        """The metric with the largest weight; promotions are judged on it."""
         return max(self.objectives, key=lambda name: self.objectives[name])

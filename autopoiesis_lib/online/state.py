@@ -1,10 +1,11 @@
-"""Where a rollout stands, read off its audit log.
+"""The state of a rollout, derived from its audit log.
 
-The log (the store's append-only `deployments` table) is the only record; the state is what its rows add up to, so a controller
-that was killed knows after a restart exactly what was decided, and nobody can change the one without the other. `promote` and
-`rollback` rows of the command line say what a person published past the controller; they carry no `rollout` mark and change
-nothing here: the channel itself says so too, and the controller adopts it. Freeze and quarantine are standing orders of the
-channel, where every publisher and every engine finds them; the log has rows about them for people only.
+The log (the store's append-only `deployments` table) is the only record; the state is the sum of its rows. A controller
+that was killed therefore knows after a restart exactly what was decided, and nobody can change the state without the
+log. `promote` and `rollback` rows of the command line record what a person published directly. They carry no `rollout`
+mark and change nothing here: the controller adopts the policy from the channel itself. Freeze and quarantine are
+standing orders of the channel, where every publisher and every engine finds them; the log has rows about them for
+people only.
 
     IDLE -- propose --> SHADOW -- (approve) --> CANARY -- promote --> IDLE
                            \\------- reject -------/ \\-- rollback --> IDLE
@@ -22,18 +23,18 @@ __all__ = ["NOTES", "ORDERS", "RolloutError", "RolloutState", "Stage", "refuse_u
 
 
 class RolloutError(AutopoiesisError):
-    """A state change that the state does not allow."""
+    """An error of a state change that the current state does not allow."""
 
 
 class Stage(StrEnum):
-    """Where the candidate is."""
+    """The stage of the candidate."""
 
     IDLE = "idle"
-    """There is none."""
+    """No candidate."""
     SHADOW = "shadow"
-    """Judged beside the active policy on live windows; it decides nothing."""
+    """Candidate judged beside the active policy on live windows; no engine runs it."""
     CANARY = "canary"
-    """Decides on the canary engines, or everywhere for a bounded time."""
+    """Candidate that runs on the canary engines, or everywhere for a bounded time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +45,21 @@ class RolloutState:
     candidate: str | None = None
     """Digest of the policy being rolled out."""
     since: str | None = None
-    """When the stage began: UTC, ISO 8601."""
+    """Beginning of the stage: UTC, ISO 8601."""
     active: str | None = None
-    """The promoted policy; None: the engine's built-in order."""
+    """Digest of the promoted policy; None is the engine's built-in order."""
     history: tuple[str | None, ...] = ()
-    """What was active before, oldest first: `rollback` goes back along it."""
+    """Earlier active policies, oldest first; `rollback` goes back through them."""
     frozen: bool = False
-    """While frozen, nothing new is published: from the channel's standing orders."""
+    """True while nothing new is published; from the channel's standing orders."""
     approved: frozenset[str] = frozenset()
-    """Digests that a person said yes to."""
+    """Digests that a person approved."""
     quarantined: Mapping[str, str] = field(default_factory=dict)
-    """Digest -> why it must not run: from the channel's standing orders."""
+    """Map from a digest to the reason why it must not run; from the channel's standing orders."""
     published: int | None = None
     """Sequence number of the last notice this rollout put on the main channel."""
     owed: bool = False
-    """Whether a decision was logged whose publication was not: the process died in between."""
+    """True when a decision was logged but not published: the process died in between."""
 
     @property
     def wanted(self) -> str | None:
@@ -75,11 +76,11 @@ NOTES = ORDERS | frozenset(
         "anchor", "healed",
     }
 )  # fmt: skip
-"""Actions that are written down for people and change no rollout."""
+"""Actions that are logged for people and change no rollout."""
 
 
 def state_of(rows: Sequence[DeploymentRow], contract: str = ORDERING) -> RolloutState:
-    """Return what a channel's log adds up to for one policy type. Rows this version does not know change nothing."""
+    """Return the state that a channel's log adds up to for one policy type. Unknown rows change nothing."""
     state = RolloutState()
     for row in rows:
         if row.detail.get("contract", ORDERING) != contract:
@@ -94,10 +95,10 @@ def state_of(rows: Sequence[DeploymentRow], contract: str = ORDERING) -> Rollout
 def step(
     state: RolloutState, action: str, digest: str | None, detail: Mapping[str, object], at: str | None = None
 ) -> RolloutState:
-    """The state after one more action.
+    """Return the state after one more action.
 
     Raises:
-        RolloutError: the action is not allowed now; says why and what to do.
+        RolloutError: the action is not allowed now; the text says why and what to do.
     """
     short = (digest or "built-in")[:12]
     match action:
@@ -124,7 +125,7 @@ def step(
                 return replace(state, stage=Stage.IDLE, candidate=None, since=at, owed=debt)
             if not state.history:
                 raise RolloutError("nothing was promoted on this channel, so there is nothing to go back to")
-            # Back to the newest that the row names; what is in quarantine was passed over.
+            # Back to the newest that the row names; quarantined policies were skipped.
             kept = next((n for n in reversed(range(len(state.history))) if state.history[n] == digest), 0)
             return replace(state, active=digest, history=state.history[:kept], owed=True)
         case "adopt":
@@ -154,7 +155,7 @@ def _need(state: RolloutState, stage: Stage, digest: str | None, short: str) -> 
 
 
 def refuse_unfit(state: RolloutState, digest: str | None) -> None:
-    """Refuse a policy that the channel's standing orders keep out.
+    """Refuse a policy that the channel's standing orders exclude.
 
     Raises:
         RolloutError: it is in quarantine, or the channel is frozen.

@@ -1,4 +1,4 @@
-"""The trial of a candidate: in shadow, where recorded windows are replayed, then as a canary, which decides for a while."""
+"""The trial of a candidate: in shadow, where recorded windows are replayed, then as a canary for a limited time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,20 +17,22 @@ from .window import SlidingWindow
 __all__ = ["Trial"]
 
 WORTH = 0.03
-"""Gain below which a candidate that is not better beyond noise is not waited for: other answers could be sought meanwhile."""
+"""Gain below which a candidate that is not better beyond noise is rejected at once instead of checked again."""
 QUARANTINE_HEARD_S = 3_600.0
-"""Seconds for which the quarantine of an engine that fell silent still counts: its policy may have been what ended it."""
+"""Seconds for which the quarantine of a silent engine still counts: its policy may be the reason why it ended."""
 LOOKS = 2
-"""How often a policy is compared with the active one on a growing stretch of telemetry before it is given up."""
+"""Number of comparisons with the active policy, on a growing stretch of telemetry, before a candidate is rejected."""
 
 
 class Trial:
-    """Takes the candidate of a rollout one step further, or back. Each step answers in a line what it found or did.
+    """The steps of a rollout's candidate, forward or back.
+
+    Each step returns one line that says what it found or did.
 
     Args:
-        judge: replays what was recorded.
+        judge: replays recorded windows.
         observer: telemetry of the engines.
-        canary_observer: telemetry of those that canaries decide on.
+        canary_observer: telemetry of the engines that canaries run on.
         wall_s: the clock of this machine, in seconds.
     """
 
@@ -66,10 +68,13 @@ class Trial:
         return f"canary: {short}, {found.reduction:.0%} better on what it was not evolved on"
 
     def _look_at_shadow(self, state: RolloutState) -> Evidence | str:
-        """Candidate against active on all that came since the part it was evolved on; or why there is nothing to do yet.
+        """Return a comparison of the candidate with the active policy, or a line that says why it is not better yet.
 
-        What came while it evolved counts at once. When that is too little to tell and the gain is worth waiting for, it looks
-        again after another window, LOOKS times in all; the intervals are widened so that all looks hold together.
+        The comparison is on all arrivals since those that the candidate was evolved on.
+
+        Arrivals during the evolution count at once. If they are too few for a decision and the gain is worth another
+        check, the candidate is checked again after another window, LOOKS times in all. The intervals are widened so
+        that all checks hold together.
         """
         assert state.candidate is not None
         short = state.candidate[:12]
@@ -94,7 +99,7 @@ class Trial:
         return f"rejected: {short} is not better beyond noise on what it was not evolved on"
 
     def _wait_in_shadow(self, candidate: str, start: ShadowStart | None) -> str:
-        """Keep from where on a candidate is judged: from now on if that was lost, or its engine is replaced by another."""
+        """Keep the start of a candidate's telemetry: now, if it was lost or if its engine is replaced by another."""
         seen = self._observer.busiest() if start is None else self._observer.replaced(start.engine)
         if seen is not None:
             fresh = ShadowStart(candidate=candidate, engine=seen.engine, since_us=seen.now_us)
@@ -104,14 +109,14 @@ class Trial:
         return f"shadow: {candidate[:12]} waits for a new window"
 
     def canary(self, state: RolloutState) -> str:
-        """Promote the canary when its time is over and nothing speaks against it; take it back as soon as something does."""
+        """Promote the canary when its time is over and no guard tripped; roll it back as soon as one does."""
         assert state.candidate is not None and state.since is not None
         short = state.candidate[:12]
         start = self._memory.canary() or self.begin_canary()  # lost: the canary's time begins again
         engines = self._rollout.canary_channel.engines()
         canary = self._canary_observer.named(start.engine)
         other = self._canary_observer.replaced(start.engine)
-        if other is not None:  # its time begins again, but neither the wait for a verdict nor the count of fallbacks
+        if other is not None:  # its time begins again, but neither the timeout nor the count of fallbacks
             fallbacks = min(start.fallbacks, fallbacks_of(engines))
             canary, start = other, replace(start, engine=other.engine, at_us=other.now_us, fallbacks=fallbacks)
             self._memory.keep_canary(start)
@@ -146,7 +151,10 @@ class Trial:
         return f"promoted: {short}, {evidence.reduction:+.0%} on the canary's window"
 
     def _evidence_on_fresh(self, state: RolloutState) -> Evidence | None:
-        """Candidate against active on the newest window that nothing has been judged on before."""
+        """Return a comparison of the candidate with the active policy on the newest unused window, or None.
+
+        No earlier judgement used that window.
+        """
         assert state.candidate is not None
         window = self._lookout.fresh()
         if window is None or len(window) < self._settings.drift.min_requests:
@@ -159,7 +167,7 @@ class Trial:
         return evidence
 
     def _kept_evidence(self, state: RolloutState) -> Evidence | None:
-        """While a candidate waits for a person, its evidence is not gathered again and again."""
+        """Return the evidence of a candidate that waits for a person, or None. It is not gathered again."""
         for row in reversed(self._store.deployments(self._rollout.name)):
             if row.action in ("propose", "canary"):
                 return None
@@ -169,8 +177,8 @@ class Trial:
         return None
 
     def _slowdown(self, seen: SlidingWindow | None, at_us: int, state: RolloutState) -> Slowdown | None:
-        """What the candidate did to live times since `at_us`; None while too little is known."""
-        # Bursts are told from harm only over a stretch that an operator calls long enough.
+        """Return the candidate's effect on live times since `at_us`; None while too little is known."""
+        # Only a stretch that an operator calls long enough separates bursts from harm.
         shortest, longest = (round(1e6 * pick(self._settings.window_s, self._settings.canary_s)) for pick in (min, max))
         length = 0 if seen is None else min(seen.settled_us - at_us, longest)
         if seen is None or length < shortest:
@@ -182,7 +190,7 @@ class Trial:
         return None if before is None or after is None else slowdown(before, after, self._settings.seed)
 
     def harm_of_active(self, state: RolloutState) -> str | None:
-        """An engine that quarantined the active policy speaks for all of them."""
+        """Roll back the active policy if an engine quarantined it. Return a line about it, or None if none did."""
         if state.active is None or state.active in state.quarantined or not state.history:
             return None
         for name, status in heard_since(self._rollout.channel.engines(), self._wall_s() - QUARANTINE_HEARD_S).items():
@@ -196,7 +204,7 @@ class Trial:
         return None
 
     def begin_canary(self) -> CanaryStart:
-        """Its time counts from now on."""
+        """Keep the start of a canary, now, and return it."""
         busiest = self._canary_observer.busiest()
         start = CanaryStart(
             engine=busiest.engine if busiest is not None else "",
@@ -208,7 +216,7 @@ class Trial:
         return start
 
     def _live_times(self, seen: SlidingWindow, start_us: int, length_us: int, digest: str | None) -> LiveTimes | None:
-        # All that is known of the time before: it tells what was in the queue at the start.
+        # All that is known of the time before: it shows the queue at the start.
         window = seen.between(seen.first_us, start_us + length_us).completed().resumed(start_us)
         if len(window) < self._settings.drift.min_requests:
             return None

@@ -1,4 +1,4 @@
-"""A signature that the readers of a channel trust today, for a policy that may have been certified under another key."""
+"""A signature that the readers of a channel trust today, for a policy certified under any key."""
 
 from collections.abc import Mapping
 
@@ -16,12 +16,12 @@ __all__ = ["proved_again", "vouched_for"]
 def vouched_for(channel: Channel, digest: str, source: str, data: bytes) -> bytes:
     """Return a certificate file of a policy that the readers of a channel accept.
 
-    It is the given one if a trusted key signed it. Otherwise the policy goes through every gate again, and the certificate that
-    comes of it is signed with the channel's key.
+    It is the given one if a trusted key signed it. Otherwise the policy passes every gate again, and the new
+    certificate is signed with the channel's key.
 
     Args:
         channel: the channel.
-        digest: the policy that is meant.
+        digest: the digest of the policy.
         source: its text.
         data: a certificate file of it.
 
@@ -43,15 +43,16 @@ def vouched_for(channel: Channel, digest: str, source: str, data: bytes) -> byte
 
 
 def proved_again(claimed: Certificate, source: str, parameters: Mapping[str, int | bool]) -> Certificate:
-    """Return the certificate that the gates make now of a policy which has one already.
+    """Return the certificate that the gates make now for a policy that already has one.
 
     Args:
-        claimed: the certificate that nobody vouches for; what it says counts for nothing.
+        claimed: the certificate that no trusted key signed; its claims count for nothing.
         source: the policy's text.
-        parameters: the contract's parameters, from somebody who may choose them.
+        parameters: the contract's parameters, from a source that may choose them.
 
     Raises:
-        CertificateError: what is claimed is about another policy, contract or parameters, or another bound than is proved.
+        CertificateError: the claimed certificate is about another policy, contract or parameters, or states another
+            bound than is proved.
         Rejected: the policy does not pass the gates.
     """
     contract = contract_named(claimed.contract, **parameters)

@@ -1,8 +1,9 @@
-"""A sliding window of telemetry: what one engine served lately, as a trace to replay and as measurements to calibrate on.
+"""A sliding window of telemetry: one engine's recent load, as a trace to replay and measurements to calibrate on.
 
-Who has come is known at once, what an answer cost only when it is there. A settled window therefore ends so long before the
-present that all but 5% (`OPEN`) of its requests have left: what lies in it is what arrived, not what happened to finish first.
-What those few will cost, and what all will that came just now, is guessed from requests with like prompts (`completed`).
+Arrivals are known immediately; output lengths only once a request finishes. A settled window therefore ends so long
+before the present that all but 5% (`OPEN`) of its requests have finished. It holds the arrivals of its time, not the
+requests that happened to finish first. The output lengths of the rest, and of the newest arrivals, are estimated from
+requests with similar prompts (`completed`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,32 +39,35 @@ Ints = NDArray[np.int64]
 OPEN = 0.05
 """Greatest share of a settled window's requests that are still in the engine."""
 KEPT = 12
-"""Of how many windows an engine's records are kept."""
+"""Number of windows for which an engine's records are kept."""
 NEIGHBOURS = 5
-"""Among how many requests with the nearest prompts it is drawn what an unfinished one will cost."""
+"""Number of requests with the nearest prompts from which the output length of an unfinished request is drawn."""
 MAX_ROWS = 2_097_152
-"""Rows of a table that a window keeps: of one an engine takes in an hour at 580 steps a second."""
+"""Greatest number of rows of a table that a window keeps: an hour at 580 steps per second."""
 MAX_FILE_BYTES = 268_435_456
-"""Size of a window's file. Ten million steps and requests of real telemetry take a third of it."""
+"""Greatest size of a window's file. Ten million steps and requests of real telemetry take a third of it."""
 COLUMNS = (
     "span", "engine", *(f"requests.{name}" for name in REQUEST_FIELDS), *(f"steps.{name}" for name in STEP_FIELDS)
 )  # fmt: skip
-"""Columns of a window's file: beside the tables its start and end, and its engine's name as bytes."""
+"""Columns of a window's file: the tables, the window's start and end, and the engine's name as bytes."""
 
 
 class WindowError(AutopoiesisError):
-    """A window holds too little for what is asked of it, or cannot be read back."""
+    """A window that holds too little for the request, or cannot be read back."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Window:
-    """What one engine served of the requests that arrived in [start_us, end_us) of its own clock."""
+    """Telemetry of one engine for the requests that arrived in [start_us, end_us) of its own clock."""
 
     engine: str
     start_us: int
     end_us: int
     requests: Mapping[str, Ints]
-    """REQUEST_FIELDS of the requests stamped in the window, by stamp; 0 where a request that has not left has no value yet."""
+    """REQUEST_FIELDS of the requests stamped in the window, by stamp.
+
+    An unfinished request has 0 where it has no value yet.
+    """
     steps: Mapping[str, Ints]
     """STEP_FIELDS of the steps that began in the window, by time."""
 
@@ -77,25 +81,26 @@ class Window:
 
     @property
     def rate(self) -> float:
-        """Arrivals a second."""
+        """Arrivals per second."""
         return len(self) / self.seconds if self.end_us > self.start_us else 0.0
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Requests with at least one output token: an aborted one without any leaves nothing to replay."""
+        """Mask of requests with at least one output token: an aborted one without any leaves nothing to replay."""
         return np.asarray((self.requests["num_output_tokens"] > 0) & (self.requests["num_prompt_tokens"] > 0))
 
     @property
     def unfinished(self) -> NDArray[np.bool_]:
-        """Requests that are still in the engine."""
+        """Mask of requests that are still in the engine."""
         return np.asarray(self.requests["finished_us"] == 0)
 
     def completed(self, alike: Sequence["Window"] = ()) -> Self:
-        """With an output length for every unfinished request: that of one of the NEIGHBOURS finished requests with the nearest
-        prompts (of all with that very prompt length, if they are more), taken from windows of like work if there are any, or
-        else from this one, where what has finished first was short.
+        """Return the window with an estimated output length for every unfinished request.
 
-        As it was when nothing has finished anywhere.
+        The length is that of one of the NEIGHBOURS finished requests with the nearest prompts (or of all with the same
+        prompt length, if they are more). They are taken from windows of a similar workload if there are any. Otherwise
+        they are taken from this one, where the requests that finished first were short. Without any finished request,
+        the window is returned unchanged.
         """
         open_rows = np.flatnonzero(self.unfinished & (self.requests["num_output_tokens"] == 0))
         known = [_finished(window) for window in alike or (self,)]
@@ -114,10 +119,10 @@ class Window:
         return replace(self, requests={**self.requests, "num_output_tokens": column})
 
     def resumed(self, at_us: int) -> Self:
-        """The part from `at_us` on, with what was in the engine then before it: as if that had come just then, in that order, the
-        requests that were running first, with what was left of them.
+        """Return the part from `at_us` on, with the requests that were then in the engine.
 
-        A replay of it begins with the queue as it was, whatever order had left it behind.
+        These requests are placed just before `at_us`: the running ones first, with their remaining lengths. A replay of
+        the result begins with the queue as it was, whatever order had produced it.
         """
         stamp, admitted, first, finished, outputs = (
             self.requests[name]
@@ -138,7 +143,7 @@ class Window:
         return replace(self, start_us=at_us, requests=requests, steps=steps)
 
     def trace(self, name: str | None = None) -> Trace:
-        """The arrivals as a workload for the simulator; vLLM's priority p becomes clamp(8 - p, 0, 15).
+        """Return the arrivals as a workload for the simulator; vLLM's priority p becomes clamp(8 - p, 0, 15).
 
         Raises:
             WindowError: fewer than two requests are usable.
@@ -160,7 +165,7 @@ class Window:
         )
 
     def measured(self) -> MeasuredRequests:
-        """The measured times, for `simulation.fitting`. Times are those under the policy that ran.
+        """Return the measured times, for `simulation.fitting`. They are the times under the policy that ran.
 
         Raises:
             WindowError: fewer than eight requests finished.
@@ -179,7 +184,7 @@ class Window:
         )
 
     def ttft_s(self) -> tuple[Ints, NDArray[np.float64]]:
-        """(stamps in us, times to first token in seconds) of requests that got one."""
+        """Return (stamps in us, times to first token in seconds) of the requests with a first token."""
         keep = self.requests["first_token_us"] > 0
         stamps = self.requests["stamp_us"][keep]
         return stamps, np.asarray((self.requests["first_token_us"][keep] - stamps) / 1e6)
@@ -198,10 +203,10 @@ class Window:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read it back.
+        """Read the window back.
 
         Raises:
-            WindowError: it is not there, or is not a window.
+            WindowError: the file does not exist, or is not a window.
         """
         try:
             columns = unpack(read_bounded(path, MAX_FILE_BYTES), COLUMNS, MAX_ROWS)
@@ -226,10 +231,10 @@ class Window:
 
 
 class SlidingWindow:
-    """The last records of one engine. Feed it pieces; take windows out.
+    """The last records of one engine. Add pieces; take windows out.
 
-    Where a number is missing between two pieces, records are missing or the engine was restarted with a new clock: what came
-    before is dropped, because a window with a hole would show a lower rate than there was.
+    A missing number between two pieces means that records are missing or that the engine restarted with a new clock.
+    The earlier records are then dropped, because a window with a gap would show too low a rate.
     """
 
     def __init__(self, engine: str, length_s: float, longest_s: float | None = None) -> None:
@@ -239,7 +244,7 @@ class SlidingWindow:
         self.length_us = round(length_s * 1e6)
         self._kept_us = max(KEPT * self.length_us, round(4 * (longest_s or 0.0) * 1e6))
         self.position = -1
-        """Number of the last piece taken in."""
+        """Number of the last piece that was added."""
         self._forget()
 
     def _forget(self) -> None:
@@ -247,10 +252,10 @@ class SlidingWindow:
         self._arrivals: dict[str, Ints] = _empty(ARRIVAL_FIELDS)
         self._steps: dict[str, Ints] = _empty(STEP_FIELDS)
         self._requests: dict[str, Ints] = _empty(REQUEST_FIELDS)
-        """Those that have left and those that have not, by stamp."""
+        """Finished and unfinished requests, by stamp."""
 
     def add(self, pieces: Sequence[Piece]) -> int:
-        """Take in pieces, oldest first; return how many rows repeated a request's number and were dropped."""
+        """Add pieces, oldest first; return how many rows repeated a request's number and were dropped."""
         for piece in pieces:
             if piece.new_clock or piece.number != self.position + 1:
                 self._forget()
@@ -267,16 +272,16 @@ class SlidingWindow:
 
     @property
     def rows(self) -> int:
-        """Rows it holds, of all tables."""
+        """Number of rows it holds, over all tables."""
         return sum(len(part["stamp_us"]) for part in (self._finished, self._arrivals)) + len(self._steps["at_us"])
 
     def halve(self) -> None:
-        """Give up the older half of the records: somebody else needs the memory."""
+        """Drop the older half of the records, because another engine needs the memory."""
         self._trim(max(1, max(len(part) for part in self._event_times()) // 2))
 
     @property
     def count(self) -> int:
-        """Requests it holds that have left."""
+        """Number of finished requests it holds."""
         return len(self._finished["stamp_us"])
 
     @property
@@ -286,13 +291,15 @@ class SlidingWindow:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that waited at the newest step; 0 when there was none."""
+        """Number of requests that waited at the newest step; 0 when there was none."""
         waiting = self._steps["num_waiting"]
         return int(waiting[-1]) if len(waiting) else 0
 
     def window(self, *, since_us: int = 0, length_s: float | None = None) -> Window | None:
-        """The window of full length (or of `length_s`) that has settled last, completed, no part of it before `since_us`; None
-        until there is one."""
+        """Return the last settled window of full length (or of `length_s`), completed, or None.
+
+        No part of it is before `since_us`.
+        """
         length_us = self.length_us if length_s is None else round(length_s * 1e6)
         end = self._settled_us(length_us)
         start = end - length_us
@@ -301,14 +308,16 @@ class SlidingWindow:
         return self.between(start, end).completed()
 
     def arrived(self, *, since_us: int = 0) -> Window | None:
-        """The window of full length that ends with the last request, as far as it is known; None if it would begin before
-        `since_us`."""
+        """Return the window of full length that ends with the last request, as far as it is known.
+
+        The result is None if it would begin before `since_us`.
+        """
         start = self.last_us - self.length_us
         return self.between(start, self.last_us) if start >= max(since_us, self.first_us) else None
 
     @property
     def last_us(self) -> int:
-        """The moment after the last request came; 0 when none did."""
+        """The moment after the last arrival; 0 before the first."""
         stamps = self._requests["stamp_us"]
         return int(stamps[-1]) + 1 if len(stamps) else 0
 
@@ -320,11 +329,14 @@ class SlidingWindow:
 
     @property
     def settled_us(self) -> int:
-        """Up to where it is known what requests cost, the slow ones as well; 0 when nothing is."""
+        """The end of the time for which output lengths are known, those of slow requests as well.
+
+        It is 0 when there is none.
+        """
         return self._settled_us(self.length_us)
 
     def between(self, start_us: int, end_us: int) -> Window:
-        """What is known of a stretch of the engine's time."""
+        """Return the records of a stretch of the engine's time."""
         at = self._steps["at_us"]
         rows = slice(*np.searchsorted(self._requests["stamp_us"], (start_us, end_us)))
         steps = np.flatnonzero((at >= start_us) & (at < end_us))
@@ -337,8 +349,10 @@ class SlidingWindow:
         )
 
     def _settled_us(self, length_us: int) -> int:
-        """The latest moment, no later than the last request, such that of the requests of the `length_us` before it all but a
-        share of OPEN have left."""
+        """Return the latest settled time, no later than the last request.
+
+        All but a share of OPEN of the requests in the `length_us` before it have finished.
+        """
         stamps = self._requests["stamp_us"]
         waiting = stamps[self._requests["finished_us"] == 0]
         ends = np.append(waiting, self.last_us)
@@ -351,7 +365,10 @@ class SlidingWindow:
         return self._steps["at_us"], self._finished["finished_us"], self._arrivals["stamp_us"]
 
     def _trim(self, most: int) -> None:
-        """Keep what is new enough, at most `most` rows of each table, and nothing older than the oldest of a table cut short."""
+        """Keep recent records, at most `most` rows of each table.
+
+        Drop all records older than the oldest of a table that was cut short.
+        """
         oldest = self.now_us - self._kept_us
         for times in self._event_times():
             if len(times) > most:
@@ -367,13 +384,13 @@ def _empty(names: Sequence[str]) -> dict[str, Ints]:
 
 
 def _finished(window: Window) -> tuple[Ints, Ints]:
-    """Prompt and output lengths of the requests that ended by themselves."""
+    """Return the prompt and output lengths of the requests that finished without an abort."""
     rows = ~window.unfinished & (window.requests["aborted"] == 0) & window.usable
     return window.requests["num_prompt_tokens"][rows], window.requests["num_output_tokens"][rows]
 
 
 def _by_stamp(finished: Mapping[str, Ints], arrivals: Mapping[str, Ints]) -> dict[str, Ints]:
-    """All requests: those that have left as they left, the others as they came."""
+    """Return all requests by stamp: the finished ones with final records, the others with arrival records."""
     inside = ~np.isin(arrivals["number"], finished["number"])
     rest = np.zeros(int(inside.sum()), np.int64)
     order = np.argsort(np.concatenate([finished["stamp_us"], arrivals["stamp_us"][inside]]), kind="stable")
@@ -393,7 +410,7 @@ def _last(columns: dict[str, Ints], most: int) -> dict[str, Ints]:
 
 
 def _first_of_each(columns: dict[str, Ints]) -> dict[str, Ints]:
-    """One row a request's number: the first."""
+    """Return the first row of each request number."""
     first = np.unique(columns["number"], return_index=True)[1]
     if len(first) == len(columns["number"]):
         return columns

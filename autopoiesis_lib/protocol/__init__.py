@@ -1,4 +1,4 @@
-"""What crosses between a control plane, engines and everybody else: envelopes, notices, status, telemetry, the channel.
+"""The protocol between a control plane, engines and everybody else: envelopes, notices, status, telemetry, the channel.
 
-Both sides import it and declare nothing of it again. It imports no gate, no solver and no engine.
+Both sides import it and declare none of it again. It imports no gate, no solver and no engine.
 """

@@ -1,4 +1,4 @@
-"""The channel directory: the files through which a policy reaches running engines, and engines answer.
+"""The channel directory: the files through which policies reach running engines, and engines report.
 
 ```
 channel.json              the channel's id; a notice of another channel is refused
@@ -16,9 +16,9 @@ quarantine/NAME.json      a dump of the state in which a policy was taken out
 telemetry/ENGINE/*.npz    telemetry of an engine, in numbered pieces; the oldest are removed
 ```
 
-The control plane writes the first part and engines read it; engines write the second part and the control plane reads it.
-Neither needs write access to the other's part: see `Channel.prepare` for two Unix users. Every file is hostile until its
-signature is checked, and any number of engines may follow one channel.
+The control plane writes the first part and engines read it; engines write the second part and the control plane reads
+it. Neither needs write access to the other's part: see `Channel.prepare` for two Unix users. Every file is hostile
+until its signature is checked, and any number of engines may follow one channel.
 """
 
 import fcntl
@@ -79,11 +79,11 @@ LEVERS: Final = ("admission", "preemption")
 """The other policy types, whose notices are `active-CONTRACT.json`."""
 
 MAX_ENGINES: Final = 1_024
-"""Engines of which statuses are read."""
+"""Greatest number of engines whose statuses are read."""
 
 MAX_ORDERS_BYTES: Final = 1_048_576
 LOCK_S: Final = 60.0
-"""Seconds that a publisher waits for the others."""
+"""Seconds that a publisher waits for the lock of another one."""
 KEPT_S: Final = 7 * 86_400
 """Seconds after which the files of a silent engine are removed."""
 
@@ -94,14 +94,14 @@ class ChannelProblem(StrEnum):
     """The reason why a channel cannot be used as asked."""
 
     UNREADABLE = "unreadable"
-    """A file is there and cannot be read just now; another try may succeed."""
+    """A file exists and cannot be read now; another attempt may succeed."""
     UNWRITABLE = "unwritable"
     MALFORMED = "malformed"
-    """A file holds something else than it should."""
+    """A file has another content than it should."""
     VERSION = "version"
     """A file was written by an earlier version of this library."""
     UNTRUSTED = "untrusted"
-    """No trusted key vouches for a file."""
+    """A file that no trusted key signed."""
     FOREIGN = "foreign"
     """A file was made for another channel, or for another slot of this one."""
     STALE = "stale"
@@ -110,13 +110,13 @@ class ChannelProblem(StrEnum):
     FROZEN = "frozen"
     QUARANTINED = "quarantined"
     OVERTAKEN = "overtaken"
-    """Somebody else published in the meantime."""
+    """Another publisher published in the meantime."""
     UNKNOWN = "unknown"
-    """What was asked for was never published here."""
+    """The requested file was never published here."""
 
 
 class ChannelError(AutopoiesisError):
-    """A channel directory cannot be used as asked; `problem` says why."""
+    """A channel directory that cannot be used as asked; `problem` says why."""
 
     def __init__(self, message: str, problem: ChannelProblem = ChannelProblem.MALFORMED) -> None:
         super().__init__(message)
@@ -130,7 +130,7 @@ class Trust:
     keys: Path | None = None
     """Folder of trusted public keys (`*.pub`)."""
     allow_unsigned: bool = False
-    """Accept files that nobody signed. A wrong signature is never accepted."""
+    """True to accept unsigned files. A wrong signature is never accepted."""
 
     def check(self, envelope: Envelope, what: str, own: SigningKey | None = None) -> str | None:
         """Return the id of the trusted key that signed an envelope; None where an unsigned one is accepted.
@@ -141,7 +141,7 @@ class Trust:
             own: a key that is trusted besides those in the folder.
 
         Raises:
-            SignatureRefused: no trusted key vouches for it.
+            SignatureRefused: no trusted key signed it.
             SigningError: the folder of keys cannot be read.
         """
         if self.allow_unsigned and not envelope.signed:
@@ -161,12 +161,12 @@ class _Identity(BaseModel):
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel directory. Creating the value touches nothing; folders are made when first written to.
+    """A channel directory. Creating this object has no side effect; folders are created when first written to.
 
     Args:
         root: the directory; known from then on by its resolved path.
-        key: the key that publications are signed with; None where nothing is published, or without signatures.
-        trust: the rule for what is read.
+        key: the key that signs publications; None where nothing is published, or without signatures.
+        trust: the rule for reading.
         state: folder of freshness records; None: the user's own.
         id: the channel's id, where an operator named it; None: the one that was first seen at this path.
     """
@@ -184,7 +184,7 @@ class Channel:
 
     @property
     def notice_path(self) -> Path:
-        """The notice of request ordering."""
+        """The path of the notice of request ordering."""
         return self.slot_path(ORDERING)
 
     def slot_path(self, contract: str) -> Path:
@@ -193,7 +193,7 @@ class Channel:
 
     @property
     def orders_path(self) -> Path:
-        """The standing orders."""
+        """The path of the standing orders."""
         return self.root / "orders.json"
 
     @property
@@ -215,7 +215,7 @@ class Channel:
 
     @cached_property
     def freshness(self) -> Freshness:
-        """The record of what was accepted from this channel."""
+        """The record of accepted messages of this channel."""
         return Freshness(self.root, self.state, unsigned=self.trust.allow_unsigned)
 
     # identity
@@ -249,9 +249,9 @@ class Channel:
         """Make the channel's folders, its id if it has none, and return the id.
 
         Args:
-            group: a Unix group that the engines' users are in. The directory is then readable by that group alone, and the
-                folders that engines write to are writable by it, with the sticky bit, so that no engine can remove the
-                files of another one.
+            group: a Unix group that the engines' users are in. The directory is then readable by that group alone, and
+                the folders that engines write to are writable by it, with the sticky bit, so that no engine can remove
+                the files of another one.
 
         Raises:
             ChannelError: something cannot be made or changed.
@@ -306,9 +306,10 @@ class Channel:
         expected: int | None = None,
         valid_s: float = VALID_S,
     ) -> Notice:
-        """Want a policy from every engine on this channel. Engines see all of it or nothing of it.
+        """Publish a policy for every engine on this channel. Engines see all of the publication or none of it.
 
-        In shadow or as a canary it stands beside what the channel wants now, which goes on deciding or decides again.
+        A shadow or canary does not replace the policy that the channel wants now. That policy keeps deciding (shadow)
+        or decides again afterwards (canary).
 
         Args:
             digest: the policy's digest.
@@ -324,8 +325,8 @@ class Channel:
             valid_s: seconds for which engines may accept the notice.
 
         Raises:
-            ChannelError: the directory cannot be written, the channel is frozen, the policy is quarantined, somebody else
-                published in the meantime, or the bounds make no sense; nothing has changed for the engines.
+            ChannelError: the directory cannot be written, the channel is frozen, the policy is quarantined, another
+                publisher published in the meantime, or the bounds are invalid; nothing has changed for the engines.
         """
         content = certificate.encode() if isinstance(certificate, str) else certificate
         limits = ((source.encode(), MAX_POLICY_BYTES, "policy"), (content, MAX_CERTIFICATE_BYTES, "certificate"))
@@ -362,7 +363,7 @@ class Channel:
         expected: int | None = None,
         valid_s: float = VALID_S,
     ) -> Notice:
-        """Want a policy that was published before: a rollback, or a canary promoted.
+        """Publish a policy again that was published before: a rollback, or a canary that is promoted.
 
         Arguments and errors are those of `publish`.
         """
@@ -376,7 +377,7 @@ class Channel:
             return self._announce(digest, contract, note, mode, seconds, decisions, rollback, expected, valid_s)
 
     def publish_builtin(self, *, contract: str = ORDERING, note: str = "", expected: int | None = None) -> Notice:
-        """Want the engine's built-in rule; a frozen channel allows it. Raises `ChannelError` as `publish` does."""
+        """Publish the engine's built-in rule; a frozen channel allows it. Raises `ChannelError` as `publish` does."""
         with self._lock():
             return self._announce(None, contract, note, "active", None, None, True, expected, VALID_S)
 
@@ -415,11 +416,11 @@ class Channel:
     def order(self, change: Callable[[StandingOrders], StandingOrders]) -> StandingOrders:
         """Change the standing orders and return them.
 
-        Orders that no trusted key vouches for are replaced by the last ones that were accepted here, with the change.
+        Orders that no trusted key signed are replaced by the last ones that were accepted here, with the change.
 
         Raises:
-            ChannelError: they cannot be written, there is no key to sign with, or what lies there cannot be used and nothing
-                was accepted here before.
+            ChannelError: they cannot be written, there is no key to sign with, or the file cannot be used and none was
+                accepted here before.
         """
         with self._lock():
             return self._ordered(change)
@@ -428,7 +429,7 @@ class Channel:
         channel = self._ensured_identity()
         standing = self.known_orders()
         before = standing or StandingOrders(channel=channel, sequence=1)
-        # By the clock, so that a publisher that has seen nothing of the channel yet is not taken for an old one.
+        # By the clock, so that a publisher that has seen nothing of the channel yet does not appear to be old.
         sequence = max(int(time.time()), before.sequence + 1)
         try:
             after = StandingOrders.model_validate(
@@ -447,10 +448,10 @@ class Channel:
         return after
 
     def known_orders(self) -> StandingOrders | None:
-        """Return the standing orders to go by: where no trusted key vouches for the file, those accepted here before.
+        """Return the standing orders that apply: if the file cannot be used, those accepted here before.
 
         Raises:
-            ChannelError: the file cannot be read, or it is none of ours and nothing was accepted here before.
+            ChannelError: the file cannot be read, or it cannot be used and none was accepted here before.
         """
         try:
             return self.orders()
@@ -464,9 +465,10 @@ class Channel:
             return known
 
     def mend_orders(self) -> bool:
-        """Sign the standing orders again where no trusted key vouches for those that lie there; return true if it did.
+        """Sign the standing orders again if those in the file cannot be used; return true if it did.
 
-        A key that was taken out of the trusted ones leaves such orders behind, and so does whoever can write to the channel.
+        A key that is no longer trusted leaves such orders behind, and so does any process that can write to the
+        channel.
 
         Raises:
             ChannelError: they cannot be read or written.
@@ -500,7 +502,7 @@ class Channel:
         """Return the newest signed head of the audit log in a store: the channel's, or a newer one seen here before.
 
         Raises:
-            ChannelError: the file is there and no trusted key vouches for it, and no head was seen here before.
+            ChannelError: the file exists but cannot be used, and no head was seen here before.
         """
         path, known = self._log_path(store), self.freshness.read().logs.get(self._log_name(store))
         try:
@@ -519,7 +521,7 @@ class Channel:
         return len(names - {self._log_name(store)})
 
     def _log_name(self, store: str) -> str:
-        """Return the name of a log: the store that holds it, and the path under which the store knows the channel."""
+        """Return the name of a log: its store, and a hash of the path under which the store knows the channel."""
         return f"{plain_name(store)}-{hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]}"
 
     def _log_path(self, store: str) -> Path:
@@ -539,7 +541,7 @@ class Channel:
         files: Files | None = None,
         write: Callable[[], None] = lambda: None,
     ) -> Notice:
-        """Publish a notice; `write` leaves its files once nothing can be refused any more."""
+        """Publish a notice; call `write`, which writes its files, once nothing can be refused any more."""
         channel = self._ensured_identity()
         sequence = self.freshness.read().notices.get(contract, 0)
         try:
@@ -548,9 +550,9 @@ class Channel:
         except ChannelError as error:
             if error.problem is ChannelProblem.UNREADABLE:
                 raise
-            standing = None  # a notice that nobody vouches for, or of an earlier version, is replaced
+            standing = None  # a notice that nobody signed, or of an earlier version, is replaced
             if sequence == 0 and error.problem is not ChannelProblem.VERSION:
-                sequence = int(time.time())  # what was accepted elsewhere is not known here
+                sequence = int(time.time())  # sequence numbers accepted elsewhere are not known here
         if expected is not None and sequence != expected:
             raise ChannelError(
                 f"nothing was published: publication {sequence} stands for {contract}, not {expected}; look again",
@@ -643,10 +645,10 @@ class Channel:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Hold the channel's lock: publishers follow one another.
+        """Hold the channel's lock, so that publishers run one after another.
 
         Raises:
-            ChannelError: the lock cannot be made, or others hold it for too long.
+            ChannelError: the lock cannot be made, or another publisher holds it for too long.
         """
         name = ".publish.lock"
         try:
@@ -677,13 +679,13 @@ class Channel:
     # reading
 
     def read(self, contract: str = ORDERING) -> Notice | None:
-        """Return the notice that stands in a slot, once a trusted key vouches for it; None when nothing was published.
+        """Return the notice in a slot, if a trusted key signed it; None when nothing was published.
 
-        Its expiry and the standing orders are another matter: `accept` goes by those.
+        Its expiry and the standing orders are not checked here: `accept` checks those.
 
         Raises:
-            ChannelError: it cannot be read, is no notice, is not vouched for, is of another channel, or is older than one
-                that was seen here before.
+            ChannelError: it cannot be read, is not a notice, is not signed by a trusted key, is of another channel, or
+                is older than one that was seen here before.
         """
         notice = self._read_notice(contract)
         seen = self.freshness.read().notices.get(contract, 0)
@@ -708,7 +710,7 @@ class Channel:
         return notice
 
     def accept(self, contract: str = ORDERING) -> Notice | None:
-        """Return the notice in a slot as an engine may follow it, and remember its sequence number.
+        """Return the notice in a slot that an engine may follow, and remember its sequence number.
 
         Raises:
             ChannelError: as `read`; or it has expired, the channel was frozen before it, or its policy is quarantined.
@@ -735,10 +737,10 @@ class Channel:
         return notice
 
     def orders(self) -> StandingOrders | None:
-        """Return the newest standing orders that are known: those in the channel, or newer ones seen before.
+        """Return the newest known standing orders: those in the channel, or newer ones seen before.
 
         Raises:
-            ChannelError: the file cannot be read, or no trusted key vouches for it.
+            ChannelError: the file cannot be read, or no trusted key signed it.
         """
         known = self.freshness.read().orders
         found = self._signed(
@@ -760,7 +762,7 @@ class Channel:
         return orders
 
     def files_of(self, notice: Notice, digest: str) -> tuple[str, bytes]:
-        """Return the text of a policy and the content of its certificate file, exactly as a notice means them.
+        """Return the text of a policy and the content of its certificate file, exactly as a notice names them.
 
         Raises:
             ChannelError: one of them cannot be read, or is another file than the notice names.
@@ -829,7 +831,7 @@ class Channel:
         self._write(self.engine_path(engine), json.dumps(status, indent=1, sort_keys=True), durable=durable)
 
     def dump(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Keep the state in which a policy was taken out and return its path; raises `ChannelError`."""
+        """Keep the state in which a policy was quarantined, and return its path; raises `ChannelError`."""
         path = self.root / "quarantine" / f"{plain_name(name)}.json"
         self._write(path, json.dumps(content))
         return path
@@ -863,7 +865,10 @@ class Channel:
         self._write(self.root / "drift.json", json.dumps(dict(statistics), sort_keys=True))
 
     def drift(self) -> dict[str, float]:
-        """Return the drift that the control plane last measured; empty when it never did, or when that cannot be read."""
+        """Return the drift that the control plane last measured.
+
+        The result is empty when it never did, or when the file cannot be read.
+        """
         try:
             found = json.loads(read_bounded(self.root / "drift.json", MAX_NOTICE_BYTES))
             return {str(name)[:64]: float(value) for name, value in list(found.items())[:64]}
@@ -871,11 +876,11 @@ class Channel:
             return {}
 
     def record(self, engine: str, number: int, columns: Mapping[str, NDArray[np.int64]]) -> Path:
-        """Leave one piece of telemetry of an engine and return its path; the oldest are removed.
+        """Write one piece of telemetry of an engine and return its path; the oldest are removed.
 
         Raises:
             TelemetryError: the columns are not those of the schema.
-            FileUnwritableError: the piece cannot be written, or the engine's folder is a link or somebody else's.
+            FileUnwritableError: the piece cannot be written, or the engine's folder is a link or another user's.
         """
         return write_piece(self.root, engine, number, columns)
 
@@ -890,7 +895,7 @@ def plain_name(name: str) -> str:
     """Return a name that may be part of a path: a digest, an engine's or a slot's.
 
     Raises:
-        ChannelError: it is none.
+        ChannelError: it may not be.
     """
     ascii_only = name.isascii() and all(letter.isalnum() or letter in "-_." for letter in name)
     if not ascii_only or not 0 < len(name) <= 128 or name.startswith("."):
@@ -912,7 +917,7 @@ def _listed(folder: Path, suffix: str) -> list[str]:
 
 
 def _said(reason: str) -> str:
-    """Return a reason for people as it may stand in orders: visible, and short."""
+    """Return a reason as it may stand in orders: printable, and short."""
     return printable(" ".join(reason.split()))[:300]
 
 

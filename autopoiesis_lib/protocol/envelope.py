@@ -1,7 +1,7 @@
-"""Signed envelopes: the bytes that are shipped are the bytes that are signed, and they are parsed afterwards.
+"""Signed envelopes: the shipped bytes are the signed bytes, and they are parsed after the check.
 
-The format is DSSE (Dead Simple Signing Envelope), as in-toto and sigstore use it, with Ed25519 keys. An envelope without a
-signature is well-formed; whoever reads it decides what that is worth.
+The format is DSSE (Dead Simple Signing Envelope), as in-toto and sigstore use it, with Ed25519 keys. An envelope
+without a signature is well-formed; its reader decides whether to accept it.
 
     envelope = seal(payload, NOTICE, key)
     envelope = Envelope.parse(read_bounded(path, MAX_NOTICE_BYTES), NOTICE)
@@ -33,14 +33,16 @@ STANDING_ORDERS: Final = "application/vnd.autopoiesis.standing-orders+json"
 LOG_HEAD: Final = "application/vnd.autopoiesis.log-head+json"
 
 MAX_PARTS: Final = 64
-"""Commas in an envelope: it has eight signatures at most, and its payload, in base64, has none. JSON of more parts takes the
-interpreter a third of a second per megabyte, in which an engine takes no step."""
+"""Greatest number of commas in an envelope: it has at most eight signatures, and its base64 payload has no comma.
+
+JSON with more parts takes the interpreter a third of a second per megabyte, in which an engine takes no step.
+"""
 
 Short = Annotated[str, Field(max_length=256)]
 
 
 class EnvelopeError(AutopoiesisError):
-    """Bytes from outside are no envelope of the expected payload type, or the payload is not what the type says."""
+    """Foreign bytes that are no envelope of the expected payload type, or whose payload does not match it."""
 
 
 class _Signature(BaseModel):
@@ -65,11 +67,11 @@ class Envelope:
     payload: bytes
     payload_type: str
     signatures: Mapping[str, bytes]
-    """Key id -> Ed25519 signature."""
+    """Map from a key id to an Ed25519 signature."""
 
     @classmethod
     def parse(cls, data: bytes, payload_type: str) -> "Envelope":
-        """Read an envelope; nothing about its payload or its signatures is checked yet.
+        """Read an envelope; its payload and its signatures are not checked yet.
 
         Raises:
             EnvelopeError: the bytes are no envelope, or one of another payload type.
@@ -108,20 +110,20 @@ class Envelope:
 
     @property
     def signed(self) -> bool:
-        """Presence of a signature, be it right or wrong."""
+        """True when there is a signature, right or wrong."""
         return bool(self.signatures)
 
     def signed_by(self, trusted: Mapping[str, Ed25519PublicKey], what: str = "the envelope") -> str:
         """Return the id of a trusted key that signed exactly this payload.
 
         Args:
-            trusted: key id -> public key.
+            trusted: map from a key id to a public key.
             what: the subject of an error message, such as "the certificate of policy 0123".
 
         Raises:
             Unsigned: there is no signature.
             UnknownKey: no signature is by a trusted key.
-            Tampered: a signature names a trusted key and is not of this payload.
+            Tampered: a signature names a trusted key but is not of this payload.
         """
         from securesystemslib.exceptions import VerificationError
         from securesystemslib.signer import SSlibKey
@@ -170,7 +172,7 @@ def seal(payload: bytes, payload_type: str, key: SigningKey | None = None) -> En
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first problem of a validation on one printable line: where it is, and what is wrong."""
+    """Return the first problem of a validation on one printable line: its place, and the problem."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"][:6])
     return printable(f"{where}: {first['msg']}" if where else first["msg"])[:300]

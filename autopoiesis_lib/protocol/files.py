@@ -1,7 +1,7 @@
-"""Bounded reads and atomic writes: the only way in which a file crosses between a control plane, engines and other users.
+"""Bounded reads and atomic writes: the only way in which files pass between a control plane, engines and users.
 
-A file is hostile until its signature is checked. Before that it is only known to be a regular file of bounded size; a FIFO, a
-device, a symbolic link or a file that is too large is refused without a blocking call.
+A file is hostile until its signature is checked. Before that it is only known to be a regular file of bounded size; a
+FIFO, a device, a symbolic link or a file that is too large is refused without a blocking call.
 """
 
 import os
@@ -38,9 +38,9 @@ MAX_STATUS_BYTES: Final = 262_144
 MAX_KEY_BYTES: Final = 4_096
 
 FILE_MODE: Final = 0o644
-"""Mode of every published file. Nothing in it is secret; the modes of the folders say who may look at them."""
+"""Mode of every published file. Its content is not secret; the modes of the folders decide who may read it."""
 FOLDER_MODE: Final = 0o755
-"""Mode of every folder that is made for published files, besides what it inherits from the one that it is in."""
+"""Mode of every folder that is created for published files, besides the bits that it inherits from its parent."""
 
 
 class FileProblem(StrEnum):
@@ -53,11 +53,11 @@ class FileProblem(StrEnum):
     """A folder, FIFO, socket or device."""
     TOO_LARGE = "too-large"
     UNREADABLE = "unreadable"
-    """The operating system refused, or failed, to read it; another try may succeed."""
+    """A file that the operating system refused, or failed, to read; another attempt may succeed."""
 
 
 class FileRefusedError(AutopoiesisError):
-    """A file from outside was not read; `problem` says why."""
+    """A file from outside that was not read; `problem` says why."""
 
     def __init__(self, path: Path, problem: FileProblem, detail: str) -> None:
         super().__init__(f"{path} {detail}")
@@ -65,7 +65,7 @@ class FileRefusedError(AutopoiesisError):
 
 
 class FileUnwritableError(AutopoiesisError):
-    """A file could not be written; what was there before is still there."""
+    """A file that could not be written; the earlier content is still there."""
 
 
 def read_bounded(path: str | Path, limit: int, *, follow_links: bool = False) -> bytes:
@@ -143,11 +143,11 @@ def opened_folder(path: str | Path, *, create: bool = True, inside: int | None =
 
     Args:
         path: the folder.
-        create: make it, and what is above it, when it is missing.
-        inside: a descriptor of the folder that `path` is the name of a folder in; None: the working folder.
+        create: create it, and its parents, when it is missing.
+        inside: a descriptor of the folder that `path` is relative to; None: the working folder.
 
     Raises:
-        OSError: it is a link, no folder, or cannot be opened or made.
+        OSError: it is a link, is not a folder, or cannot be opened or created.
     """
     made = False
     if create:
@@ -159,7 +159,7 @@ def opened_folder(path: str | Path, *, create: bool = True, inside: int | None =
             made = True
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
     try:
-        if made:  # what is published in it is for other users as well, whatever the umask
+        if made:  # other users read the files in it as well, whatever the umask
             os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode) | FOLDER_MODE)
         yield handle
     finally:

@@ -1,8 +1,8 @@
 """Freshness: the highest sequence numbers that one reader of a channel has accepted, kept on its own disk.
 
-A signature does not say when it was made. A reader therefore remembers, per channel and slot, the newest notice it accepted,
-and refuses every older one, also after a restart. The record lies in the reader's state folder, never in the channel, because
-whoever can write to the channel could put an old record back.
+A signature does not say when it was made. A reader therefore remembers, per channel and slot, the newest notice it
+accepted, and refuses every older one, also after a restart. The record is in the reader's state folder, never in the
+channel, because a process that can write to the channel could restore an old record.
 """
 
 import fcntl
@@ -21,11 +21,11 @@ __all__ = ["Freshness", "FreshnessError", "Seen", "state_folder"]
 
 MAX_RECORD_BYTES = 2_097_152
 NOWHERE = Path("/nonexistent/autopoiesis")
-"""A folder that is not there and that no ordinary user can make."""
+"""A folder that does not exist and that no ordinary user can create."""
 
 
 class FreshnessError(AutopoiesisError):
-    """The record of accepted sequence numbers is damaged, so nothing can be accepted."""
+    """A record of accepted sequence numbers that is damaged, so nothing can be accepted."""
 
 
 class Seen(BaseModel):
@@ -65,7 +65,7 @@ class Freshness:
     Args:
         root: the channel's directory; its resolved path names the record.
         folder: the folder of records; None: `state_folder()`.
-        unsigned: the reader accepts what nobody signed; what it saw says nothing to a reader that does not.
+        unsigned: the reader accepts unsigned messages. Its record is separate from that of a reader that does not.
     """
 
     def __init__(self, root: Path, folder: Path | None = None, *, unsigned: bool = False) -> None:
@@ -100,7 +100,7 @@ class Freshness:
         return _merged(found, self._memory)
 
     def update(self, change: Callable[[Seen], Seen]) -> Seen:
-        """Change the record under a lock and return it. What other processes accepted meanwhile is kept.
+        """Change the record under a lock and return it. Messages that other processes accepted meanwhile are kept.
 
         A record that cannot be written is kept in memory, and `problem` says so.
 

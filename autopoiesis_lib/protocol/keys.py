@@ -1,8 +1,8 @@
-"""Signing keys: who may put a policy into an engine.
+"""Signing keys: the right to put a policy into an engine.
 
-A deployment has a folder of keys. `NAME.key` is a private Ed25519 key (PKCS#8 PEM, readable by its owner alone) and stays
-with the controller; `NAME.pub` is its public half (PEM) and is all an engine needs. A key is known by its id, the SHA-256
-of the 32 raw public bytes, so that a renamed file is still the same key.
+A deployment has a folder of keys. `NAME.key` is a private Ed25519 key (PKCS#8 PEM, readable by its owner alone) and
+stays with the controller. `NAME.pub` is its public half (PEM) and is all an engine needs. A key is known by its id, the
+SHA-256 of the 32 raw public bytes, so a renamed file is still the same key.
 
     new_key("keys", "fleet")
     envelope = seal(payload, NOTICE, load_key("keys", "fleet"))
@@ -50,39 +50,39 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class SigningError(AutopoiesisError):
-    """A key cannot be made, read or used."""
+    """A key that cannot be made, read or used."""
 
 
 class SignatureRefused(SigningError):
-    """No trusted key vouches for a file; nothing may run on its word."""
+    """A file that no trusted key signed; nothing may run because of it."""
 
 
 class Unsigned(SignatureRefused):
-    """A file has no signature."""
+    """A file without a signature."""
 
 
 class UnknownKey(SignatureRefused):
-    """A file is signed with a key that is not among the trusted ones."""
+    """A file that is signed with a key that is not among the trusted ones."""
 
 
 class Tampered(SignatureRefused):
-    """A file was changed after it was signed, or its signature is none."""
+    """A file that was changed after it was signed, or whose signature is invalid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyInfo:
-    """A key as it is listed: never its secret."""
+    """A key in a listing, without its secret."""
 
     name: str
     key_id: str
     """SHA-256 of the raw public key, in hex."""
     can_sign: bool
-    """Whether the private half lies in the folder too."""
+    """True when the private half is in the folder too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SigningKey:
-    """A private key in memory; the secret shows in no repr."""
+    """A private key in memory; no repr shows the secret."""
 
     name: str
     key_id: str
@@ -90,7 +90,7 @@ class SigningKey:
 
 
 def new_key(folder: str | Path, name: str) -> KeyInfo:
-    """Make a key pair: `NAME.key` with mode 0600 and `NAME.pub`. Existing files are never overwritten.
+    """Create a key pair: `NAME.key` with mode 0600 and `NAME.pub`. Existing files are never overwritten.
 
     Raises:
         SigningError: the name is unusable or taken, or the folder cannot be written.
@@ -118,7 +118,7 @@ def new_key(folder: str | Path, name: str) -> KeyInfo:
 
 
 def list_keys(folder: str | Path) -> tuple[KeyInfo, ...]:
-    """The public keys of a folder by name, and whether each can sign here; none when there is no such folder.
+    """Return the public keys of a folder by name, and whether each can sign here; empty when there is no such folder.
 
     Raises:
         SigningError: a `.pub` file is not an Ed25519 public key.
@@ -131,7 +131,7 @@ def list_keys(folder: str | Path) -> tuple[KeyInfo, ...]:
 
 
 def load_key(folder: str | Path, name: str) -> SigningKey:
-    """The private key `NAME.key` of a folder.
+    """Return the private key `NAME.key` of a folder.
 
     Raises:
         SigningError: it is missing, readable by others than its owner, or no Ed25519 private key.
@@ -156,7 +156,7 @@ def load_key(folder: str | Path, name: str) -> SigningKey:
 
 
 def trusted_keys(folder: str | Path) -> Mapping[str, Ed25519PublicKey]:
-    """Key id -> public key of every `*.pub` in a folder.
+    """Return a map from a key id to the public key for every `*.pub` in a folder.
 
     Raises:
         SigningError: there is no such folder, or a file in it is not an Ed25519 public key.
@@ -169,7 +169,7 @@ def trusted_keys(folder: str | Path) -> Mapping[str, Ed25519PublicKey]:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """SHA-256 of the 32 raw bytes of a public key, in hex: how certificates name it."""
+    """Return the SHA-256 of the 32 raw bytes of a public key, in hex: its name in certificates."""
     return hashlib.sha256(raw_public(key)).hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Notices: the signed messages of a control plane to the engines of one channel.
 
-A notice says which policy is wanted in one slot. Standing orders say what holds for all slots: freeze and quarantine. Both are
-payloads of signed envelopes, and both carry the channel's id and a sequence number, so that neither can be moved to another
-channel or put back later.
+A notice names the policy that is wanted in one slot. Standing orders hold for all slots: freeze and quarantine. Both
+are payloads of signed envelopes. Both carry the channel's id and a sequence number, so that neither can be moved to
+another channel or replayed later.
 """
 
 import time
@@ -33,13 +33,16 @@ ORDERING: Final = "request-ordering"
 """The policy type whose notice is `active.json`."""
 
 VALID_S: Final = 90 * 86_400
-"""Seconds for which a notice may be accepted, unless its publisher says otherwise."""
+"""Seconds for which a notice may be accepted, unless its publisher sets another duration."""
 
 MAX_SEQUENCE: Final = 2**53
 
 Mode = Literal["active", "shadow", "canary"]
-"""`active`: it decides. `shadow`: it is asked beside the policy that decides; its answers are compared and change nothing.
-`canary`: it decides for a bounded time or number of decisions; then the engine returns to `base` by itself."""
+"""Mode of a policy. `active`: it decides.
+
+`shadow`: it is evaluated beside the policy that decides; its results are compared and change nothing. `canary`: it
+decides for a bounded time or number of decisions; then the engine returns to `base` by itself.
+"""
 
 Digest = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 ChannelId = Annotated[str, Field(pattern=r"\A[0-9a-f]{32}\z")]
@@ -49,7 +52,7 @@ Text = Annotated[str, Field(max_length=2_000)]
 
 
 class NoticeError(AutopoiesisError):
-    """A payload is no notice of this version."""
+    """A payload that is no notice of this version."""
 
 
 class _Payload(BaseModel):
@@ -57,9 +60,9 @@ class _Payload(BaseModel):
 
     version: Literal[2] = 2
     channel: ChannelId
-    """The channel it was made for."""
+    """The channel that the message is for."""
     sequence: Sequence
-    """Counts up by one with every publication of its kind."""
+    """Sequence number; each publication of the same kind has the next one."""
     issued: int = Field(default_factory=lambda: int(time.time()), ge=0, le=MAX_SEQUENCE)
     """Unix time in seconds."""
 
@@ -69,7 +72,7 @@ class _Payload(BaseModel):
 
 
 class Files(BaseModel):
-    """SHA-256 of the two files of a policy, so that an engine parses neither before it knows that they are meant."""
+    """SHA-256 of the two files of a policy. An engine parses neither before it knows that they are the named ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,9 +88,12 @@ class Notice(_Payload):
     contract: Slot = ORDERING
     """The policy type."""
     mode: Mode = "active"
-    """How it is to be used."""
+    """Use of the policy; see `Mode`."""
     base: Digest | None = None
-    """The policy that decides meanwhile (shadow) or afterwards (canary); None: the built-in rule. Unused when active."""
+    """The policy that decides meanwhile (shadow) or afterwards (canary); None: the built-in rule.
+
+    Unused when active.
+    """
     files: Mapping[Digest, Files] = Field(default_factory=dict, max_length=2)
     """The files of `digest` and `base`."""
     seconds: float | None = Field(default=None, gt=0, le=1e9, allow_inf_nan=False)
@@ -97,18 +103,21 @@ class Notice(_Payload):
     rollback: bool = False
     """A return to an earlier policy, which a frozen channel allows."""
     expires: int = Field(ge=0, le=MAX_SEQUENCE)
-    """Unix time in seconds after which no engine accepts the notice. One that runs it goes on."""
+    """Unix time in seconds after which no engine accepts the notice.
+
+    An engine that already runs it keeps running it.
+    """
     note: Text = ""
-    """For people: who or what published it, and why."""
+    """Text for people: the publisher, and the reason."""
 
     @property
     def decides(self) -> str | None:
-        """The digest that decides once nobody promotes the candidate; None: the built-in rule."""
+        """The digest that decides if nobody promotes the candidate; None: the built-in rule."""
         return self.digest if self.mode == "active" else self.base
 
     @property
     def ends(self) -> float:
-        """Unix time after which a trial is over in every engine; infinite when nothing but its expiry bounds it."""
+        """Unix time after which a trial is over in every engine. An active notice has 0."""
         if self.mode == "active":
             return 0.0
         return min(float(self.expires), float("inf") if self.seconds is None else self.issued + self.seconds)
@@ -129,24 +138,24 @@ class StandingOrders(_Payload):
     """Freeze and quarantine of one channel, for its publishers and its engines."""
 
     frozen: bool = False
-    """While true, nothing new is published and engines accept nothing new."""
+    """True while nothing new is published and engines accept nothing new."""
     frozen_after: Mapping[Slot, int] = Field(default_factory=dict, max_length=256)
     """Sequence number of the last notice before the freeze, by slot."""
     reason: Text = ""
-    """For people: why it is frozen."""
+    """Text for people: the reason of the freeze."""
     quarantined: Mapping[Digest, Text] = Field(default_factory=dict, max_length=4_096)
-    """Digest -> the reason why it must not run."""
+    """Map from a digest to the reason why it must not run."""
 
 
 class LogHeadNotice(_Payload):
-    """The newest entry of the audit log, as the control plane vouches for it."""
+    """The newest entry of the audit log, as the control plane signed it."""
 
     store: Annotated[str, Field(max_length=64)]
     """The store that holds the log."""
     entries: int = Field(ge=0, le=MAX_SEQUENCE)
     """Number of entries of this channel in that store."""
     chain: Digest
-    """Hash over all of them."""
+    """Hash over all these entries."""
 
 
 def content_of(kind: type[_Payload], payload: bytes) -> Any:

@@ -1,6 +1,6 @@
-"""Modes and owners of a channel and of a folder of keys: who else could change what an engine trusts.
+"""Modes and owners of a channel and of a folder of keys: a check for others who could change what an engine trusts.
 
-A wrong mode breaks no signature. It says that the parties which the signatures keep apart can reach each other's files.
+A wrong mode breaks no signature. It means that parties which the signatures separate can reach each other's files.
 """
 
 import os
@@ -12,7 +12,7 @@ __all__ = ["permission_problems"]
 
 
 def permission_problems(channel: Path | None, keys: Path | None, *, engine: bool = False) -> list[str]:
-    """Return one line for each mode or owner that lets somebody else in; empty when all is well.
+    """Return one line for each mode or owner that gives others access; empty when there is none.
 
     Args:
         channel: the channel directory.

@@ -1,6 +1,6 @@
-"""A certificate as an in-toto statement: the policy's text is the subject, what was proved of it the predicate.
+"""A certificate as an in-toto statement: the policy's text is the subject, its proved properties are the predicate.
 
-Both sides read it here: the control plane, which knows every field, and an engine, which goes by a few of them and has no
+Both sides read it here: the control plane, which knows every field, and an engine, which uses a few of them and has no
 solver.
 """
 
@@ -23,7 +23,7 @@ REPUBLISH: Final = "make a new one with `autopoiesis verify` and publish it with
 
 
 class StatementError(AutopoiesisError):
-    """A text is no statement about a policy, or one about another text than it holds."""
+    """A text that is no statement about a policy, or whose subject is another text than it holds."""
 
 
 class _Digest(BaseModel):
@@ -66,7 +66,7 @@ def statement(source: str, name: str, predicate: Mapping[str, Any]) -> bytes:
 
 
 def predicate_of(payload: bytes) -> dict[str, Any]:
-    """Return the predicate of a statement, once it is about the policy text that it holds.
+    """Return the predicate of a statement, after a check that it is about the policy text that it holds.
 
     Raises:
         StatementError: it is no such statement, or its subject is another text.
@@ -90,7 +90,7 @@ def predicate_of(payload: bytes) -> dict[str, Any]:
 
 
 def envelope_of(data: bytes) -> Envelope:
-    """Return the envelope in a certificate file; one that nobody signed lies there without an envelope."""
+    """Return the envelope in a certificate file; the file of an unsigned one has no envelope."""
     try:
         return Envelope.parse(data, CERTIFICATE)
     except EnvelopeError:

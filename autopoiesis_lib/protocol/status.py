@@ -1,6 +1,6 @@
-"""The status that an engine writes about itself, as everybody else reads it: bounded, typed, and believed no further.
+"""The status that an engine writes about itself, as others read it: bounded and typed, but not trusted.
 
-A status is not signed. It can make a control plane take a policy back; it can never put one in.
+A status is not signed. It can make a control plane withdraw a policy; it can never make it publish one.
 """
 
 import math
@@ -31,7 +31,7 @@ IGNORES_PRIORITY: Final = (
     "the engine orders requests by priority and the policy does not: urgent requests lose their precedence; "
     "deploy one that is proved with --set priority_order=true, or serve with --scheduling-policy fcfs"
 )
-"""The warning of an engine whose own order is by priority, and whose policy's scores do not depend on it."""
+"""Warning of an engine whose own order is by priority while the policy's scores do not depend on it."""
 
 Name = Annotated[str, Field(max_length=256)]
 Text = Annotated[str, BeforeValidator(lambda text: text[:2_000] if isinstance(text, str) else text)]
@@ -52,7 +52,7 @@ class TrialStatus(_Status):
     decisions: Count = 0
     agreed: Count = 0
     ended: Text = ""
-    """The reason why it ended by itself; empty while it lasts."""
+    """The reason why it ended by itself; empty while it runs."""
 
 
 class SlotStatus(_Status):
@@ -63,7 +63,7 @@ class SlotStatus(_Status):
     mode: Name = "active"
     trial: TrialStatus | None = None
     quarantined: Texts = Field(default_factory=dict)
-    """Digest -> the reason why it is never active again in this process."""
+    """Map from a digest to the reason why it is never active again in this process."""
     request_to_active_us: int | None = None
     swap_step_ns: int | None = None
     wanted: Name | None = None
@@ -76,17 +76,20 @@ class SlotStatus(_Status):
 
 
 class EngineStatus(SlotStatus):
-    """One engine. Its own fields of a slot are those of request ordering; `levers` holds the other policy types."""
+    """The status of one engine.
+
+    Its own slot fields are those of request ordering; `levers` holds the other policy types.
+    """
 
     engine: Name = ""
     host: Name = ""
     pid: Count = 0
     channel: Name | None = None
-    """Id of the channel that it follows."""
+    """Id of the channel that the engine follows."""
     started: Seconds = 0.0
     """Unix time of its start."""
     heartbeat: Seconds = 0.0
-    """Unix time at which it wrote this."""
+    """Unix time at which the engine wrote this status."""
     aging_us: int | None = None
     disabled: bool = False
     frozen: bool = False
@@ -97,11 +100,11 @@ class EngineStatus(SlotStatus):
     scheduling: Name = ""
     """The engine's own order of requests, such as `fcfs` or `priority`."""
     off: Texts = Field(default_factory=dict)
-    """Policy type -> the reason why no policy of it can decide in this engine."""
+    """Map from a policy type to the reason why no policy of it can decide in this engine."""
     uncovered: Annotated[list[Text], Field(max_length=64)] = Field(default_factory=list)
-    """What no certificate covers in this engine, beyond what every certificate says."""
+    """Aspects of this engine that no certificate covers, beyond those that every certificate names."""
     warnings: Annotated[list[Text], Field(max_length=64)] = Field(default_factory=list)
-    """What an operator may not have meant."""
+    """Settings that an operator may have chosen by mistake."""
 
 
 def silent_since(status: Mapping[str, Any], now: float | None = None) -> float | None:

@@ -1,21 +1,22 @@
-"""Telemetry as it crosses from engines to the control plane: one schema, the writer of pieces and their reader.
+"""Telemetry from engines to the control plane: one schema, the writer of pieces and their reader.
 
-An engine leaves numbered pieces in `CHANNEL/telemetry/ENGINE/NUMBER.npz`. A piece is an archive of int64 columns, called
-`steps.FIELD`, `requests.FIELD` and `arrivals.FIELD`, beside the version of this schema: counts and times, never contents of
-requests. Numbers count up by one while an engine lives and begin higher when it starts again.
+An engine writes numbered pieces to `CHANNEL/telemetry/ENGINE/NUMBER.npz`. A piece is an archive of int64 columns, named
+`steps.FIELD`, `requests.FIELD` and `arrivals.FIELD`, beside the version of this schema: counts and times, never
+contents of requests. Numbers increase by one while an engine lives and begin higher when it starts again.
 
-Pieces are hostile. The reader rests on these rules, and on nothing else that a piece or its folder says:
+Pieces are hostile. The reader relies on these rules, and on no other claim of a piece or its folder:
 
-- *Form.* A piece has a bounded size, the very members of the schema and no others, stored or deflated without encryption, each
-  with the header that this module writes and as many rows as its table. All of this is checked before anything is inflated.
-- *Values.* A row that no engine could report is dropped and counted. Priorities and token limits, which users choose, are
-  clipped instead: nobody may hide a request by them.
-- *Numbers.* The pieces of an engine are a run of consecutive numbers. Of several runs in a folder, that one counts whose last
-  piece was written last, by the time that the file system set; a lone piece counts only while there is no longer run. A piece
-  numbered ahead of the others therefore hides none of them.
-- *Clock.* Times lie within `AHEAD_US` of what earlier pieces and the time between the files allow. Single rows beyond that are
-  dropped. A piece that lies beyond it as a whole is held back until the next one: if that goes on from it, the engine has
-  another clock and earlier records are forgotten; otherwise the piece is refused.
+- *Form.* A piece has a bounded size, the very members of the schema and no others, stored or deflated without
+  encryption, each with the header that this module writes and as many rows as its table. All of this is checked before
+  anything is inflated.
+- *Values.* A row that no engine could report is dropped and counted. Priorities and token limits, which users choose,
+  are clipped instead, so that no user can hide a request with them.
+- *Numbers.* The pieces of an engine are a run of consecutive numbers. Of several runs in a folder, that one counts
+  whose last piece was written last, by the time that the file system set; a lone piece counts only while there is no
+  longer run. A piece numbered ahead of the others therefore hides none of them.
+- *Clock.* Times lie within `AHEAD_US` of what earlier pieces and the time between the files allow. Single rows beyond
+  that are dropped. A piece that lies beyond it as a whole is held back until the next one: if that goes on from it, the
+  engine has another clock and earlier records are forgotten; otherwise the piece is refused.
 """
 
 import heapq
@@ -86,7 +87,7 @@ STEP_FIELDS: Final = (
 )
 """`at_us`: the step's clock; `adapter_ns`: time spent in the adapter during the step; `fallbacks`: total so far."""
 ARRIVAL_FIELDS: Final = ("number", "stamp_us", "num_prompt_tokens", "max_tokens", "priority")
-"""Of a request that has just come: `number` counts an engine's requests from 1, and is in its request record again."""
+"""Fields of a new request: `number` counts an engine's requests from 1, and is in its request record again."""
 REQUEST_FIELDS: Final = (
     "number",
     "stamp_us",
@@ -101,8 +102,12 @@ REQUEST_FIELDS: Final = (
     "num_preemptions",
     "aborted",
 )
-"""Times in microseconds of the engine's monotonic clock, 0 when it never happened; a first token is noted when vLLM has
-taken it in, at the beginning of the next step. `priority` as vLLM was given it."""
+"""Fields of a finished request.
+
+Times are in microseconds of the engine's monotonic clock, 0 for an event that never happened.
+
+A first token is recorded when vLLM has processed it, at the beginning of the next step. `priority` is vLLM's own value.
+"""
 
 TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "steps": STEP_FIELDS,
@@ -112,10 +117,10 @@ TABLES: Final[Mapping[str, tuple[str, ...]]] = {
 COLUMNS: Final = tuple(f"{table}.{name}" for table, names in TABLES.items() for name in names)
 """Names of a piece's columns."""
 EVENT: Final = {"steps": "at_us", "requests": "finished_us", "arrivals": "stamp_us"}
-"""The column of each table that says when its row was recorded."""
+"""The column of each table with the time at which its row was recorded."""
 
 MAX_ROWS: Final = 131_072
-"""Rows of a table in one piece: twice what an engine's rings hold by default."""
+"""Greatest number of rows of a table in one piece: twice the default size of an engine's ring buffers."""
 MAX_TIME_US: Final = 2**50
 """36 years on a monotonic clock."""
 MAX_TOKENS: Final = 2**31
@@ -123,32 +128,32 @@ MAX_COUNT: Final = 2**40
 MAX_NUMBER: Final = 10**12
 
 KEPT_PIECES: Final = 512
-"""Pieces that an engine keeps: at one in ten seconds, 85 minutes for a control plane to come back in."""
+"""Number of pieces that an engine keeps: at one per ten seconds, a control plane may be away for 85 minutes."""
 MAX_ENTRIES: Final = 131_072
-"""Entries of one engine's folder that are looked at."""
+"""Greatest number of entries of one engine's folder that are read."""
 MAX_RUNS: Final = 1_024
-"""Runs of numbers in one engine's folder that are considered, the longest."""
+"""Greatest number of runs of numbers in one engine's folder that are considered, the longest first."""
 MAX_PIECES: Final = 1_024
-"""Pieces of one engine that are opened in one reading, the newest of their run."""
+"""Greatest number of pieces of one engine that are opened in one reading, the newest of their run."""
 MAX_READ_ROWS: Final = 1_048_576
-"""Rows after which a reading ends; the next one goes on from there."""
+"""Number of rows after which a reading ends; the next one continues from there."""
 AHEAD_US: Final = 600_000_000
-"""Tolerance of the clock rule: telemetry may be written so much later than it was recorded."""
+"""Tolerance of the clock rule: the greatest delay between recording and writing."""
 SPAN_US: Final = 86_400_000_000
-"""Greatest distance of a time from the median of its piece, in a piece that nothing is known before."""
+"""Greatest distance of a time from the median of its piece, for a piece without earlier ones."""
 
 TELEMETRY: Final = "telemetry"
-"""The folder of a channel that holds one folder an engine."""
+"""The folder of a channel that holds one folder per engine."""
 ENGINE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
-"""Names of engines, to be matched in full."""
+"""Names of engines; a name must match in full."""
 _PIECE_NAME: Final = re.compile(r"([0-9]{8}|[1-9][0-9]{8,11})\.npz", re.ASCII)
 
 _END: Final = struct.Struct("<4s4H2LH")
-"""End of a zip directory: signature, two disk numbers, entries here and in all, size and start of the directory, comment."""
+"""End of a zip directory: signature, two disk numbers, entries here and in all, its size and start, comment."""
 _ENTRY_BYTES: Final = 256
-"""Size of a directory entry, with its name, that no schema exceeds."""
+"""Greatest size of a directory entry with its name, for every schema."""
 _MEMBER_BYTES: Final = 512
-"""What an archive needs for a member beside its rows: npy header, local header and directory entry."""
+"""Size that an archive needs for a member beside its rows: npy header, local header and directory entry."""
 
 
 class TelemetryProblem(StrEnum):
@@ -159,11 +164,11 @@ class TelemetryProblem(StrEnum):
     NAME = "name"
     """An entry is not named as a piece, or a folder not as an engine."""
     CROWDED = "crowded"
-    """There are more entries than are looked at."""
+    """A folder with more entries than are read."""
     SEQUENCE = "sequence"
-    """A piece is numbered ahead of the run that counts."""
+    """A piece that is numbered ahead of the run that counts."""
     FILE = "file"
-    """It is no regular file, too large or unreadable."""
+    """A piece that is no regular file, too large or unreadable."""
     ARCHIVE = "archive"
     """The zip archive is damaged, or not of the plain form that is accepted."""
     HEADER = "header"
@@ -171,7 +176,7 @@ class TelemetryProblem(StrEnum):
     SCHEMA = "schema"
     """Columns are missing, unknown, or given twice."""
     VERSION = "version"
-    """It was written with another version of the schema."""
+    """A piece of another version of the schema."""
     ROWS = "rows"
     """The columns of a table differ in length, or there are too many rows."""
     VALUES = "values"
@@ -183,7 +188,7 @@ class TelemetryProblem(StrEnum):
 
 
 class TelemetryError(AutopoiesisError):
-    """Telemetry was refused; `problem` says why."""
+    """Telemetry that was refused; `problem` says why."""
 
     def __init__(self, problem: TelemetryProblem, detail: str) -> None:
         super().__init__(f"telemetry is refused ({problem}): {detail}")
@@ -197,13 +202,13 @@ class Piece:
     engine: str
     number: int
     requests: Mapping[str, Int64s] = field(default_factory=dict)
-    """One row a request that left the engine; `REQUEST_FIELDS`."""
+    """One row per request that left the engine; `REQUEST_FIELDS`."""
     arrivals: Mapping[str, Int64s] = field(default_factory=dict)
-    """One row a request that came; `ARRIVAL_FIELDS`."""
+    """One row per request that arrived; `ARRIVAL_FIELDS`."""
     steps: Mapping[str, Int64s] = field(default_factory=dict)
-    """One row a step; `STEP_FIELDS`."""
+    """One row per step; `STEP_FIELDS`."""
     new_clock: bool = False
-    """Whether its times are not to be compared with those of the pieces before."""
+    """True when its times are not comparable with those of earlier pieces."""
 
     def tables(self) -> Iterator[tuple[str, Mapping[str, Int64s]]]:
         """Yield the name and the columns of each table."""
@@ -221,7 +226,7 @@ class Pieces:
     refused: Mapping[TelemetryProblem, int] = field(default_factory=dict)
     """Pieces and rows refused in this reading."""
     standing: Mapping[TelemetryProblem, int] = field(default_factory=dict)
-    """Entries of the folder that are passed over at every reading, as many as there are now."""
+    """Entries of the folder that every reading skips, with their current number."""
 
 
 # archives
@@ -246,7 +251,7 @@ def unpack(content: bytes, names: Collection[str], max_rows: int) -> dict[str, I
         max_rows: the largest number of rows of a column.
 
     Raises:
-        TelemetryError: it does not, or is not such an archive.
+        TelemetryError: the archive does not hold exactly these, or is not such an archive.
     """
     _check_end(content, len(names))
     try:
@@ -255,7 +260,7 @@ def unpack(content: bytes, names: Collection[str], max_rows: int) -> dict[str, I
             return {name: _column(archive, member) for name, member in members.items()}
     except TelemetryError:
         raise
-    except Exception as error:  # zipfile raises whatever the damage hits
+    except Exception as error:  # zipfile raises many kinds of error for damaged archives
         raise TelemetryError(TelemetryProblem.ARCHIVE, f"the archive is damaged ({printable(error)[:200]})") from None
 
 
@@ -275,7 +280,7 @@ def _check_end(content: bytes, count: int) -> None:
 
 
 def _members(archive: zipfile.ZipFile, size: int, names: Collection[str], max_rows: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the member of each column after checks of all that the directory says of them."""
+    """Return the member of each column after checks of all entries of the directory."""
     members = archive.infolist()
     found = {member.orig_filename.removesuffix(".npy"): member for member in members}
     if sorted(member.orig_filename for member in members) != sorted(f"{name}.npy" for name in names):
@@ -303,7 +308,7 @@ def _column(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Int64s:
         content = file.read(member.file_size + 1)  # never more than the directory says, which was checked
     start = len(_header(0))
     rows, rest = divmod(len(content) - start, 8)
-    # Not parsed, but compared with the only header there is for so many bytes.
+    # The header is not parsed, but compared with the only valid one for this number of bytes.
     if len(content) != member.file_size or rest or rows < 0 or content[:start] != _header(rows):
         raise TelemetryError(
             TelemetryProblem.HEADER, f"`{member.filename}` is not one dimension of little-endian int64"
@@ -324,8 +329,10 @@ def _header(rows: int) -> bytes:
 
 
 MAX_PIECE_BYTES: Final = (len(COLUMNS) + 1) * (8 * MAX_ROWS + MAX_ROWS // 100 + _MEMBER_BYTES)
-"""Size of a piece whose columns have all the rows they may and do not compress: rows times columns times eight bytes, 1% for
-what deflating may add, and the headers."""
+"""Size of a piece whose columns have the greatest number of rows and do not compress.
+
+It is rows times columns times eight bytes, plus 1% for the overhead of deflating, plus the headers.
+"""
 
 
 # pieces
@@ -372,9 +379,9 @@ def _piece(engine: str, number: int, tables: Mapping[str, Mapping[str, Int64s]])
 
 
 def faulty_requests(columns: Mapping[str, Int64s]) -> Bools:
-    """Return which request rows hold values that no engine could report.
+    """Return a mask of the request rows with values that no engine could report.
 
-    Times are in order where they are there at all; a request that has not left has 0 for all that has not happened.
+    Times that are present are in order; an unfinished request has 0 for each event that has not happened.
     """
     stamp, admitted, first, finished = (
         columns[f"{name}_us"] for name in ("stamp", "admitted", "first_token", "finished")
@@ -390,7 +397,7 @@ def faulty_requests(columns: Mapping[str, Int64s]) -> Bools:
 
 
 def _faulty_arrivals(columns: Mapping[str, Int64s]) -> Bools:
-    """Return which rows hold an impossible number, stamp or prompt length."""
+    """Return a mask of the rows with an impossible number, stamp or prompt length."""
     return (
         _outside(columns["number"], 1, 2**62)
         | _outside(columns["stamp_us"], 0, MAX_TIME_US)
@@ -399,9 +406,9 @@ def _faulty_arrivals(columns: Mapping[str, Int64s]) -> Bools:
 
 
 def faulty_steps(columns: Mapping[str, Int64s]) -> Bools:
-    """Return which step rows hold values that no engine could report, or do not fit into the order of time."""
+    """Return a mask of the step rows with values that no engine could report, or that are out of time order."""
     wrong = _outside(columns["at_us"], 0, MAX_TIME_US)
-    for name in STEP_FIELDS[1:-2]:  # the last two are clipped: nothing rests on them
+    for name in STEP_FIELDS[1:-2]:  # the last two are clipped: nothing depends on them
         wrong |= _outside(columns[name], 0, MAX_COUNT)
     rows = np.flatnonzero(~wrong)
     at = columns["at_us"][rows]
@@ -434,20 +441,21 @@ def _clipped(name: str, column: Int64s) -> Int64s:
 def write_piece(
     channel: Path, engine: str, number: int, columns: Mapping[str, Int64s], *, keep: int = KEPT_PIECES
 ) -> Path:
-    """Leave one piece of telemetry and remove the engine's own pieces that are `keep` or more behind it.
+    """Write one piece of telemetry and remove the engine's own pieces that are `keep` or more behind it.
 
-    Folders are never reached through a symbolic link below the channel, and an engine's folder must belong to this user.
+    Folders are never reached through a symbolic link below the channel, and an engine's folder must belong to this
+    user.
 
     Args:
         channel: the channel's folder.
         engine: the engine's name.
-        number: one more than the piece before, or the seconds of the Unix epoch for an engine's first.
+        number: one more than the previous piece's, or the seconds of the Unix epoch for an engine's first.
         columns: `COLUMNS`, int64; those of one table equally long, of at most `MAX_ROWS` rows.
         keep: pieces to keep, this one included.
 
     Raises:
-        TelemetryError: a name, number or column is not what the reader accepts.
-        FileUnwritableError: the piece cannot be written, or the folder is somebody else's.
+        TelemetryError: a name, number or column is not accepted by the reader.
+        FileUnwritableError: the piece cannot be written, or the folder is another user's.
     """
     _check(engine, number, columns)
     path = channel / TELEMETRY / engine / _piece_name(number)
@@ -463,7 +471,7 @@ def write_piece(
                 raise FileUnwritableError(
                     f"{path.parent} belongs to another user; remove it, or give this engine a name of its own"
                 )
-            write_in(folder, path.name, content, durable=False)  # one that a crash takes is refused by its reader
+            write_in(folder, path.name, content, durable=False)  # its reader refuses a truncated piece
             _remove_old(folder, number - keep)
     except OSError as error:
         raise FileUnwritableError(f"{path} cannot be written: {error.strerror or error}") from None
@@ -493,7 +501,7 @@ def _remove_old(folder: int, last: int) -> None:
     for number in _numbers(folder):
         if number > last:
             break
-        with suppress(FileNotFoundError, IsADirectoryError, PermissionError):  # what is no file stays
+        with suppress(FileNotFoundError, IsADirectoryError, PermissionError):  # other entries than files stay
             os.unlink(_piece_name(number), dir_fd=folder)
 
 
@@ -505,7 +513,9 @@ def _piece_name(number: int) -> str:
 
 
 class TelemetryReader:
-    """The reader of one engine's folder. It remembers what it has read, and raises nothing whatever the folder holds.
+    """The reader of one engine's folder.
+
+    It remembers what it has read, and raises nothing for any content of the folder.
 
     Args:
         folder: `CHANNEL/telemetry/ENGINE`.
@@ -516,13 +526,13 @@ class TelemetryReader:
         self._position: int | None = None
         """Number of the last piece that was read or refused in the run that counts."""
         self._refused: dict[int, tuple[int, int]] = {}
-        """Number -> change time and inode of a file that was refused: it is not read again."""
+        """Map from the number of a refused file to its change time and inode: it is not read again."""
         self._clock: _Clock | None = None
         self._held: tuple[Piece, _Clock] | None = None
         """A piece of another clock, until the next one confirms or refutes it."""
 
     def read(self) -> Pieces:
-        """Return what is new, and how much was refused."""
+        """Return the new pieces, and how much was refused."""
         refused: Counter[TelemetryProblem] = Counter()
         standing: Counter[TelemetryProblem] = Counter()
         taken: list[Piece] = []
@@ -550,7 +560,7 @@ class TelemetryReader:
         return Pieces(pieces=tuple(taken), written_ns=written_ns, refused=+refused, standing=+standing)
 
     def _inside(self, run: range) -> bool:
-        """Whether the run is the one in hand, or goes on from it."""
+        """Return true for the current run, or one that continues it."""
         return self._position is not None and run.start - 1 <= self._position < run.stop
 
     def _unread(self, run: range) -> range:
@@ -571,7 +581,7 @@ class TelemetryReader:
     def _load(
         self, folder: int, numbers: range, refused: Counter[TelemetryProblem]
     ) -> tuple[list[tuple[Piece, int]], int]:
-        """Return the good pieces of a run, with the times at which they were written, and the last number looked at."""
+        """Return the good pieces of a run with their times of writing, and the last number that was checked."""
         loaded: list[tuple[Piece, int]] = []
         rows, last = 0, numbers.stop - 1
         for number in numbers:
@@ -603,7 +613,7 @@ class TelemetryReader:
         self._clock = self._held = None
 
     def _in_time(self, loaded: Sequence[tuple[Piece, int]], refused: Counter[TelemetryProblem]) -> list[Piece]:
-        """Return the pieces that keep to the clock, without rows that do not; see the clock rule of this module."""
+        """Return the pieces that satisfy the clock rule of this module, without rows that do not."""
         taken: list[Piece] = []
         for piece, written_ns in loaded:
             written_us = written_ns // 1_000
@@ -630,20 +640,22 @@ class TelemetryReader:
 
 @dataclass(frozen=True)
 class _Clock:
-    """What is known of an engine's clock."""
+    """The known bounds of an engine's clock."""
 
     newest_us: int
     """Newest time in any piece."""
     reach_us: int
-    """Greatest lead of a piece's newest time over the time at which the piece was written: the less a piece was late, the
-    closer to the difference of both clocks."""
+    """Greatest lead of a piece's newest time over the time at which the piece was written.
+
+    The smaller the delay of a piece, the closer this is to the difference of both clocks.
+    """
 
     def limits(self, written_us: int) -> tuple[int, int]:
-        """Return the least and the greatest time that a piece may hold which was written then."""
+        """Return the smallest and the greatest time in a piece that was written at a given time."""
         return self.newest_us - AHEAD_US, written_us + self.reach_us + AHEAD_US
 
     def allows(self, time_us: int, written_us: int) -> bool:
-        """Return whether a piece that was written then may hold the time."""
+        """Return true if a piece that was written then may hold the time."""
         low, high = self.limits(written_us)
         return low <= time_us <= high
 
@@ -651,14 +663,14 @@ class _Clock:
 def _tidied(
     piece: Piece, times: Int64s, clock: _Clock | None, written_us: int, refused: Counter[TelemetryProblem]
 ) -> tuple[Piece, _Clock]:
-    """Return the piece without rows that the clock does not allow, and what is known of the clock after it.
+    """Return the piece without rows that the clock does not allow, and the known bounds of the clock after it.
 
     Args:
         piece: a piece with rows.
         times: the times of its rows, in order.
-        clock: what is known before; None: nothing, so that the rows are compared with the median of all.
-        written_us: when the piece was written.
-        refused: is told how many rows were dropped.
+        clock: the earlier bounds; None: the rows are compared with the median of all.
+        written_us: the time at which the piece was written.
+        refused: receives the number of dropped rows.
     """
     middle = int(times[len(times) // 2])
     low, high = (middle - SPAN_US, middle + SPAN_US) if clock is None else clock.limits(written_us)
@@ -676,7 +688,7 @@ def _tidied(
 
 
 def _numbers(folder: int, passed_over: Counter[TelemetryProblem] | None = None) -> list[int]:
-    """Return the numbers of the pieces in an open folder, in order; hidden files are those being written."""
+    """Return the numbers of the pieces in an open folder, in order; hidden files are still being written."""
     numbers, strange = [], 0
     with os.scandir(folder) as entries:
         for entry in islice(entries, MAX_ENTRIES):
@@ -701,7 +713,10 @@ def _runs(numbers: Sequence[int]) -> Iterator[range]:
 
 
 def _about(folder: int, number: int) -> tuple[int, int] | None:
-    """Return when the file of a piece last changed (which its owner cannot choose) and its inode; None when it is gone."""
+    """Return the last change time of a piece's file and its inode, or None when it is gone.
+
+    The owner of the file cannot choose that time.
+    """
     try:
         found = os.stat(_piece_name(number), dir_fd=folder, follow_symlinks=False)
     except OSError:

@@ -5,8 +5,10 @@ import unicodedata
 __all__ = ["hidden_character", "printable"]
 
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories that a terminal or an editor does not show as a glyph: controls, bidirectional formatting, surrogates,
-private use, unassigned, line and paragraph separators."""
+"""Unicode categories that a terminal or an editor does not show as a glyph.
+
+They are controls, bidirectional formatting, surrogates, private use, unassigned, and line and paragraph separators.
+"""
 
 
 def hidden_character(text: str, *, allowed: str = "\n") -> int | None:

@@ -1,1 +1,1 @@
-"""The `autopoiesis` command. One command a file; what it prints is in `rendering`."""
+"""The `autopoiesis` command. Each command has a file; its output for people is in `rendering`."""

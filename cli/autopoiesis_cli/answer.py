@@ -1,6 +1,6 @@
-"""What every command gives back: one document, its rendering for people, and an exit code. This is where it is printed.
+"""The result of a command: one document, its rendering for people, and an exit code, printed here for every command.
 
-With `--json` exactly one JSON object goes to stdout; whatever a library prints meanwhile goes to stderr.
+With `--json`, exactly one JSON object goes to stdout; any other output of a library goes to stderr.
 """
 
 import getpass
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 DONE, REFUSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: done or PROVED; an honest no; bad input or usage; stopped by Ctrl-C."""
+"""Exit codes: done or PROVED; refused or not proved; bad input or usage; stopped by Ctrl-C."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
@@ -48,16 +48,16 @@ class Answer:
     """A command's result."""
 
     document: Mapping[str, Any]
-    """What `--json` prints."""
+    """The JSON object that `--json` prints."""
     shown: "Sequence[RenderableType]"
-    """What people see."""
+    """The output for people."""
     code: int = DONE
     error: str = ""
-    """One line for stderr: why the code is not 0."""
+    """One line for stderr: the reason why the code is not 0."""
 
 
 def answering(command: Callable[P, Answer]) -> Callable[P, None]:
-    """Make a typer command of a function with a `json` parameter that returns an `Answer`."""
+    """Make a typer command of a function that has a `json` parameter and returns an `Answer`."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -77,7 +77,7 @@ def answering(command: Callable[P, Answer]) -> Callable[P, None]:
 
 
 def print_json(document: Mapping[str, Any], stream: TextIO) -> None:
-    """One JSON object on one line; a number JSON cannot hold becomes null."""
+    """Print one JSON object on one line; a number that JSON cannot hold becomes null."""
     print(encoding.dumps(_finite(document), default=str, allow_nan=False), file=stream, flush=True)
 
 
@@ -92,7 +92,7 @@ def _finite(value: Any) -> Any:
 
 
 def one_line(text: object) -> str:
-    """Return a message on one line, whatever it was made of, with what a terminal would obey as escapes."""
+    """Return a message on one line, with control characters of a terminal as escapes."""
     return printable(" ".join(str(text).split(None)))
 
 
@@ -105,14 +105,14 @@ def person() -> str:
 
 
 def note(message: str) -> None:
-    """Print a line for people on stderr, with what a terminal would obey as escapes."""
+    """Print a line for people on stderr, with control characters of a terminal as escapes."""
     print(printable(message), file=sys.stderr, flush=True)
 
 
 def people(stream: TextIO) -> "Console":
     """Return a console for people: as wide as the terminal, or 120 columns where there is none.
 
-    Whatever is printed on it, control, bidirectional and escape characters in its texts come out as escapes.
+    Control, bidirectional and escape characters in any text on it are printed as escapes.
     """
     from rich.console import Console
 

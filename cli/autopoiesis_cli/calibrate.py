@@ -1,4 +1,4 @@
-"""`autopoiesis calibrate`: fit the latency model to what an engine measured, and say how well it predicts an unseen half."""
+"""`autopoiesis calibrate`: fit the latency model to an engine's measurements, and report its error on unseen ones."""
 
 from pathlib import Path
 from typing import Annotated

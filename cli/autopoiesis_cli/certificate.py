@@ -1,4 +1,4 @@
-"""`autopoiesis certificate`: what a certificate is worth here, whoever made it."""
+"""`autopoiesis certificate`: check a certificate here, whoever made it."""
 
 import json as decoding
 import time
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 PATIENCE = 300.0
-"""Seconds that all gates may take."""
+"""Greatest time of all gates, in seconds."""
 
 app = typer.Typer(help="Check certificates.", no_args_is_help=True)
 
@@ -32,13 +32,13 @@ def _group() -> None:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the gates here say of the certified policy, and where the file says something else."""
+    """The result of the gates here for the certified policy, and the differences of the file from it."""
 
     differences: tuple[str, ...] = ()
     contract: "Contract | None" = None
     certificate: "Certificate | None" = None
     report: "GateReport | None" = None
-    """Set when a gate was not green."""
+    """The report, when a gate was not green."""
 
     @property
     def verdict(self) -> str:
@@ -49,7 +49,7 @@ class _Found:
 
     @property
     def open(self) -> bool:
-        """Whether nothing speaks against the policy here: a trusted key may vouch for it."""
+        """True when nothing here refutes the policy: a trusted key's signature may then count."""
         return self.verdict in ("PROVED", "UNKNOWN")
 
 
@@ -70,8 +70,9 @@ def check(
 ) -> Answer:
     """Run all gates on the certified policy here and compare what they find with what the file says.
 
-    Exit 0 when it is proved here and the file agrees, or when a trusted key vouches for what cannot be proved here; 1 when not,
-    or when --proofs finds one that is missing or wrong; 2 when FILE is no certificate, or not about POLICY.py.
+    Exit 0 when it is proved here and the file agrees, or when a trusted key vouches for what cannot be proved here; 1
+    when not, or when --proofs finds one that is missing or wrong; 2 when FILE is no certificate, or not about
+    POLICY.py.
     """
     from autopoiesis_cli.rendering.gates import render_certificate, render_proofs, render_report
     from autopoiesis_lib.certificate import Certificate, read_envelope
@@ -134,7 +135,8 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder for the files; it is made if need be.")],
     json: Json = False,
 ) -> Answer:
-    """Write each obligation as SMT-LIB and its proof as Alethe, for checkers of others. Nothing in them is checked here.
+    """Write each obligation as SMT-LIB and its proof as Alethe, for checkers of others. Nothing in them is checked
+    here.
 
     Exit 0 when every obligation has a proof, 1 when one has none or is refused, 2 when FILE is no certificate.
     """
@@ -169,7 +171,7 @@ def export(
 
 @dataclass(frozen=True)
 class _Proved:
-    """One obligation or lemma that was encoded here, and what became of the file's proof of it."""
+    """One obligation or lemma that was encoded here, and the state of the file's proof of it."""
 
     name: str
     state: str
@@ -208,7 +210,10 @@ def _check_proofs(claimed: "Certificate", found: _Found) -> _Proofs:
 
 
 def _without_proof(checked: _Proofs | None, unproved: tuple[_Proved, ...]) -> str:
-    """Return in one line why not everything is proved by a checked proof; empty when it is, or when nobody asked."""
+    """Return in one line why an obligation lacks a checked proof.
+
+    The result is empty when none does, or when the check was not requested.
+    """
     if checked is None:
         return ""
     if not checked.items:
@@ -239,7 +244,7 @@ def _signature(envelope: "Envelope", keys: Path | None) -> tuple[str | None, str
 
 
 def _found(claimed: "Certificate") -> _Found:
-    """Return what all gates say here of the text in a certificate, and where the certificate says something else."""
+    """Return the result of all gates here for a certified text, and the certificate's differences from it."""
     from autopoiesis_lib.certificate import Certificate
     from autopoiesis_lib.differences import differences, shown
     from autopoiesis_lib.errors import ContractError
@@ -273,7 +278,7 @@ def _found(claimed: "Certificate") -> _Found:
 
 
 def _visible(value: Any) -> Any:
-    """Return a JSON value with hidden characters escaped: a report quotes the policy, which somebody else wrote."""
+    """Return a JSON value with hidden characters escaped: a report quotes the policy, which is foreign text."""
     from autopoiesis_lib.protocol.text import printable
 
     if isinstance(value, str):
@@ -295,7 +300,7 @@ def _contract_of(claimed: "Certificate") -> "Contract":
 
 
 def _other_text(claimed: "Certificate", policy: Path) -> str:
-    """Return how a policy file differs from the certified text, comments included; empty when it does not."""
+    """Return the difference of a policy file from the certified text, comments included; empty when there is none."""
     from autopoiesis_lib.language.grammar import universal_newlines
     from autopoiesis_lib.policy import read_policy_text
 
@@ -308,7 +313,7 @@ def _other_text(claimed: "Certificate", policy: Path) -> str:
 
 
 def _recomputed(found: _Found, checked: _Proofs | None) -> Mapping[str, Any]:
-    """Return the parts of the document that the gates, and the checker of proofs, found here."""
+    """Return the parts of the document that the gates and the proof checker found here."""
     made, report = found.certificate, found.report
     obligations = made.items if made is not None else () if report is None else report.obligations
     proofs = {item.name: {"proof": item.state, "proof_detail": item.detail} for item in (checked or _Proofs()).items}

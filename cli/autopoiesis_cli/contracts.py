@@ -1,4 +1,4 @@
-"""`autopoiesis contracts`: what policy types there are, one in full, and a new one."""
+"""`autopoiesis contracts`: list policy types, show one in full, and create a new one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ app = typer.Typer(help="Policy types: list them, show one, start a new one.", no
 @app.command("list")
 @answering
 def list_contracts(json: Json = False) -> Answer:
-    """Every policy type installed here."""
+    """List every policy type installed here."""
     from rich.text import Text
 
     from autopoiesis_cli.rendering.contracts import render_list
@@ -56,7 +56,7 @@ def show(
     prove: Annotated[bool, typer.Option("--prove", help="Also prove every lemma of its theorems now.")] = False,
     json: Json = False,
 ) -> Answer:
-    """One policy type in full: views with units and bounds, assumptions, invariants, theorems, baselines."""
+    """Show one policy type in full: views with units and bounds, assumptions, invariants, theorems, baselines."""
     from autopoiesis_cli.rendering.contracts import render_contract
 
     contract = contract_from(name, settings)
@@ -77,7 +77,7 @@ def new(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The new folder; default: ./NAME.")] = None,
     json: Json = False,
 ) -> Answer:
-    """A new policy type: a small package that works and whose tests pass, to be changed into yours."""
+    """Create a new policy type: a small package that works and whose tests pass, to be changed into yours."""
     from rich.text import Text
 
     from autopoiesis_cli.scaffold import write_scaffold

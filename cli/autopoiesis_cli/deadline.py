@@ -1,4 +1,4 @@
-"""A wall-clock limit on the gates, kept even inside a solver: they run in a process that can be killed."""
+"""A wall-clock limit on the gates that holds even inside a solver: they run in a process that can be killed."""
 
 import multiprocessing
 import time
@@ -18,16 +18,16 @@ READY = "ready"
 
 
 class OutOfTime(Exception):
-    """The time limit passed."""
+    """A time limit that passed."""
 
 
 def check_within(
     seconds: float, text: str, contract: "Contract", certify: bool, on_gate: "Callable[[GateResult], None]"
 ) -> "GateReport":
-    """`gates.check` in a process of its own, killed after `seconds` (its start-up is not counted).
+    """Run `gates.check` in a separate process that is killed after `seconds` (its start-up is not counted).
 
     Raises:
-        OutOfTime: it was killed, or died; `on_gate` heard of the gates that were done.
+        OutOfTime: it was killed, or died; `on_gate` was called for each finished gate.
     """
     from autopoiesis_lib.gates import GateReport, GateResult
 

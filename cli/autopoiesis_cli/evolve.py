@@ -1,4 +1,4 @@
-"""`autopoiesis evolve`: the main job."""
+"""`autopoiesis evolve`: evolve a policy on traces."""
 
 import os
 import sys
@@ -135,7 +135,7 @@ def _write_report(result: "EvolutionResult", store: str | None) -> str:
 
 @contextmanager
 def _progress(seconds: float | None, candidates: int | None) -> "Iterator[Callable[[Progress], None]]":
-    """A progress bar on stderr where that is a terminal, now and then a line where it is not; on Ctrl-C, how to go on."""
+    """Show progress on stderr, as a bar on a terminal and as lines elsewhere; on Ctrl-C, print how to resume."""
     from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn  # noqa: I001
 
     seen: list[Progress] = []

@@ -1,4 +1,4 @@
-"""`autopoiesis keys`: who may put a policy into an engine."""
+"""`autopoiesis keys`: the keys that may sign policies for an engine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,7 +71,7 @@ def new(
 @app.command("list")
 @answering
 def list_all(keys: FolderOption = DEFAULT_KEYS, json: Json = False) -> Answer:
-    """The keys in a folder."""
+    """List the keys in a folder."""
     from rich.text import Text
 
     from autopoiesis_lib.protocol.keys import list_keys
@@ -114,7 +114,7 @@ def signing_key(name: str | None, keys: Path, allow_unsigned: bool = False) -> "
 def channel_at(path: Path, keys: Path, key: "SigningKey | None" = None, allow_unsigned: bool = False) -> "Channel":
     """Return a channel that trusts the public keys of a folder and signs with a key, if there is one.
 
-    Who signs believes nothing that is not signed: it would be signed again.
+    A channel with a key never accepts unsigned files, because it would sign their content again.
     """
     from autopoiesis_lib.protocol.channel import Channel, Trust
 

@@ -1,4 +1,4 @@
-"""The command itself: its sub-commands, and what becomes of an error."""
+"""The command itself: its sub-commands, and the handling of errors."""
 
 import os
 import sys
@@ -24,10 +24,10 @@ from autopoiesis_cli.watch import approve, freeze, quarantine, release, unfreeze
 __all__ = ["INTERNAL", "app", "main"]
 
 INTERNAL = 70
-"""Exit code of a defect of ours."""
+"""Exit code of a defect in autopoiesis."""
 
 ClickException: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-"""Typer's mistakes of usage; newer versions of typer carry their own."""
+"""Usage errors of typer; newer versions of typer have their own class."""
 
 app = typer.Typer(
     name="autopoiesis",
@@ -77,7 +77,10 @@ deploy.command("release")(release)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code. Mistakes are one line on stderr, and one object on stdout with `--json`."""
+    """Run the command and return its exit code.
+
+    Errors are one line on stderr, and one object on stdout with `--json`.
+    """
     from autopoiesis_lib.errors import AutopoiesisError
 
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -95,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         internal = type(error).__name__ == "EncoderBug"
         return _fail(error, INTERNAL if internal else MISTAKE, given)
     except BrokenPipeError:
-        # The reader has gone: say nothing more, not even when Python flushes at exit.
+        # The reader has closed the pipe: print nothing more, not even when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

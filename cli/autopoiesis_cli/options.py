@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts become values."""
+"""Options that several commands share, and the conversion of their texts to values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,7 +44,7 @@ PolicyPath = Annotated[Path, typer.Argument(metavar="POLICY.py", help="A policy 
 
 
 def contract_from(name: str, settings: list[str] | None = None) -> "Contract":
-    """The contract of that name with `NAME=VALUE` settings.
+    """Return the contract of that name with `NAME=VALUE` settings.
 
     Raises:
         ContractError: there is none, or a setting is wrong.
@@ -66,7 +66,7 @@ def contract_from(name: str, settings: list[str] | None = None) -> "Contract":
 
 
 def objectives_from(texts: list[str] | None) -> dict[str, float] | None:
-    """Metric -> weight from `METRIC=WEIGHT` texts; None when there are none.
+    """Return a map from a metric to its weight, from `METRIC=WEIGHT` texts; None when there are none.
 
     Raises:
         EvolutionError: a weight is not a number.

@@ -1,4 +1,4 @@
-"""`autopoiesis simulate`: replay a trace with policies, and compare."""
+"""`autopoiesis simulate`: replay a trace with policies, and compare them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -90,7 +90,7 @@ def simulate(
 
 
 def _write(runs: "dict[str, SimulationResult]", plots: Path | None, csv: Path | None) -> None:
-    """Plots and per-request times, where they were asked for."""
+    """Write plots and per-request times, if they were requested."""
     if csv is not None:
         csv.mkdir(parents=True, exist_ok=True)
         for name, run in runs.items():
@@ -104,7 +104,7 @@ def _write(runs: "dict[str, SimulationResult]", plots: Path | None, csv: Path | 
 
 
 def _policies(contract: "Contract", files: list[Path], baselines: bool) -> "dict[str, Policy]":
-    """Name -> policy; the contract's default first, whatever was asked for."""
+    """Return a map from a name to its policy, the contract's default first."""
     from autopoiesis_lib import Policy
     from autopoiesis_lib.errors import PolicyError
 

@@ -1,4 +1,4 @@
-"""`autopoiesis trace`: look at a trace, or turn it into another format."""
+"""`autopoiesis trace`: inspect a trace, or convert it to another format."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,7 +27,7 @@ def inspect(
     ],
     json: Json = False,
 ) -> Answer:
-    """How many requests, how fast they arrive, how long they are, what they share."""
+    """Show how many requests a trace has, how fast they arrive, how long they are, and what they share."""
     from autopoiesis_cli.rendering.simulation import render_trace
 
     trace = read_trace(file)
@@ -69,7 +69,7 @@ def convert(
 
 
 def facts_of(trace: "Trace") -> dict[str, Any]:
-    """A trace in numbers; lengths in tokens, gaps between arrivals in seconds."""
+    """Return a trace in numbers; lengths in tokens, gaps between arrivals in seconds."""
     import numpy as np
 
     def spread(values: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`autopoiesis verify`: a policy through all the gates."""
+"""`autopoiesis verify`: run a policy through all the gates."""
 
 import time
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def verify(
 def check_file(
     path: Path, contract: "Contract", *, certify: bool = False, time_limit: float | None = None
 ) -> "GateReport":
-    """The gates' report on a file; one that cannot be read as text is INVALID, one that takes too long UNKNOWN."""
+    """Return the gates' report on a file; an unreadable file is INVALID, one that takes too long is UNKNOWN."""
     from autopoiesis_lib.gates import GateResult, Verdict, check
     from autopoiesis_lib.gates.verdict import Reason
     from autopoiesis_lib.language import LanguageError
@@ -115,7 +115,7 @@ def _report(contract: "Contract", gates: "list[GateResult]", seconds: float) -> 
 
 
 def document(report: "GateReport", path: Path) -> Mapping[str, Any]:
-    """The report as `verify --json` prints it. A counterexample maps argument names to field values."""
+    """Return the report as `verify --json` prints it. A counterexample maps argument names to field values."""
     return {
         "policy": {"path": str(path), "digest": report.policy_digest},
         "contract": {"name": report.contract, "digest": report.contract_digest},

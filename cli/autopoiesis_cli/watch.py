@@ -1,4 +1,4 @@
-"""`autopoiesis watch`: the control plane of a channel; and what a person may say to it."""
+"""`autopoiesis watch`: the control plane of a channel, and the commands with which a person controls it."""
 
 import logging
 import re
@@ -110,7 +110,8 @@ def watch(
     settings: SettingsOption = None,
     json: Json = False,
 ) -> Answer:
-    """Watch engines, evolve when their work changes, and roll out what is proved and better. Runs until it is stopped."""
+    """Watch engines, evolve when their work changes, and roll out what is proved and better. Runs until it is
+    stopped."""
     from autopoiesis_lib.evolution import Budget
     from autopoiesis_lib.evolution.priority import give_way
     from autopoiesis_lib.online.controller import Controller
@@ -163,7 +164,7 @@ def watch(
 
 
 class _Printable(logging.Formatter):
-    """Lines for a terminal: what it would obey comes out as escapes."""
+    """A formatter of lines for a terminal: control characters are printed as escapes."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record's text; a traceback keeps its lines."""
@@ -171,7 +172,10 @@ class _Printable(logging.Formatter):
 
 
 def _log_to_stderr() -> None:
-    """A line for each thing done. What else is logged (the rows of the audit log) is for handlers that were set up outside."""
+    """Log one line per action to stderr.
+
+    Other records (the rows of the audit log) are for handlers configured elsewhere.
+    """
     logger = logging.getLogger("autopoiesis.online")
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -267,7 +271,7 @@ def _say(
     order: "Callable[[Channel], object] | None" = None,
     contract: str = "request-ordering",
 ) -> Answer:
-    """Do what a person says. An order of the channel is given even if there is no store to log it in."""
+    """Apply a person's command. An order of the channel is given even if there is no store for its log entry."""
     from dataclasses import replace
 
     from autopoiesis_lib.online.state import RolloutState, Stage
@@ -299,7 +303,7 @@ def _say(
 
 
 def _whole_digest(channel: "Channel", prefix: str) -> str:
-    """Return the digest of a policy that was published, by its beginning; a whole digest need not have been published."""
+    """Return the whole digest of a published policy from a prefix; a whole digest need not have been published."""
     from autopoiesis_lib.protocol.channel import ChannelError
 
     if re.fullmatch("[0-9a-f]{64}", prefix):
@@ -315,7 +319,7 @@ def _whole_digest(channel: "Channel", prefix: str) -> str:
 
 
 def _slot_of(channel: "Channel", digest: str) -> str:
-    """Return the policy type in whose slot a policy stands; request ordering where it stands in none."""
+    """Return the policy type in whose slot a policy stands; request ordering if it is in no slot."""
     from autopoiesis_lib.protocol.channel import LEVERS, ORDERING, ChannelError
 
     for contract in (ORDERING, *LEVERS):
@@ -347,7 +351,7 @@ def _rollout(
 
 
 def _stop_after(rounds: int | None) -> Any:
-    """Stops on SIGTERM, and after a number of rounds if one is given."""
+    """Return a function that is true after SIGTERM, and after a number of rounds if one is given."""
     asked: list[bool] = []
     signal.signal(signal.SIGTERM, lambda _number, _frame: asked.append(True))
     done = iter(range(rounds)) if rounds is not None else None

@@ -1,4 +1,4 @@
-"""What the command line means by a trace, a calibration and a rate."""
+"""Traces, calibrations and rates of the command line: the conversion of their texts to values."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 OVERLOAD = "overload"
-"""The rate at which first come, first served just breaks down."""
+"""The rate at which first come, first served is just overloaded."""
 
 TraceOption = Annotated[
     list[str],
@@ -50,7 +50,7 @@ RateOption = Annotated[
 
 
 def read_trace(text: str) -> "Trace":
-    """The trace a text names: a file, or one of those shipped.
+    """Return the trace that a text names: a file, or a shipped one.
 
     Raises:
         TraceError: it is neither, or the file cannot be read.
@@ -66,7 +66,9 @@ def read_trace(text: str) -> "Trace":
 
 
 def read_engine(text: str | None) -> "tuple[Calibration, EngineConfig]":
-    """The calibration a text names (a file or a shipped one), with its engine; None is that of the default workload.
+    """Return the calibration that a text names (a file or a shipped one), with its engine.
+
+    None is that of the default workload.
 
     Raises:
         CalibrationError: it is neither, or the file cannot be read.
@@ -85,7 +87,7 @@ def read_engine(text: str | None) -> "tuple[Calibration, EngineConfig]":
 
 
 def scaling(rate: str, trace: "Trace", calibration: "Calibration", engine: "EngineConfig") -> float:
-    """The rate factor a text means for a trace.
+    """Return the rate factor that a text names for a trace.
 
     Raises:
         WorkloadError: it is neither a positive number nor `overload`, or no rate overloads this engine.
@@ -108,7 +110,10 @@ def scaling(rate: str, trace: "Trace", calibration: "Calibration", engine: "Engi
 
 
 def workload_of(text: str, calibration: str | None, rate: str) -> "Workload":
-    """One trace in two halves, the second held out; without further options and for azure-conv this is the default workload."""
+    """Return one trace in two halves, the second held out.
+
+    For azure-conv with default options it is the default workload.
+    """
     from autopoiesis_lib.simulation import Workload
 
     trace = read_trace(text)
@@ -118,7 +123,7 @@ def workload_of(text: str, calibration: str | None, rate: str) -> "Workload":
 
 
 def evaluator_of(contract: "Contract", workloads: "list[Workload]") -> "Evaluator":
-    """Scores candidates on all workloads, which share one engine.
+    """Return an evaluator that scores candidates on all workloads, which share one engine.
 
     Raises:
         EvolutionError: the contract runs in no simulator slot.

@@ -1,1 +1,1 @@
-"""What people see: results as tables and lines. Nothing here computes."""
+"""Rendering for people: results as tables and lines. No module here computes a result."""

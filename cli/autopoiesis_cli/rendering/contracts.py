@@ -22,7 +22,7 @@ __all__ = ["render_contract", "render_list"]
 
 
 def render_list(contracts: Sequence[Contract]) -> "list[RenderableType]":
-    """One line a contract."""
+    """Return a table with one line per contract."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("contract", "decisions", "invariants", "what it decides"):
         table.add_column(heading)
@@ -39,7 +39,7 @@ def render_list(contracts: Sequence[Contract]) -> "list[RenderableType]":
 def render_contract(
     contract: Contract, lemmas: "Mapping[str, Sequence[ObligationResult]] | None"
 ) -> "list[RenderableType]":
-    """A contract in full."""
+    """Return a contract in full."""
     shown: list[RenderableType] = [
         Text(f"{contract.contract_name}: {_one_line(type(contract).__doc__)}", style="bold"),
         Text(f"digest {contract.digest}", style="dim"),

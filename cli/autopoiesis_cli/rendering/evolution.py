@@ -29,7 +29,7 @@ _TIMES = {
 
 
 def render_result(result: "EvolutionResult", workloads: Sequence[str], report: str | None) -> "list[RenderableType]":
-    """Candidates by gate with one counterexample, the winner's code, its claims, and how it does on held-out windows."""
+    """Return the candidates by gate, a counterexample, the winner's code, its claims and its held-out results."""
     shown: list[RenderableType] = [Text(f"workload: {line}") for line in workloads]
     shown += [_section("candidates"), _candidates(result)]
     if result.counterexample is not None:
@@ -58,7 +58,7 @@ def render_result(result: "EvolutionResult", workloads: Sequence[str], report: s
 
 
 def improvement_line(found: "Improvement") -> str:
-    """A gain in both forms, with its interval."""
+    """Return a gain in both forms, with its interval."""
     low, high = found.ci95
     return (
         f"{found.objective} against {found.over}: speed-up {found.speedup:.2f}x, reduction {found.reduction:.1%} "
@@ -88,7 +88,7 @@ def _counterexample(example: Mapping[str, Any], contract: "Contract") -> "list[R
 
 
 def _declared(arguments: Mapping[str, Any], obligation: str, contract: "Contract") -> dict[str, Any]:
-    """Arguments and fields in the order the contract declares them; a record has them sorted by name."""
+    """Return arguments and fields in the order the contract declares them; a record has them sorted by name."""
     formula = next((item for item in contract.invariants if item.name == obligation), None)
     if formula is None:
         return dict(arguments)

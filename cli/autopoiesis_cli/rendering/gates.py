@@ -32,7 +32,7 @@ __all__ = [
 
 
 def render_report(report: GateReport, path: Path, certificate: str | None) -> "list[RenderableType]":
-    """Every gate and obligation, a counterexample as values and as a test, the claims, the verdict."""
+    """Return every gate and obligation, a counterexample as values and as a test, the claims, and the verdict."""
     digest = f"  digest {report.policy_digest[:12]}" if report.policy_digest else ""
     shown: list[RenderableType] = [Text(f"{path}  contract {report.contract}{digest}"), _gates(report)]
     if report.obligations:
@@ -50,7 +50,7 @@ def render_report(report: GateReport, path: Path, certificate: str | None) -> "l
 def render_certificate(
     made: "Certificate | None", differences: Sequence[str], rests_on: str, signature: str, seconds: float
 ) -> "list[RenderableType]":
-    """A certificate compared with the one that was made here: the obligations and claims of that one, and the differences."""
+    """Return the obligations and claims of the certificate made here, and the file's differences from it."""
     shown: list[RenderableType] = []
     if made is not None:
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -73,7 +73,10 @@ def render_certificate(
 
 
 def render_proofs(gaps: Mapping[str, str], seconds: float | None = None) -> "list[RenderableType]":
-    """Which texts are proved by a proof that was checked here, so that no solver is trusted, and why the others are not."""
+    """Return how many texts have a proof that was checked here without trust in a solver.
+
+    The reasons for the others follow.
+    """
     missing = [f"{name}: {gap}" for name, gap in gaps.items() if gap]
     took = "" if seconds is None else f", in {seconds_text(seconds)}"
     said = f"proofs checked here, without trust in a solver: {len(gaps) - len(missing)} of {len(gaps)}{took}"
@@ -86,11 +89,14 @@ RESTS_ON = {
     "signature": "NOT proved here: this rests on the signature alone, {signature}",
     "nothing": "NOT what is proved here, {signature}",
 }
-"""What a certificate's word rests on, for people."""
+"""Texts for people: the basis on which a certificate is accepted."""
 
 
 def render_counterexample(example: Counterexample) -> "list[RenderableType]":
-    """Values on which the policy breaks an obligation, side by side where they share a view, and the test that shows it."""
+    """Return the values on which the policy violates an obligation, and a test for it.
+
+    Values that share a view are side by side.
+    """
     shown: list[RenderableType] = [Rule("counterexample", align="left", style="dim"), Text(example.explanation)]
     shown += [value_table(group) for group in grouped(example.arguments)]
     if example.pytest:
@@ -102,18 +108,18 @@ def render_counterexample(example: Counterexample) -> "list[RenderableType]":
 
 
 def claim_lines(claims: Iterable[str]) -> "list[RenderableType]":
-    """Claims as a list."""
+    """Return claims as a list."""
     return [Padding(Text(f"- {claim}"), (0, 0, 0, 1)) for claim in claims]
 
 
 def verdict_text(verdict: Verdict) -> Text:
-    """A verdict in its colour."""
+    """Return a verdict in its colour."""
     colour = "green" if verdict.green else "yellow" if verdict is Verdict.UNKNOWN else "red"
     return Text(str(verdict), style=f"bold {colour}")
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration as people say it."""
+    """Return a duration as text for people."""
     return f"{seconds * 1_000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
@@ -145,7 +151,7 @@ def _obligations(obligations: Sequence[ObligationResult]) -> Table:
 
 
 def grouped(arguments: Mapping[str, Any]) -> list[dict[str, dict[str, int]]]:
-    """Arguments that share a view's fields together; scalars as one group of their own."""
+    """Return the arguments grouped by view fields, with all scalars in one group."""
     groups: dict[tuple[str, ...], dict[str, dict[str, int]]] = {}
     scalars: dict[str, int] = {}
     for name, value in arguments.items():
@@ -157,7 +163,7 @@ def grouped(arguments: Mapping[str, Any]) -> list[dict[str, dict[str, int]]]:
 
 
 def value_table(group: Mapping[str, Mapping[str, int]]) -> Table:
-    """Rows of one view side by side."""
+    """Return a table of the rows of one view side by side."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in group:

@@ -16,7 +16,7 @@ __all__ = ["render_log", "render_run_list", "render_status"]
 
 
 def render_run_list(runs: "Sequence[RunRow]") -> "list[RenderableType]":
-    """One line a run."""
+    """Return a table with one line per run."""
     if not runs:
         return [Text("no runs yet; start one with `autopoiesis evolve`")]
     table = _table("run", "contract", "status", "seed", "started", "seconds")
@@ -26,7 +26,7 @@ def render_run_list(runs: "Sequence[RunRow]") -> "list[RenderableType]":
 
 
 def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
-    """What a channel wants, what each engine runs, and what was done to the channel lately."""
+    """Return the policies a channel wants, those each engine runs, and the latest actions on the channel."""
     wanted = document["active"]
     if wanted is None:
         line = "nothing was published yet"
@@ -77,7 +77,7 @@ def render_status(document: Mapping[str, Any]) -> "list[RenderableType]":
 
 
 def _about_engines(engines: Mapping[str, Any]) -> "list[RenderableType]":
-    """Return one line for what each engine is, and one for each thing that does not work in it as a reader may think."""
+    """Return one line per engine about its version and order, and one for each restriction of it."""
     lines: list[RenderableType] = []
     for name, status in engines.items():
         if status["serves"]:

@@ -18,7 +18,7 @@ def render_runs(
     comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]],
     default: str,
 ) -> "list[RenderableType]":
-    """One row a policy, then how each compares with the default."""
+    """Return a table with one row per policy, then the comparison of each policy with the default."""
     slo = workload["slo"]
     shown: list[RenderableType] = [
         Text(
@@ -38,7 +38,7 @@ def render_runs(
 
 
 def run_table(rows: Sequence[Mapping[str, float | str]]) -> Table:
-    """Rows of `comparison_rows` as a table."""
+    """Return the rows of `comparison_rows` as a table."""
     table = _table(
         "policy",
         "TTFT\nmean s",
@@ -67,7 +67,7 @@ def run_table(rows: Sequence[Mapping[str, float | str]]) -> Table:
 
 
 def render_trace(facts: Mapping[str, Any]) -> "list[RenderableType]":
-    """What `trace inspect` found."""
+    """Return the facts of `trace inspect`."""
     shown: list[RenderableType] = [
         Text(f"{facts['name']}  {facts['source']}".rstrip()),
         Text(

@@ -1,4 +1,4 @@
-"""`contracts new`: a small package with a contract, a policy and a test, all of which work as they are."""
+"""`contracts new`: a small package with a contract, a policy and a test, all of which work without changes."""
 
 import keyword
 import re
@@ -11,7 +11,7 @@ __all__ = ["ScaffoldError", "write_scaffold"]
 
 
 class ScaffoldError(AutopoiesisError):
-    """The new contract cannot be written."""
+    """A new contract that cannot be written."""
 
 
 _FILES = {
@@ -22,14 +22,14 @@ _FILES = {
     "pyproject.toml": "pyproject.toml.jinja",
     "README.md": "README.md.jinja",
 }
-"""Path in the new folder -> its template; None: empty."""
+"""Map from a path in the new folder to its template; None is an empty file."""
 
 
 def write_scaffold(name: str, target: Path) -> list[Path]:
-    """Write the package into a new folder; returns its files, the contract first.
+    """Write the package into a new folder and return its files, the contract first.
 
     Raises:
-        ScaffoldError: the name is no contract name, is taken, or the folder is there already.
+        ScaffoldError: the name is no contract name or is taken, or the folder exists already.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
