@@ -2,7 +2,15 @@
 
 The watch keeps stamps, sequence numbers and admission numbers of its own, and reads everything else from the engine: which
 requests there are, what their status is, and who holds which block. It sees the engine through wrappers around the engine's own
-methods and around the waiting queue that the engine asks. It reads nothing that the adapter keeps.
+methods and around the waiting queue that the engine asks. Of what the adapter keeps, it reads the counters of the events that the
+proofs exclude, and compares them with its own.
+
+vLLM's own managers count the blocks. With one KV-cache group, every admission and every growth is a step of `BlocksConserved`.
+With several groups, a policy is shown the memory as the blocks that the head of the line can fill. That is no sum over requests,
+so the steps of `BlocksConserved` are not evaluated there; its `inductive` and `goal` are, and so is `NoAdmissionDeadlock`, in the
+blocks that are shown. For any number of groups the watch checks the pool itself: free and distinct held blocks add up to the
+total, no request holds more than vLLM counts for it, what is admitted fits beside what is promised to others, and the watermark
+stays free while anything runs.
 """
 
 import threading
@@ -18,6 +26,7 @@ from autopoiesis_contracts.preemption import BoundedDisplacement, Progress
 from autopoiesis_contracts.request_ordering import BoundedBypass
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
+from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
 from vllm.v1.request import Request, RequestStatus
 
 from autopoiesis_lib import Policy
@@ -27,9 +36,9 @@ from ..contracts.kernel import Deadlocked, KernelViolation, OverCommitted, Starv
 from .vllm_bench import BLOCK_SIZE, Bench
 
 __all__ = [
-    "KNOWN_FAULTS",
     "Certified",
     "Clock",
+    "InQuarantine",
     "KernelWatch",
     "LostRequest",
     "WrongAdmission",
@@ -39,13 +48,8 @@ __all__ = [
 
 ORDERING, ADMISSION, PREEMPTION = "request-ordering", "admission", "preemption"
 NOBODY: Final = -1
-
-KNOWN_FAULTS: frozenset[str] = frozenset({"resumed-keeps-admission", "groups-counted-as-one"})
-"""Faults of the adapter that the watch tolerates until they are mended; the end of a fault is to take its name out of here.
-
-`resumed-keeps-admission`: a request that the engine resumes from `kv_holding_waiting` gets no new admission number.
-`groups-counted-as-one`: with several KV-cache groups, admission counts the blocks of the first one.
-"""
+NO_POLICY: Final = SimpleNamespace(policy=SimpleNamespace(score=lambda *_views: 0, victim_score=lambda *_views: 0))
+"""What to pass as `self` to a theorem's method where no policy decides."""
 
 
 class WrongPick(KernelViolation):
@@ -58,6 +62,10 @@ class WrongAdmission(KernelViolation):
 
 class WrongVictim(KernelViolation):
     """A request was preempted that the victim rule does not take."""
+
+
+class InQuarantine(KernelViolation):
+    """The adapter took out a policy that is certified."""
 
 
 class LostRequest(KernelViolation):
@@ -112,12 +120,14 @@ class Seen:
     """Largest T of a policy that picked while it waited."""
     picked_before: set[int] = field(default_factory=set)
     """Sequence numbers of the requests first picked while it waited and could have been picked."""
-    resumed: bool = False
-    """Whether the engine ever resumed it from `kv_holding_waiting`."""
+    passed_over: set[int] = field(default_factory=set)
+    """Sequence numbers of the requests picked while the engine held it back; the theorem speaks of eligible requests only."""
+    skipped: bool = False
+    """Whether the engine ever skipped it: vLLM puts it at the front of its own order then, before earlier ones."""
     hints: set[int] = field(default_factory=lambda: {0})
     """Cached prompt tokens that a policy may be shown: one number, unless an unknown one is among them."""
     promised: int = 0
-    """Blocks promised at admission; 0 when none are."""
+    """Blocks of the pool promised at admission; 0 when none are."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,8 @@ class Word:
     admits: bool
     reserve: int
     pool_free: int
+    promised: int
+    """Blocks of the pool that were promised to others and not taken yet."""
 
 
 @dataclass(frozen=True)
@@ -201,12 +213,11 @@ class KernelWatch:
     Args:
         bench: a bench whose scheduler has the adapter.
         clock: the clock that the adapter is to read.
-        forgiven: names in `KNOWN_FAULTS`.
     """
 
-    def __init__(self, bench: Bench, clock: Clock, forgiven: frozenset[str] = KNOWN_FAULTS) -> None:
+    def __init__(self, bench: Bench, clock: Clock) -> None:
         self.scheduler = scheduler = bench.scheduler
-        self.clock, self.forgiven = clock, forgiven
+        self.clock = clock
         self.counts: Counter[str] = Counter()
         self.active: dict[str, Certified | None] = {ORDERING: None, ADMISSION: None, PREEMPTION: None}
         self.offered: dict[str, Certified | None] = {}
@@ -214,7 +225,14 @@ class KernelWatch:
         manager = scheduler.kv_cache_manager
         self.managers = manager.coordinator.single_type_managers
         self.pool = manager.block_pool
+        self.several = len(self.managers) > 1
+        self.forgets = any(isinstance(one, SlidingWindowManager) for one in self.managers)
+        """Whether a running request may give blocks back."""
+        self._counted: dict[int, list[int]] = {}
         self.total = int(self.pool.num_gpu_blocks) - 1
+        self.total_units = self._units(self.total)
+        self.oldest_preempted = 0
+        """How often the oldest lost its place under a policy: by a reset, or alone beside requests that wait and hold memory."""
         self.watermark = int(manager.watermark_blocks)
         self.limit = int(scheduler.max_num_active_reqs)
         self.mirror = FCFSRequestQueue()
@@ -271,6 +289,12 @@ class KernelWatch:
             self.seen[request.request_id].stamp_us = self.clock.reads[0]
             self.arrivals.append(self.clock.reads[0])
 
+    def reset(self, *, running: bool) -> None:
+        """Reset the prefix cache; with `running` everybody is preempted first."""
+        if running and self.scheduler.running and self.active[PREEMPTION] is not None:
+            self.oldest_preempted += 1
+        self.scheduler.reset_prefix_cache(reset_running_requests=running)
+
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Check one step of the engine."""
         self._begin_step()
@@ -320,7 +344,8 @@ class KernelWatch:
 
     def allocate(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Hold the growth of a running request against the memory model."""
-        before = self._memory_state() if self._models_memory() and request.status == RequestStatus.RUNNING else None
+        grows = self._models_memory() and not self.several and request.status == RequestStatus.RUNNING
+        before = self._memory_state() if grows else None
         blocks = self._allocate(request, *args, **kwargs)
         if before is not None and blocks is not None:
             after = self._memory_state()
@@ -349,19 +374,20 @@ class KernelWatch:
             return
         if self._promise_late:  # nothing was promised to those that were admitted before the first policy
             self._promise_late = False
-            for one in scheduler.running:
-                self.seen[one.request_id].promised = blocks_of(one.num_tokens)
+            for name in self._holders():
+                self.seen[name].promised = self._needed(self.seen[name].request.num_tokens)
         request = scheduler.waiting.inner.peek_request()
         self.peeked(request)
         view = self._waiting_view(self.seen[request.request_id], self._boundary_us)
-        free = self.pool.get_num_free_blocks()
-        reserved = min(self._outstanding(), free)
+        pool_free = self.pool.get_num_free_blocks()
+        promised = min(self._outstanding(), pool_free)
+        free = self._units(pool_free - promised)
         memory = SimpleNamespace(
-            free_blocks=free - reserved,
-            total_blocks=self.total,
-            watermark_blocks=self.watermark,
-            num_running=running,
-            reserved_blocks=reserved,
+            free_blocks=free,
+            total_blocks=self.total_units,
+            watermark_blocks=free - self._units(pool_free - promised - self.watermark),
+            num_running=len(self._holders() | {one.request_id for one in scheduler.running}),
+            reserved_blocks=self._units(pool_free) - free,
         )
         if not self._assumed(certified, request=view, memory=memory):
             self._own_admission = True
@@ -370,7 +396,7 @@ class KernelWatch:
         self._check_shown_views(view, memory)
         admits = bool(certified.policy.decision("admit")(view, memory))
         reserve = int(certified.policy.decision("reserve_blocks")(view))
-        self._word = Word(request, view, memory, admits, reserve, free)
+        self._word = Word(request, view, memory, admits, reserve, pool_free, promised)
         self._must_peek = admits
         self.counts["admission answers"] += 1
         self.counts["held back"] += not admits
@@ -437,7 +463,7 @@ class KernelWatch:
         seen = self.seen[request.request_id]
         word = self._word
         if word is not None and word.request is request and word.admits:
-            seen.promised = blocks_of(request.num_tokens) + word.reserve
+            seen.promised = self._needed(request.num_tokens + word.reserve * BLOCK_SIZE)
         self._free_at_pop = self.pool.get_num_free_blocks()
         self._outstanding_at_pop = self._outstanding(besides=seen)
 
@@ -491,9 +517,7 @@ class KernelWatch:
         self._boundary_reads = 0
         running = self.scheduler.running
         self._running_before = {request.request_id for request in running}
-        self._rows: dict[int, Any] = {}
-        if self.active[PREEMPTION] is not None:
-            self._rows = {self.seen[one.request_id].sequence: self._running_row(one) for one in running}
+        self._rows = {self.seen[one.request_id].sequence: self._running_row(one) for one in running}
         self._engine_before = self._read_engine_row()
         self._oldest = min((self.seen[one.request_id] for one in running), key=_admission, default=None)
         self._left_before = tokens_left(self._oldest.request) if self._oldest is not None else 0
@@ -517,33 +541,31 @@ class KernelWatch:
             raise WrongAdmission("the policy admits the head of the line, and the engine does not look at it")
         request, self._popped = self._popped, None
         known = {seen.request.request_id for seen in self._admitted}
-        for one in self.scheduler.running:
-            if one is not request and one.request_id not in self._running_before | known:
-                seen = self.seen[one.request_id]
+        for one in self.scheduler.running:  # vLLM appends those that enter, wherever they waited
+            if one.request_id in self._running_before | known:
+                continue
+            seen = self.seen[one.request_id]
+            if one is request:
+                self._check_admission(seen)
+            else:
                 self.counts["resumed by the engine"] += 1
-                seen.resumed = True
-                seen.admission = self._next_admission()
-                self._admitted.append(seen)
-        if request is None:
-            return
-        seen = self.seen[request.request_id]
-        if request.status != RequestStatus.RUNNING:
+            seen.admission = self._next_admission()
+            self._admitted.append(seen)
+        if request is not None and request.status != RequestStatus.RUNNING:
             self.counts["skipped by the engine"] += 1
             self._skipped.add(request.request_id)
-            seen.promised = 0
-            return
-        self._check_admission(seen)
-        seen.admission = self._next_admission()
-        self._admitted.append(seen)
+            self.seen[request.request_id].skipped = True
+            self.seen[request.request_id].promised = 0
 
     def _end_step(self, output: Any) -> None:
         self._settle()
         self._check_blocks()
         self._check_progress(output)
         self._check_idle()
+        self._check_counters()
         for contract, seat in self.seats.items():
             if seat.quarantined:
-                raise KernelViolation(f"{contract}: a certified policy is in quarantine: {seat.quarantined}")
+                raise InQuarantine(f"{contract}: a certified policy is in quarantine: {seat.quarantined}")
         self.seen = {name: seen for name, seen in self.seen.items() if name in self.scheduler.requests}
 
     def _next_admission(self) -> int:
@@ -569,7 +591,12 @@ class KernelWatch:
                 raise WrongAdmission(f"{request.request_id} is admitted though the policy says no")
             self._check_admission_step(certified, seen, word)
         self.counts["first picks"] += not seen.picked
-        check_pick(self._pick, seen, self._eligible_at_pop, self.arrivals)
+        self.counts["picks by arrival that follow what the engine held back"] += check_pick(
+            self._pick, seen, self._eligible_at_pop, self.arrivals
+        )
+        for other in self.seen.values():
+            if not other.picked and other is not seen and other not in self._eligible_at_pop:
+                other.passed_over.add(seen.sequence)
         seen.picked = True
 
     def _check_shown_views(self, view: Any, memory: Any) -> None:
@@ -583,12 +610,22 @@ class KernelWatch:
                 raise WrongAdmission(f"the admission policy is shown {name} = {value}; it is {true[name]}")
 
     def _check_admission_step(self, certified: Certified, seen: Seen, word: Word) -> None:
-        if not self._models_memory() or word.memory.num_running != len(self._holders()) - 1:
-            return
         request, memory = seen.request, word.memory
+        beside = memory.num_running > 0
+        fits_in = word.pool_free - word.promised - self.watermark if beside else self.total
+        needed = self._needed(request.num_tokens + (word.reserve * BLOCK_SIZE if beside else 0))
+        if needed > fits_in:
+            raise OverCommitted(f"{request.request_id} is admitted with {needed} blocks, and {fits_in} may be taken")
+        left = self._free_at_pop - self._outstanding_at_pop
+        if beside and left < self.watermark:
+            raise OverCommitted(
+                f"{request.request_id} is admitted and leaves {left} of {self.watermark} blocks unpromised"
+            )
+        self.counts["memory checks"] += 1
+        if self.several:
+            return
         free = self._free_at_pop - min(self._outstanding_at_pop, self._free_at_pop)
-        own = sum(len(manager.req_to_blocks[request.request_id]) for manager in self.managers)
-        shared = own - (word.pool_free - self._free_at_pop)
+        shared = self._held(request.request_id) - (word.pool_free - self._free_at_pop)
         blocks = blocks_of(request.num_tokens) - shared
         spare = memory.free_blocks - free - blocks
         before = SimpleNamespace(
@@ -612,19 +649,18 @@ class KernelWatch:
             raise OverCommitted(f"the admission of {request.request_id} is no step of the model: {before} -> {after}")
 
     def _models_memory(self) -> bool:
-        several = len(self.managers) > 1 and "groups-counted-as-one" in self.forgiven
-        return self.active[ADMISSION] is not None and not several and not self._promise_late
+        return self.active[ADMISSION] is not None and not self._promise_late
 
     def _memory_state(self) -> Any:
-        free = self.pool.get_num_free_blocks()
-        reserved = min(self._outstanding(), free)
-        holders = len(self._holders())
+        """Return the state of `BlocksConserved`, in the blocks that a policy is shown."""
+        pool_free = self.pool.get_num_free_blocks()
+        free = self._units(pool_free - min(self._outstanding(), pool_free))
         return SimpleNamespace(
-            free=free - reserved,
-            held=self.total - free + reserved,
-            reserved=reserved,
-            total=self.total,
-            num_running=holders,
+            free=free,
+            held=self.total_units - free,
+            reserved=self._units(pool_free) - free,
+            total=self.total_units,
+            num_running=len(self._holders()),
         )
 
     def _memory_step(self, before: Any, after: Any, blocks: int, spare: int, what: str) -> None:
@@ -639,37 +675,67 @@ class KernelWatch:
             raise OverCommitted(f"{what}, and this is no step of the model: {before} -> {after}")
 
     def _outstanding(self, besides: Seen | None = None) -> int:
-        total = 0
-        for seen in self.seen.values():
-            if seen.promised and (seen is besides or seen.request.status == RequestStatus.RUNNING):
-                held = len(self.managers[0].req_to_blocks.get(seen.request.request_id, ()))
-                if held >= seen.promised:
-                    seen.promised = 0
-                total += max(seen.promised - held, 0)
+        """Return the blocks that are promised to requests that hold memory, and are not taken by them yet."""
+        total, holders = 0, self._holders()
+        for name, seen in self.seen.items():
+            if not seen.promised or not (seen is besides or name in holders):
+                continue
+            held = self._held(name)
+            if held >= seen.promised and not self.forgets:
+                seen.promised = 0
+            total += max(seen.promised - held, 0)
         return total
 
     def _holders(self) -> set[str]:
         return {name for manager in self.managers for name, blocks in manager.req_to_blocks.items() if blocks}
 
-    # --- victims
+    def _held(self, name: str) -> int:
+        """Return the blocks of the pool in a request's tables."""
+        return sum(not block.is_null for manager in self.managers for block in manager.req_to_blocks.get(name, ()))
 
-    def _numbers_unknown(self) -> bool:
-        """Return whether the adapter's admission numbers are wrong by a known fault."""
-        return "resumed-keeps-admission" in self.forgiven and any(
-            self.seen[one.request_id].resumed for one in self.scheduler.running
-        )
+    def _needed_by_group(self, tokens: int) -> list[int]:
+        """Return vLLM's own count, group by group, of the blocks for a request of so many tokens of which none is cached."""
+        if tokens not in self._counted:
+            self._counted[tokens] = [
+                int(
+                    manager.get_num_blocks_to_allocate(
+                        request_id="",
+                        num_tokens=tokens,
+                        new_computed_blocks=(),
+                        total_computed_tokens=0,
+                        num_local_computed_tokens=0,
+                        num_tokens_main_model=tokens,
+                        apply_admission_cap=True,
+                    )
+                )
+                for manager in self.managers
+            ]
+        return self._counted[tokens]
+
+    def _needed(self, tokens: int) -> int:
+        return sum(self._needed_by_group(tokens))
+
+    def _units(self, blocks: int) -> int:
+        """Return the most blocks of the engine's block size that one request can fill in so many blocks of the pool.
+
+        A negative count, of blocks that are lacking, stays as it is.
+        """
+        units = min(blocks, 0)
+        while units < blocks and self._needed((units + 1) * BLOCK_SIZE) <= blocks:
+            units += 1
+        return units
+
+    # --- victims
 
     def _check_victim(self, victim: Seen) -> None:
         self._preempted += 1
-        if self._numbers_unknown() or (victim.resumed and "resumed-keeps-admission" in self.forgiven):
-            self.counts["victims not checked: a request was resumed"] += 1
-            return
         running = sorted([*(self.seen[one.request_id] for one in self.scheduler.running), victim], key=_admission)
         name = victim.request.request_id
         if len(running) == 1:
             if self._holders() == {name}:
                 raise Deadlocked(f"{name} runs alone and is preempted")
-            self.counts["the last running request gave way to paused sessions"] += 1
+            self.counts["the last running request gave way to those that wait and hold memory"] += 1
+            self.oldest_preempted += self.active[PREEMPTION] is not None
             return
         place = running.index(victim)
         left = tokens_left(running[0].request)
@@ -679,8 +745,8 @@ class KernelWatch:
             raise WrongVictim(f"{name} is preempted and is the oldest of {len(running)}")
         certified = self.active[PREEMPTION]
         offered = running[1:]
+        views = {seen.sequence: self._victim_view(seen) for seen in offered}
         if certified is not None and not self._own_victims:
-            views = {seen.sequence: self._victim_view(seen) for seen in offered}
             engine = SimpleNamespace(**self._engine_before, oldest_waited_us=self._oldest_waited(self._boundary_us))
             if all(self._assumed(certified, running=view, engine=engine) for view in views.values()):
                 score = certified.policy.decision("victim_score")
@@ -699,15 +765,12 @@ class KernelWatch:
         expected = max(offered, key=_admission)
         if expected is not victim:
             raise WrongVictim(f"{name} is preempted, and {expected.request.request_id} was admitted later")
+        check_victim(None, victim, offered, views, None)
+        self.counts["victims by admission"] += 1
 
     def _check_progress(self, output: Any) -> None:
         oldest = self._oldest
-        if (
-            self._numbers_unknown()
-            or oldest is None
-            or not output.total_num_scheduled_tokens
-            or oldest.request.status != RequestStatus.RUNNING
-        ):
+        if oldest is None or not output.total_num_scheduled_tokens or oldest.request.status != RequestStatus.RUNNING:
             return
         computed = output.num_scheduled_tokens.get(oldest.request.request_id, 0)
         if self._left_before <= 0 and not computed:
@@ -728,13 +791,26 @@ class KernelWatch:
         if waiting and not scheduler.num_waiting_for_streaming_input:
             raise Deadlocked(f"{waiting} wait, nothing runs, and nobody is admitted")
 
+    def _check_counters(self) -> None:
+        """What the proofs exclude is counted by the adapter, neither more nor less."""
+        counters = self.seats[PREEMPTION].counters
+        if counters["oldest_preempted"] != self.oldest_preempted or counters["oldest_idle"]:
+            raise KernelViolation(
+                f"the oldest was preempted {self.oldest_preempted} times; the adapter counts {counters}"
+            )
+
     def _check_blocks(self) -> None:
         held: set[int] = set()
-        for manager in self.managers:
+        for group, manager in enumerate(self.managers):
             for name, blocks in manager.req_to_blocks.items():
                 if blocks and name not in self.scheduler.requests:
                     raise OverCommitted(f"{name} holds blocks and is not there")
-                held |= {block.block_id for block in blocks if not block.is_null}
+                own = {block.block_id for block in blocks if not block.is_null}
+                request = self.scheduler.requests.get(name)
+                tokens = max(request.num_tokens, request.num_computed_tokens) if blocks else 0
+                if blocks and len(own) > self._needed_by_group(tokens)[group]:
+                    raise OverCommitted(f"{name} holds {len(own)} blocks of group {group} with {tokens} tokens")
+                held |= own
         free = self.pool.get_num_free_blocks()
         if free < 0 or free + len(held) != self.total:
             raise OverCommitted(f"{free} free and {len(held)} held blocks are not {self.total}")
@@ -835,24 +911,34 @@ class KernelWatch:
 # --- the text that is proved, evaluated on what was observed
 
 
-def check_pick(pick: Pick, picked: Seen, waiting: list[Seen], arrivals: list[int]) -> None:
-    """Hold an admission against the transition system of `BoundedBypass`, for each request that waits for its first pick."""
+def check_pick(pick: Pick, picked: Seen, waiting: list[Seen], arrivals: list[int]) -> int:
+    """Hold an admission against the transition system of `BoundedBypass`, for each request that waits for its first pick.
+
+    Return for how many it was not a step, because of what the engine holds back. Either it held r back when the request was first
+    picked, and the request was preempted and came back since; or it skipped the request and put it at the front of its own order.
+    In the second case the bound is checked all the same.
+    """
+    uncovered = 0
     certified = pick.certified
-    policy = SimpleNamespace(score=lambda *views: 0) if certified is None else certified.policy.stand_in
-    theorem, bound = SimpleNamespace(policy=policy), 0 if certified is None else certified.bound
+    theorem, bound = (NO_POLICY, 0) if certified is None else (certified.theorem_self, certified.bound)
     for r in waiting:
         if r.picked:
             continue
         late = bisect_right(arrivals, r.stamp_us + r.aging_us) - r.sequence
-        counts = picked.sequence in r.present or r.sequence < picked.sequence <= r.sequence + late
-        first = picked.sequence not in r.picked_before
+        counted = r.present | set(range(r.sequence + 1, r.sequence + late + 1))
+        earlier = (r.picked_before | r.passed_over) & counted
+        counts = picked.sequence in counted
+        if certified is None and not counts and picked.sequence in r.passed_over:
+            uncovered += 1
+            continue
+        first = picked.sequence not in earlier
         before = SimpleNamespace(
             r_stamp=r.stamp_us,
             aging=r.aging_us,
             present=len(r.present),
             late_arrivals=late,
-            unpicked=len(r.present) + late - len(r.picked_before),
-            picked=len(r.picked_before),
+            unpicked=len(counted) - len(earlier),
+            picked=len(earlier),
             outside=0,
         )
         after = SimpleNamespace(
@@ -882,10 +968,14 @@ def check_pick(pick: Pick, picked: Seen, waiting: list[Seen], arrivals: list[int
             for one in pick.views.get(picked.sequence, nobody)
             for other in pick.views.get(r.sequence, nobody)
         )
+        if not follows and certified is None and picked.skipped:
+            uncovered += 1
+            follows = True
         if not (follows and BoundedBypass.inductive(None, after) and BoundedBypass.goal(None, after)):
             younger = picked.stamp_us - r.stamp_us
             raise Starved(f"{picked.request.request_id}, {younger} us younger, is picked before {r.request.request_id}")
         r.picked_before.add(picked.sequence)
+    return uncovered
 
 
 def check_admission_lemmas(certified: Certified, view: Any, memory: Any) -> None:
@@ -900,48 +990,47 @@ def check_admission_lemmas(certified: Certified, view: Any, memory: Any) -> None
         raise OverCommitted("more is reserved than can be used")
 
 
-def check_victim(certified: Certified, victim: Seen, offered: list[Seen], views: dict[int, Any], engine: Any) -> None:
-    """Hold one preemption against `BoundedDisplacement`, beside each request that was offered and kept."""
-    theorem, gap = certified.theorem_self, certified.bound
-    taken = views[victim.sequence]
-    newcomers = [
-        kept for kept in offered if kept.admission > victim.admission and views[kept.sequence].num_preemptions == 0
-    ]
+def check_victim(
+    certified: Certified | None, victim: Seen, offered: list[Seen], views: dict[int, Any], engine: Any
+) -> None:
+    """Hold one preemption against `BoundedDisplacement`, beside each request that was offered and kept.
+
+    Without a policy (`certified` is None) the victim is the latest admitted, as in a fall-back step.
+    """
+    name = victim.request.request_id
+    theorem, gap = (NO_POLICY, 1) if certified is None else (certified.theorem_self, certified.bound)
+    largest = max(victim.gap, gap)
+    displaced = victim.displaced
     for kept in offered:
         if kept is victim:
             continue
-        view = views[kept.sequence]
+        views_of_both = {"kept": views[kept.sequence], "engine": engine}
         numbers = {"victim_admission": victim.admission, "kept_admission": kept.admission}
-        if not BoundedDisplacement.victim_came_last_or_was_spared(
-            theorem, victim=taken, kept=view, engine=engine, gap=gap, **numbers
-        ):
-            raise WrongVictim(f"{victim.request.request_id} is preempted {gap} times more often than one that is kept")
-        if not BoundedDisplacement.victim_frees_memory(theorem, victim=taken, kept=view, engine=engine, **numbers):
-            raise WrongVictim(f"{victim.request.request_id} is preempted and frees nothing")
-        largest = max(victim.gap, gap)
+        if certified is not None:
+            lemmas = {"victim": views[victim.sequence], **views_of_both, **numbers}
+            if not BoundedDisplacement.victim_came_last_or_was_spared(theorem, gap=gap, **lemmas):
+                raise WrongVictim(f"{name} is preempted {gap} times more often than one that is kept")
+            if not BoundedDisplacement.victim_frees_memory(theorem, **lemmas):
+                raise WrongVictim(f"{name} is preempted and frees nothing")
+        newcomer = kept.admission > victim.admission and not kept.request.num_preemptions
+        displaced = max(displaced, victim.displaced + newcomer)
         before = SimpleNamespace(gap=largest, preemptions=victim.preemptions, displaced=victim.displaced)
-        after = SimpleNamespace(
-            gap=largest, preemptions=victim.preemptions + 1, displaced=victim.displaced + int(kept in newcomers)
-        )
+        after = SimpleNamespace(gap=largest, preemptions=victim.preemptions + 1, displaced=victim.displaced + newcomer)
         if not BoundedDisplacement.step(
             theorem,
             before,
             after,
-            r=taken,
-            kept=view,
-            engine=engine,
+            r=views[victim.sequence],
             gap=gap,
             r_admission=victim.admission,
             kept_admission=kept.admission,
-            by_admission=False,
+            by_admission=certified is None,
+            **views_of_both,
         ):
-            raise WrongVictim(f"the preemption of {victim.request.request_id} is no step of the model")
-    victim.gap = max(victim.gap, gap)
-    victim.displaced += bool(newcomers)
-    if not BoundedDisplacement.goal(None, victim):
-        raise WrongVictim(
-            f"{victim.request.request_id} was displaced {victim.displaced} times; the gap is {victim.gap}"
-        )
+            raise WrongVictim(f"the preemption of {name} is no step of the model")
+        if not (BoundedDisplacement.inductive(None, after) and BoundedDisplacement.goal(None, after)):
+            raise WrongVictim(f"{name} was displaced {after.displaced} times by newcomers; the gap is {largest}")
+    victim.gap, victim.displaced = largest, displaced
 
 
 def waiting_view(

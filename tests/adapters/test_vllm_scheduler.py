@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +262,20 @@ class TestKVGroups:
         assert ours.outputs == theirs.outputs and ours.admitted == [name for name, _, _ in arrived]
         counters = ours.scheduler.autopoiesis.admission.counters
         assert counters["held_back"] > 0 and not counters["fallbacks"]
+
+    @pytest.mark.parametrize("groups", [(), (full(), sliding(48))], ids=["one group", "two groups"])
+    def test_little_free_memory_makes_no_smaller_watermark(self, model: Path, groups: Any) -> None:
+        bench = unhurried(vllm_config(model, max_num_seqs=8, num_blocks=41, watermark=0.2), groups=groups)
+        policy = Policy.from_source(admission.BASELINES["watermark"], admission.Admission(block_size=BLOCK_SIZE))
+        shown: list[tuple[int, ...]] = []
+        runs = compile_admission(policy, BLOCK_SIZE)
+        admit = runs.admit
+        offer(bench, "admission", replace(runs, admit=lambda *values: shown.append(values[-5:]) or admit(*values)))
+        bench.add(request(f"r{i}", prompt=24 + 16 * i, output=60) for i in range(8))
+        bench.run()
+        kept = bench.scheduler.kv_cache_manager.watermark_blocks // max(len(groups), 1)
+        assert kept == (4 if groups else 8)
+        assert min(free for free, *_ in shown) < kept == min(watermark for _, _, watermark, *_ in shown)
 
     def test_a_window_lets_more_in_than_full_attention(self, model: Path) -> None:
         ran = []

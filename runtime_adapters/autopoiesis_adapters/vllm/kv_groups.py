@@ -64,10 +64,11 @@ class KVGroups:
     def units(self, blocks: int) -> int:
         """Return the most blocks of the engine's block size that one request can fill in `blocks` of the pool.
 
-        Where every group forgets old tokens a request of any length may fit; then the answer is `blocks`.
+        Where every group forgets old tokens a request of any length may fit; then the answer is `blocks`. So it is where `blocks`
+        is negative: that many are lacking.
         """
         if self._plain or blocks <= 0:
-            return max(blocks, 0)
+            return blocks
         return bisect_right(range(1, blocks + 1), blocks, key=lambda units: self.needed(units * self._block_size))
 
     def held(self, request_id: str) -> int:
