@@ -180,9 +180,9 @@ class BoundedBypass(Theorem):
         `stamp` is when the enqueued or picked request was enqueued, `aging` the bound of the policy that is active in this step.
         A pick by the policy (KER-ARGMAX) is of the highest score under one snapshot; a tie goes to the earlier enqueued
         (`picked_is_earlier`: by sequence number, which follows the stamps). A pick `by_arrival`, as the overdue lane and a
-        fall-back step make it, is of a request enqueued no later than r, or of one that was preempted. A `first` pick since r
-        was enqueued takes the request out of the unpicked ones, if it is one of those that count; another pick is of a request
-        that was picked before, be it one that counts or not.
+        fall-back step make it, is of a request enqueued no later than T after r, to which engines keep there, or of one that was
+        preempted. A `first` pick since r was enqueued takes the request out of the unpicked ones, if it is one of those that
+        count; another pick is of a request that was picked before, be it one that counts or not.
         """
         same = t.r_stamp == s.r_stamp and t.aging == s.aging and t.present == s.present
         counts = stamp <= s.r_stamp + s.aging
@@ -204,7 +204,7 @@ class BoundedBypass(Theorem):
         again = not first and (s.picked if counts else s.outside) >= 1
         pick = (
             (first or again)
-            and (by_policy or (by_arrival and (stamp <= s.r_stamp or again)))
+            and (by_policy or (by_arrival and (counts or again)))
             and s.unpicked >= taken
             and t.unpicked == s.unpicked - taken
             and t.picked == s.picked + taken

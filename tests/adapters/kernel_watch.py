@@ -122,8 +122,6 @@ class Seen:
     """Sequence numbers of the requests first picked while it waited and could have been picked."""
     passed_over: set[int] = field(default_factory=set)
     """Sequence numbers of the requests picked while the engine held it back; the theorem speaks of eligible requests only."""
-    skipped: bool = False
-    """Whether the engine ever skipped it: vLLM puts it at the front of its own order then, before earlier ones."""
     hints: set[int] = field(default_factory=lambda: {0})
     """Cached prompt tokens that a policy may be shown: one number, unless an unknown one is among them."""
     promised: int = 0
@@ -554,7 +552,6 @@ class KernelWatch:
         if request is not None and request.status != RequestStatus.RUNNING:
             self.counts["skipped by the engine"] += 1
             self._skipped.add(request.request_id)
-            self.seen[request.request_id].skipped = True
             self.seen[request.request_id].promised = 0
 
     def _end_step(self, output: Any) -> None:
@@ -914,9 +911,8 @@ class KernelWatch:
 def check_pick(pick: Pick, picked: Seen, waiting: list[Seen], arrivals: list[int]) -> int:
     """Hold an admission against the transition system of `BoundedBypass`, for each request that waits for its first pick.
 
-    Return for how many it was not a step, because of what the engine holds back. Either it held r back when the request was first
-    picked, and the request was preempted and came back since; or it skipped the request and put it at the front of its own order.
-    In the second case the bound is checked all the same.
+    Return for how many it was not a step, because the engine held r back when the request was first picked, and the request was
+    preempted and came back since.
     """
     uncovered = 0
     certified = pick.certified
@@ -968,9 +964,6 @@ def check_pick(pick: Pick, picked: Seen, waiting: list[Seen], arrivals: list[int
             for one in pick.views.get(picked.sequence, nobody)
             for other in pick.views.get(r.sequence, nobody)
         )
-        if not follows and certified is None and picked.skipped:
-            uncovered += 1
-            follows = True
         if not (follows and BoundedBypass.inductive(None, after) and BoundedBypass.goal(None, after)):
             younger = picked.stamp_us - r.stamp_us
             raise Starved(f"{picked.request.request_id}, {younger} us younger, is picked before {r.request.request_id}")
