@@ -63,6 +63,7 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.vllm
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 -m "slow and not vllm" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 tests/adapters $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m vllm $(PYTEST_ARGS)
 
 test-long: $(VENV)/.dev
