@@ -1,8 +1,8 @@
-"""A verified policy in somebody's own serving loop: no engine, no framework, one machine-code function.
+"""A verified policy in a custom serving loop: no engine, no framework, one machine-code function.
 
-The loop below is the whole "engine": four lanes that each serve one request at a time. It asks the policy which waiting
-request goes next, twice: through the vectorised scorer, which suits a queue kept in columns, and through the scalar
-function pointer, which suits C, numba or a plain Python loop. Both give the same order, and the proof holds for both.
+The loop below is the whole "engine": four lanes that each serve one request at a time. It asks the policy for the next
+waiting request in two ways. The vectorised scorer suits a queue kept in columns; the scalar function pointer suits C,
+numba or a plain Python loop. Both give the same order, and the proof holds for both.
 
     python examples/custom_stack.py
 """
@@ -19,7 +19,7 @@ from autopoiesis_lib.certificate import verify
 LANES = 4
 US_PER_TOKEN = 500
 FIELDS = ("request.waited_us", "request.num_prompt_tokens")
-"""The only fields this stack knows; the policy must read no others, or compiling says so."""
+"""The only fields that this stack knows; compiling a policy that reads others fails."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Job:
 
 
 def serve(jobs: list[Job], pick: "Picker") -> float:
-    """Serve every job; returns the mean latency in milliseconds."""
+    """Serve every job and return the mean latency in milliseconds."""
     lanes = [0] * LANES
     waiting: list[Job] = []
     arriving = sorted(jobs, key=lambda job: job.arrived_us)
@@ -49,10 +49,10 @@ def serve(jobs: list[Job], pick: "Picker") -> float:
 
 
 class Picker:
-    """Index of the waiting job to serve next: highest score, ties to the lower job number."""
+    """A callable that returns the index of the waiting job to serve next: highest score, ties to the lower number."""
 
     def __init__(self, policy: Policy) -> None:
-        self._native = policy.native(layout=FIELDS)  # keep it: it owns the machine code
+        self._native = policy.native(layout=FIELDS)  # keep a reference: it owns the machine code
 
     def __call__(self, waiting: list[Job], now_us: int) -> int:
         scores = [self._native(now_us - job.arrived_us, job.tokens) for job in waiting]
@@ -60,13 +60,13 @@ class Picker:
 
 
 class VectorPicker(Picker):
-    """The same, in one call for the whole queue."""
+    """A picker that scores the whole queue in one call."""
 
     def __init__(self, policy: Policy) -> None:
         request, engine = (policy.contract.views[param.type] for param in policy.contract.decisions["score"].params)
         self._scorer = policy.scorer()
         self._names = [spec.name for spec in request.fields()]
-        # Fields this stack does not have stand at the lowest value of their domain.
+        # Fields that this stack does not have are set to the lowest value of their domain.
         self._blank = np.array([spec.domain.lo for spec in request.fields()], np.int64)
         self._engine = np.array([spec.domain.lo for spec in engine.fields()], np.int64)
 
@@ -79,7 +79,10 @@ class VectorPicker(Picker):
 
 
 def workload(seed: int = 1) -> list[Job]:
-    """Five hundred jobs, mostly short and a few very long, arriving a little faster than four lanes can serve them."""
+    """Return five hundred jobs that arrive a little faster than four lanes can serve them.
+
+    Most are short and a few are very long.
+    """
     chance = random.Random(seed)
     arrived_us, jobs = 0, []
     for number in range(500):

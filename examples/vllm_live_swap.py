@@ -1,8 +1,8 @@
-"""A policy swapped in a live vLLM engine while requests are in flight: the order changes, no answer does.
+"""A policy swap in a live vLLM engine while requests are in flight: the order changes, the answers do not.
 
-Runs vLLM's real engine on the CPU with a tiny random Llama: no download, no GPU. Three runs of the same 24 requests: an
-unmodified engine, our scheduler with first-come-first-served, and our scheduler swapped to shortest-prompt-first after
-twelve steps. Greedy answers must be the same in all three.
+The example runs vLLM's real engine on the CPU with a tiny random Llama: no download, no GPU. It makes three runs of the
+same 24 requests: an unmodified engine, our scheduler with first-come-first-served, and our scheduler swapped to
+shortest-prompt-first after twelve steps. Greedy answers must be the same in all three.
 
     OMP_NUM_THREADS=1 python examples/vllm_live_swap.py [--json]
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before vLLM is imported: one thread, so that runs repeat, and one process, so that the example can step the engine itself.
+# Set before vLLM is imported: one thread, so that runs repeat, and one process, so that the example can step it.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", VLLM_ENABLE_V1_MULTIPROCESSING="0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
@@ -37,7 +37,7 @@ Run = tuple[list[str], dict[str, list[int]]]
 
 
 def start(model: str, **more: Any) -> Any:
-    """An engine that serves two requests at a time."""
+    """Return an engine that serves two requests at a time."""
     from vllm import LLM
 
     return LLM(
@@ -56,7 +56,7 @@ def start(model: str, **more: Any) -> Any:
 
 
 def serve(llm: Any, swap_after: int = -1, swap: Callable[[], object] = lambda: None) -> Run:
-    """Long and short prompts in turn, all waiting from the start; `swap` is called after so many steps."""
+    """Serve long and short prompts in turn, all waiting from the start; call `swap` after so many steps."""
     from vllm import SamplingParams
 
     engine = llm.llm_engine
@@ -80,7 +80,7 @@ def serve(llm: Any, swap_after: int = -1, swap: Callable[[], object] = lambda: N
 
 
 def certified(name: str, keys: Path) -> tuple[str, str]:
-    """A baseline policy's text, and the certificate that all gates gave it, signed with the key `fleet` in `keys`."""
+    """Return a baseline policy's text and its certificate by all gates, signed with the key `fleet` in `keys`."""
     from autopoiesis_contracts.request_ordering import BASELINES, RequestOrdering
 
     from autopoiesis_lib import Policy
@@ -92,7 +92,7 @@ def certified(name: str, keys: Path) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Run it and print what happened."""
+    """Run the example and print its results."""
     parser = argparse.ArgumentParser(description="Swap a policy in a live vLLM engine.")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
@@ -110,7 +110,7 @@ def main() -> None:
 
         from autopoiesis_lib.protocol.keys import new_key
 
-        new_key(keys, "fleet")  # an engine elsewhere would have a folder with its public half alone
+        new_key(keys, "fleet")  # another engine would have a folder with only the public key
         call(llm, "autopoiesis_swap", *certified("fcfs", keys))
         fcfs = serve(llm)
         shortest = certified("shortest-prompt-aging", keys)

@@ -4,5 +4,5 @@ from autopoiesis_contracts.request_ordering import Engine, Waiting
 
 
 def score(request: Waiting, engine: Engine) -> int:
-    """The longer it has waited, the sooner it goes."""
+    """Rank a request by its waiting time: the longest wait goes first."""
     return request.waited_us

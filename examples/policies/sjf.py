@@ -1,8 +1,8 @@
-"""Shortest prompt first, and nothing else. REFUTED: a long prompt may wait for ever while short ones keep coming."""
+"""Shortest prompt first, and nothing else. REFUTED: a long prompt may wait forever while short ones keep arriving."""
 
 from autopoiesis_contracts.request_ordering import Engine, Waiting
 
 
 def score(request: Waiting, engine: Engine) -> int:
-    """Fewer prompt tokens go first, however long the others have waited."""
+    """Rank a request by its prompt tokens: the fewest go first, however long the others have waited."""
     return -request.num_prompt_tokens

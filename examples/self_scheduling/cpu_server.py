@@ -1,4 +1,4 @@
-"""vLLM's OpenAI server on the CPU, in processes of its own, for as long as a block runs."""
+"""vLLM's OpenAI server on the CPU, in separate processes, for the duration of a `with` block."""
 
 import os
 import signal
@@ -16,11 +16,12 @@ __all__ = ["Server", "ServerFailed", "serving"]
 
 STARTUP_S = 400
 GUIDED = '{"backend": "xgrammar", "disable_any_whitespace": true}'
-"""Guided decoding without free whitespace: a weak model would fill its whole budget with blanks between two keys."""
+"""Guided decoding without free whitespace: a weak model would spend its whole token budget on blanks between two keys.
+"""
 
 
 class ServerFailed(Exception):
-    """The server did not come up; holds the end of its log."""
+    """Error for a server that did not start; the message holds the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The base URL of its OpenAI API."""
+        """Return the base URL of the server's OpenAI API."""
         return f"{self.root}/v1"
 
     def counter(self, name: str) -> float:
-        """A Prometheus counter of the server, summed over its labels."""
+        """Return a Prometheus counter of the server, summed over its labels."""
         with urllib.request.urlopen(f"{self.root}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.partition("{")[0] == name)
@@ -63,11 +64,11 @@ def serving(
         name: the model's name in requests.
         context_tokens: the most tokens of prompt and answer together.
         max_num_seqs: the most requests that run at once.
-        options: more of vLLM's own.
+        options: other options of vLLM.
         environment: added to this process's.
 
     Raises:
-        ServerFailed: it ended, or said nothing for STARTUP_S seconds.
+        ServerFailed: the server ended, or did not answer for STARTUP_S seconds.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -76,7 +77,7 @@ def serving(
     command += ["--served-model-name", name, "--port", str(port), "--dtype", "bfloat16", "--enforce-eager"]
     command += ["--max-model-len", str(context_tokens), "--max-num-seqs", str(max_num_seqs)]
     command += ["--structured-outputs-config", GUIDED, *options]
-    # One thread: more of them fight over the few cores of a small machine.
+    # One thread: more threads compete for the few cores of a small machine.
     settings = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -112,5 +113,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(30)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its own session: the engine's processes go with it
+        os.killpg(process.pid, signal.SIGKILL)  # ends its session: the engine's too
         process.wait(30)

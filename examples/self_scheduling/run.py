@@ -1,13 +1,14 @@
-"""The served model writes its own scheduler.
+"""A served model that writes its own scheduler.
 
-A vLLM server on the CPU serves Gemma 3 270M through our adapter and takes traffic. The language-model proposer points at this
-very server: the model that waits in the queue is asked how the queue should be ordered. Its drafts pass the gates or do not,
-the search carries on from what passed, and the certified winner is signed and swapped into the same running engine.
+A vLLM server on the CPU serves Gemma 3 270M through our adapter and takes traffic. The language-model proposer uses
+this same server: the model whose requests wait in the queue is asked for the queue's order. The gates check its drafts,
+the search continues from the drafts that pass, and the certified winner is signed and swapped into the same running
+engine.
 
     python examples/self_scheduling/run.py [--models FOLDER] [--candidates 48] [--json]
 
-Takes about five minutes on two cores, one of them for the model's first download; needs vLLM for the CPU, no GPU and no key.
-The model is a small base model. What it writes is mostly weak, and what this prints says so.
+The example takes about five minutes on two cores, of which one minute is the model's first download. It needs vLLM for
+the CPU, no GPU and no key. The model is a small base model: most of its drafts are weak, and the output says so.
 """
 
 import argparse
@@ -40,13 +41,13 @@ from autopoiesis_lib.store import Store
 from autopoiesis_lib.synthesis import LLMProposer
 
 SEQUENCES = 2
-"""Requests that run at once: few, so that there is a queue to order."""
+"""Requests that run at once: few, so that requests wait in a queue."""
 LONG, SHORT = (160, 24), (10, 4)
 """(prompt words, output tokens) of the two kinds of request."""
 BURST = (LONG, SHORT, SHORT, LONG, SHORT, SHORT, LONG, SHORT, SHORT, LONG, SHORT, SHORT, SHORT, SHORT)
 PERIOD_S = 6.0
 WINDOW_S = 30.0
-"""Traffic that the evolution looks at."""
+"""Seconds of traffic that the evolution uses."""
 GUESS = Calibration(
     name="cpu",
     step_time=StepTimeModel(c0=0.03, c1=0.001, c2=0.005, c3=0.0, c4=0.0),
@@ -57,7 +58,7 @@ GUESS = Calibration(
 
 @dataclass
 class Traffic:
-    """A burst of requests every PERIOD_S seconds, from threads of its own, until it is stopped."""
+    """A burst of requests every PERIOD_S seconds, sent from separate threads, until it is stopped."""
 
     server: Server
     latencies_s: list[float] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Traffic:
         self._thread.join()
 
     def mean_over_bursts(self, count: int) -> float:
-        """Mean latency in seconds of the requests of the next bursts, sent from here and with no others around."""
+        """Return the mean latency in seconds of the next bursts, sent one burst at a time."""
         with ThreadPoolExecutor(len(BURST)) as clients:
             found: list[float] = []
             for _ in range(count):
@@ -109,7 +110,7 @@ class Traffic:
 
 
 def observed(channel: Channel) -> Workload:
-    """What the engine has served lately, with step times fitted to the engine itself."""
+    """Return the workload that the engine has served lately, with step times fitted to the engine itself."""
     observer = Observer(channel.root, WINDOW_S)
     while True:
         observer.look()
@@ -123,12 +124,12 @@ def observed(channel: Channel) -> Workload:
 
 
 def engine(channel: Channel) -> Mapping[str, Any]:
-    """What the engine last said of itself."""
+    """Return the last status that the engine reported."""
     return next(iter(channel.engines().values()), {})
 
 
 def active(channel: Channel, digest: str) -> Mapping[str, Any]:
-    """The same, once it runs this policy."""
+    """Return the engine's status once it runs this policy."""
     for _ in range(600):
         status = engine(channel)
         if status.get("digest") == digest:
@@ -140,7 +141,7 @@ def active(channel: Channel, digest: str) -> Mapping[str, Any]:
 
 
 def ancestry(store: Store, result: EvolutionResult, model: str) -> str:
-    """Who made the winner, in words."""
+    """Return in words the origin of the winner: the served model, or the search with or without its policies."""
     proposals = {row.id: row for row in store.proposals(result.run)}
     if proposals[result.best_id].details.get("model") == model:
         return "written by the served model"
@@ -155,7 +156,7 @@ def ancestry(store: Store, result: EvolutionResult, model: str) -> str:
 
 
 def told(store: Store, result: EvolutionResult, record: Path) -> list[dict[str, Any]]:
-    """What the model wrote, and what became of it."""
+    """Return the drafts that the model wrote, each with its outcome."""
     found = []
     for line in record.read_text(encoding="utf-8").splitlines():
         exchange = json.loads(line)
@@ -171,7 +172,7 @@ def told(store: Store, result: EvolutionResult, record: Path) -> list[dict[str, 
 
 
 def run(models: Path, folder: Path, candidates: int) -> dict[str, Any]:
-    """The whole story; prints it on the way."""
+    """Run the example from server start to swap, print each step and return the results."""
     keys, record = folder / "keys", folder / "exchanges.jsonl"
     new_key(keys, "writer")
     channel = Channel(folder / "channel", load_key(keys, "writer"), Trust(keys), folder / "state")
@@ -189,7 +190,7 @@ def run(models: Path, folder: Path, candidates: int) -> dict[str, Any]:
     with serving(model, folder / "server.log", max_num_seqs=SEQUENCES, options=options, environment=settings) as server:
         writer = f"vllm/{server.name}"
         traffic = Traffic(server)
-        traffic.mean_over_bursts(1)  # warms it up
+        traffic.mean_over_bursts(1)  # a warm-up
         before_s = traffic.mean_over_bursts(3)
         print(f"the engine's built-in order: mean latency {before_s:.2f} s", flush=True)
         with traffic:
@@ -232,7 +233,7 @@ def run(models: Path, folder: Path, candidates: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run it and print what happened."""
+    """Run the example and print its results."""
     kept = os.environ.get("AUTOPOIESIS_MODELS") or Path.home() / ".cache" / "autopoiesis" / "models"
     parser = argparse.ArgumentParser(description="The served model writes its own scheduler.")
     parser.add_argument("--models", type=Path, default=Path(kept), help="where the model is kept")

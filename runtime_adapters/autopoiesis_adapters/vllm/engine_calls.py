@@ -1,12 +1,12 @@
-"""Talking to the adapter through vLLM's own utility calls: swap, status and telemetry, without a channel directory.
+"""Access to the adapter through vLLM's own utility calls: swap, status and telemetry, without a channel directory.
 
 The engine core runs in its own process. vLLM hands a utility call to a method of `EngineCore` on the engine's own
-thread, between steps; a method may answer with a future. So a swap is verified and compiled beside the engine, and
-only its last pointer assignment is the engine's. The methods are attached when the scheduler is made, in whichever
-process that happens.
+thread, between steps; a method may answer with a future. A swap is therefore verified and compiled outside the engine
+thread, which only makes the last pointer assignment. The methods are attached when the scheduler is made, in the
+process where that happens.
 
-From the front end: `engine.engine_core.call_utility("autopoiesis_swap", text, certificate)` on a synchronous engine,
-`await engine.engine_core.call_utility_async(...)` on an asynchronous one; `call` does the former for `LLM` and
+From the front end, use `engine.engine_core.call_utility("autopoiesis_swap", text, certificate)` on a synchronous engine
+and `await engine.engine_core.call_utility_async(...)` on an asynchronous one. `call` does the former for `LLM` and
 `LLMEngine` in either process layout.
 """
 
@@ -24,11 +24,11 @@ __all__ = ["EngineCallError", "attach_engine_calls", "call"]
 
 
 class EngineCallError(AutopoiesisError):
-    """The engine has no adapter to talk to."""
+    """Error for an engine that has no adapter to call."""
 
 
 def attach_engine_calls() -> None:
-    """Give `EngineCore` its `autopoiesis_*` methods. May be called any number of times."""
+    """Give `EngineCore` its `autopoiesis_*` methods. The function may be called any number of times."""
     from vllm.v1.engine.core import EngineCore
 
     for method in (autopoiesis_swap, autopoiesis_builtin, autopoiesis_status, autopoiesis_telemetry):
@@ -40,7 +40,7 @@ def call(engine: Any, method: str, *args: Any) -> Any:
 
     Raises:
         EngineCallError: the engine was not started with our scheduler.
-        Exception: what the call itself raised; across processes vLLM passes on the message only.
+        Exception: the call itself raised; across processes vLLM passes on only the message.
     """
     client = getattr(engine, "llm_engine", engine).engine_core
     core = getattr(client, "engine_core", None)
@@ -61,8 +61,10 @@ def autopoiesis_swap(
     seconds: float | None = None,
     decisions: int | None = None,
 ) -> "Future[dict[str, Any]]":
-    """Verify and compile a policy beside the engine; it is active from the next step. Answers with the engine's
-    status."""
+    """Verify and compile a policy outside the engine thread; it is active from the next step.
+
+    The call answers with the engine's status.
+    """
     side = _side(core)
     requested_us = side.now_us()
 
@@ -84,21 +86,22 @@ def autopoiesis_swap(
 
 
 def autopoiesis_builtin(core: Any, contract: str = ORDERING) -> dict[str, Any]:
-    """Back to the engine's built-in rule from the next step on."""
+    """Switch to the engine's built-in rule from the next step on."""
     side = _side(core)
     side.seats[contract].offer(None, side.now_us())
     return side.watcher.status()
 
 
 def autopoiesis_status(core: Any) -> dict[str, Any]:
-    """What the engine runs, has refused and has dropped."""
+    """Return the engine's status: its policies, its refusals and its drops."""
     return _side(core).watcher.status()
 
 
 def autopoiesis_telemetry(core: Any, first: Sequence[int] = (0, 0, 0)) -> "Future[dict[str, Any]]":
-    """Telemetry since the given rows of steps, requests and arrivals, as lists by field; copied beside the engine.
+    """Return telemetry since the given rows of steps, requests and arrivals, as lists by field.
 
-    `next` is what to ask with the next time; `lost` counts rows that were overwritten before anybody asked.
+    The rows are copied outside the engine thread. `next` is the value of `first` for the next call. `lost` counts rows
+    that were overwritten before they were read.
     """
     side = _side(core)
 

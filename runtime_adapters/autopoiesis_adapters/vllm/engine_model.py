@@ -1,7 +1,8 @@
 """The parts of vLLM that the adapter depends on, by version, and the check of a real scheduler against them.
 
-A version that is not in the table is served when it has the shape of the newest one that is, and the engine says so. A control
-point that cannot work as its contract says is kept off: vLLM decides there as it would without the adapter.
+A version that is not in the table is served when it has the shape of the newest version in it, and the engine logs
+that. A control point that cannot work as its contract says is switched off: vLLM decides there as it would without the
+adapter.
 """
 
 import logging
@@ -61,7 +62,7 @@ _V1: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 MODELS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType({"0.31": _V1, "0.32": _V1})
-"""Minor version of vLLM, oldest first -> control point -> what a scheduler must have for it."""
+"""Minor version of vLLM, oldest first -> control point -> attributes that a scheduler must have for it."""
 
 REQUEST = (
     "request_id",
@@ -77,11 +78,11 @@ REQUEST = (
     "is_prefill_chunk",
     "is_finished",
 )
-"""What a request must have."""
+"""The attributes that a request must have."""
 
 
 class EngineShapeError(AutopoiesisError):
-    """This vLLM lacks something without which no policy can decide in it."""
+    """Error for a vLLM that lacks something without which no policy can decide in it."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,15 @@ class EngineShape:
     scheduling: str
     """vLLM's own order of requests: `fcfs` or `priority`."""
     groups: KVGroups | None = None
-    """The KV-cache groups; None where no control point that counts blocks is there."""
+    """The KV-cache groups; None where the engine has no control point that counts blocks."""
     off: Mapping[str, str] = field(default_factory=dict)
     """Control point -> the reason why it is off."""
     uncovered: tuple[str, ...] = ()
-    """What no certificate covers in this engine, beyond what is in every certificate."""
+    """Parts of this engine that no certificate covers, beyond the exclusions in every certificate."""
 
 
 def shape_of(scheduler: Any, version: str, off: Mapping[str, str] | None = None) -> EngineShape:
-    """Check a scheduler and return what can be served in it; log what cannot.
+    """Check a scheduler and return the control points that can be served in it; log those that cannot.
 
     Args:
         scheduler: a vLLM scheduler whose `__init__` has run.
@@ -157,7 +158,7 @@ def shape_of(scheduler: Any, version: str, off: Mapping[str, str] | None = None)
 
 
 def _keeps_oldest_back(scheduler: Any, scheduling: str) -> list[str]:
-    """Return the reasons why the oldest running request may be preempted or kept back, whatever the order of `running`."""
+    """Return the reasons why the oldest running request may be preempted or kept back, in any order of `running`."""
     parallel, config = scheduler.parallel_config, scheduler.scheduler_config
     found = []
     if getattr(config, "prefill_schedule_interval", 1) > 1 and parallel.data_parallel_size > 1:

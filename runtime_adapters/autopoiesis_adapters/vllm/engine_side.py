@@ -1,5 +1,4 @@
-"""Everything the adapter keeps inside one engine: queue, governor, telemetry and the watcher thread, tied to one
-scheduler."""
+"""The adapter's state inside one engine: queue, policy slots, telemetry and watcher threads for one scheduler."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -55,14 +54,14 @@ ABORTED = RequestStatus.FINISHED_ABORTED
 
 @cache
 def assumptions_of(contract_type: type[Contract], decision: str) -> Assumptions:
-    """The checks of a contract whose decision reads a request and the engine, compiled once a process."""
+    """Compile the checks of a contract whose decision reads a request and the engine, once per process."""
     contract = contract_type()
     request_view, engine_view = (contract.views[param.type] for param in contract.decisions[decision].params)
     return Assumptions(contract, request_view, engine_view)
 
 
 def limits_of(scheduler: Any, total_blocks: int) -> dict[str, int]:
-    """What a scheduler is bounded by, under the names of the simulator's `EngineConfig`."""
+    """Return the limits of a scheduler, under the names of the simulator's `EngineConfig`."""
     config = scheduler.scheduler_config
     return {
         "block_size": int(scheduler.block_size),
@@ -75,18 +74,20 @@ def limits_of(scheduler: Any, total_blocks: int) -> dict[str, int]:
 
 
 class EngineSide:
-    """The adapter inside one engine. The mixin calls it at the edges of vLLM's own methods; the engine thread owns it.
+    """The adapter inside one engine.
+
+    The scheduler mixin calls it before and after vLLM's own methods, on the engine thread.
 
     Args:
         scheduler: a vLLM scheduler whose `__init__` has run.
-        settings: how the operator set the adapter up.
-        shape: what can be served in that scheduler.
+        settings: the operator's settings.
+        shape: the control points that can be served in that scheduler.
         load: turns a policy text and certificate into a policy that may run.
-        clock_ns: a monotonic clock, in nanoseconds; by default the one that also times what the adapter does.
+        clock_ns: a monotonic clock, in nanoseconds; by default the clock that also times the adapter.
     """
 
-    # What every step reads lies together: between two steps vLLM has emptied the caches, and a line from memory costs more
-    # than what is done with it. So in all classes that a step goes through.
+    # The attributes that every step reads are adjacent: vLLM empties the caches between two steps, and loading a
+    # cache line costs more than using it. The same holds in every class that a step uses.
     __slots__ = (
         "__dict__",
         "_admissions",
@@ -127,29 +128,29 @@ class EngineSide:
         self.telemetry = Telemetry(settings.telemetry_rows)
         self.clock_ns = clock_ns
         self._clock_behind_us = 0
-        """By how much the clock has jumped back so far."""
+        """Microseconds by which the clock has jumped back so far."""
         self._now_us = 0
         self._steps = 0
         self._step_ns = 0
         self.busy = False
-        """Whether `end_step` has more to do than to record the step."""
+        """True when `end_step` has more to do than to record the step."""
         self.due = False
-        """Whether `begin_step` has anything to do: where nothing was left over it is not called."""
+        """True when `begin_step` has work to do; when it is false, `begin_step` is not called."""
         self._levers_awake = False
-        """Whether a lever other than the ordering may have something to do."""
+        """True when a control point other than the ordering may have work to do."""
         self._fallbacks = 0
-        """Of all seats, as the step records tell them."""
+        """Passes of all policy slots that were left to the built-in rule, as the step records report them."""
         self._awaiting_first_token: Sequence[Any] = ()
         self._record, self._record_request = self.telemetry.steps.put, self.telemetry.requests.append
         self._record_arrival = self.telemetry.arrivals.append
         self._steps_at = self.telemetry.steps.at
         self._scheduler = scheduler
-        self._pool = pool  # its queue knows how many are free; the method that asks it is a call every step
+        self._pool = pool  # the queue's count is read directly, which saves a method call every step
         self.settings = settings
         self._next_seq = 0
         self._admissions = 0
         self._metrics_server: Any = None
-        self._total_blocks = max(int(pool.num_gpu_blocks) - 1, 1)  # one block is the null block, which nobody can hold
+        self._total_blocks = max(int(pool.num_gpu_blocks) - 1, 1)  # no request can hold the null block
         assumptions = assumptions_of(RequestOrdering, "score")
         self.columns = WaitingColumns(request_view, self._cached_tokens, self.stamp, assumptions)
         engine_names = tuple(spec.name for spec in engine_view.fields())
@@ -166,7 +167,7 @@ class EngineSide:
         self.queue = PolicyQueue(self.columns, builtin, self.governor.choose)
         self.queue.on_unsettled = self._wake
         self.seats: dict[str, Seat[Any]] = {ORDERING: self.governor}
-        """The levers this engine has, by policy type."""
+        """The policy slots of this engine, by policy type."""
         loads = {ORDERING: load, **levers_loads(scheduler, settings)}
         self._levers: list[AdmissionLever | VictimLever] = []
         deadline_ns = settings.deadline_us * 1_000
@@ -211,7 +212,7 @@ class EngineSide:
             seat.wake = self._wake
 
     def stamp(self, request: Any) -> RequestClock:
-        """Give a request its microsecond stamp and sequence number. Once in its life: a second call changes nothing."""
+        """Give a request its microsecond stamp and sequence number, once in its life; a second call changes nothing."""
         clock: RequestClock | None = getattr(request, "autopoiesis_clock", None)
         if clock is None:
             now_us = self._read_clock()
@@ -224,16 +225,16 @@ class EngineSide:
         return clock
 
     def updated(self, request_id: str) -> None:
-        """A waiting streaming session got more input: its fields changed where it stands."""
+        """Read a waiting streaming session again: it got more input, which changed its fields in place."""
         request = self._scheduler.requests.get(request_id)
         if request is not None and request in self.columns:
             self.columns.reread(request)
 
     def begin_step(self) -> None:
-        """What a step finds to do before vLLM's own, when `due`. Never raises."""
+        """Do the work due before vLLM's own step; called only when `due`. Never raises."""
         started = perf_counter_ns()
         try:
-            # What another thread wakes comes after this line or is seen in what follows: it is not slept through.
+            # A wake-up from another thread either comes after this line or is seen below, so none is lost.
             self.due = False
             now_us = self._read_clock()
             if self._levers_awake:
@@ -251,7 +252,7 @@ class EngineSide:
         self._step_ns = perf_counter_ns() - started
 
     def end_step(self, output: Any, ran: int) -> None:
-        """Record a step that began with `ran` requests running, and leave nothing of it to the next. Never raises."""
+        """Record a step that began with `ran` requests running, and clear the step's state. Never raises."""
         started = self.clock_ns()
         try:
             now_us = started // 1_000 + self._clock_behind_us
@@ -291,7 +292,7 @@ class EngineSide:
             self.governor.end_pass()
 
     def finished(self, request: Any) -> None:
-        """A request leaves the engine. Never raises."""
+        """Record the times of a request that leaves the engine. Never raises."""
         try:
             clock: RequestClock = getattr(request, "autopoiesis_clock", None) or self.stamp(request)
             clock.finished_us = now_us = self._read_clock()
@@ -319,7 +320,7 @@ class EngineSide:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
 
     def reset_running(self) -> None:
-        """Every running request is about to be preempted by a reset of the prefix cache. Never raises."""
+        """Prepare for a reset of the prefix cache, which preempts every running request. Never raises."""
         try:
             if self.victims is not None:
                 self.victims.reset()
@@ -329,7 +330,7 @@ class EngineSide:
     def _note_admissions(self, ran: int, now_us: int) -> None:
         """Number the requests that have entered `running` in a step that began with `ran` there.
 
-        vLLM appends them, wherever they waited; it admits nobody in a step in which it takes somebody out.
+        vLLM appends them, wherever they waited. It admits no request in a step in which it preempts one.
         """
         number = self._admissions
         for request in self._scheduler.running[ran:]:
@@ -343,7 +344,10 @@ class EngineSide:
         self._admissions = number
 
     def _note_first_tokens(self, now_us: int) -> None:
-        """vLLM has taken in the output of the step before: its first tokens came at the beginning of this one."""
+        """Stamp the first tokens of the previous step with the beginning of this step.
+
+        vLLM has processed that step's output by now.
+        """
         still: list[Any] = []
         for request in self._awaiting_first_token:
             if request.num_output_tokens:
@@ -355,13 +359,16 @@ class EngineSide:
             self.due = True
 
     def _end_passes(self, now_us: int, output: Any, preempted: int) -> None:
-        """The end of a step in which somebody was picked or a seat had something to do. Says what is due before the next."""
-        # What another thread wakes comes after these lines or is seen in what follows: it is not slept through.
+        """End a step in which a request was picked or a policy slot had work to do.
+
+        The method also marks the work that is due before the next step.
+        """
+        # A wake-up from another thread either comes after these lines or is seen below, so none is lost.
         self.busy = False
         awake, self._levers_awake = self._levers_awake, False
         queue, governor = self.queue, self.governor
         spent_ns = governor.step_ns
-        queue.peeked = None  # what was on top may not be any more
+        queue.peeked = None  # the first request may have changed
         governor.end_pass()
         if governor.pending is not None or governor.candidate:
             governor.begin_pass(now_us)
@@ -380,7 +387,7 @@ class EngineSide:
             self.due = True
 
     def _begin_picks(self) -> int:
-        """Somebody is about to be picked: there will be something to do when the step is over. Answers the clock (us)."""
+        """Note that a request is about to be picked, so that `end_step` ends the pass. Return the clock (us)."""
         self.busy = True
         return self._read_clock()
 
@@ -389,11 +396,11 @@ class EngineSide:
         self.busy = self.due = True
 
     def now_us(self) -> int:
-        """The engine's clock as requests are stamped with it. Safe from any thread."""
+        """Return the engine's clock (us) with which requests are stamped. Safe from any thread."""
         return self.clock_ns() // 1_000 + self._clock_behind_us
 
     def close(self) -> None:
-        """Stop the watcher thread and the metrics server."""
+        """Stop the watcher threads and the metrics server."""
         self.watcher.stop()
         if self._metrics_server is not None:
             self._metrics_server.shutdown()
@@ -413,7 +420,7 @@ class EngineSide:
     def _read_clock(self) -> int:
         now_us = self.clock_ns() // 1_000 + self._clock_behind_us
         if now_us < self._now_us:
-            # Goes on from where it was: if it stood still until the clock catches up, nobody would age meanwhile.
+            # The clock continues from its last value: if it stopped until it caught up, no request would age meanwhile.
             self._clock_behind_us += self._now_us - now_us
             self.governor.counters["clock_backwards"] += 1
             return self._now_us
@@ -421,11 +428,11 @@ class EngineSide:
         return now_us
 
     def oldest_waited_us(self) -> int:
-        """The longest wait among the waiting requests; 0 when nobody waits."""
+        """Return the longest wait (us) among the waiting requests; 0 when no request waits."""
         return self._now_us - self.columns.set_waits(self._now_us) if self.columns.n else 0
 
     def read_engine(self, oldest_waited_us: int) -> tuple[int, ...]:
-        """The engine's values, as `ENGINE_FIELDS` has them."""
+        """Return the engine's values, in the order of `ENGINE_FIELDS`."""
         scheduler = self._scheduler
         return (
             self.columns.n,
@@ -438,12 +445,12 @@ class EngineSide:
         )
 
     def _cached_tokens(self, request: Any) -> int:
-        # vLLM itself asks us here, when it hands us a request: what is raised now would end the engine.
+        # vLLM calls this when it passes us a request: an exception raised here would end the engine.
         try:
             return self._look_up(request)
         except Exception as error:
             self.governor.drop("adapter", f"{type(error).__name__}: {error}")
-            return 0  # the field is a hint and 0 says unknown
+            return 0  # the field is a hint and 0 means unknown
 
     def _look_up(self, request: Any) -> int:
         scheduler = self._scheduler
@@ -454,7 +461,7 @@ class EngineSide:
 
 
 def levers_loads(scheduler: Any, settings: Settings) -> dict[str, Load]:
-    """How policies of the other levers are loaded, with the operator's rules."""
+    """Return the loaders for policies of the other control points, with the operator's rules."""
 
     rules: dict[str, Any] = {
         "allow_unsigned": settings.allow_unsigned,
@@ -472,7 +479,7 @@ def levers_loads(scheduler: Any, settings: Settings) -> dict[str, Load]:
 
 
 def engine_reader(names: tuple[str, ...], read: Callable[[int], tuple[int, ...]]) -> Callable[[int], tuple[int, ...]]:
-    """`read`, with its `ENGINE_FIELDS` in a view's own order.
+    """Return `read` with its `ENGINE_FIELDS` in a view's own order.
 
     Raises:
         UnknownFieldError: the view has a field this engine does not know.
@@ -492,7 +499,7 @@ def engine_reader(names: tuple[str, ...], read: Callable[[int], tuple[int, ...]]
 
 
 def attach(scheduler: Any, settings: Settings | None = None, load: Load | None = None) -> EngineSide:
-    """Put the policy queue into a scheduler, load the policy it is to start with, and start watching.
+    """Install the policy queue in a scheduler, load the initial policy, and start the watcher.
 
     Raises:
         SettingsError: a setting cannot be read.

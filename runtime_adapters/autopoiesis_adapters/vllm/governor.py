@@ -1,8 +1,7 @@
-"""Which waiting request is served next, and what happens when a policy must not say: checks at every pick, drop,
-quarantine.
+"""The policy slot of request ordering: it picks the next waiting request, checks every pick, and falls back on a fault.
 
-Modelled on Linux sched_ext: the fallback comes first. Whatever goes wrong, the same pick is answered by the engine's
-built-in order, so a bad policy costs performance for one step and never a request.
+The design follows Linux sched_ext: the fallback comes first. On any fault, the engine's built-in order answers the same
+pick. A bad policy therefore costs performance for one step and never a request.
 """
 
 from collections.abc import Callable
@@ -27,16 +26,16 @@ Int64s = NDArray[np.int64]
 
 
 class Governor(Seat[VerifiedPolicy]):
-    """Answers each pick of the waiting queue.
+    """The policy slot that answers each pick of the waiting queue.
 
     Args:
         columns: the waiting requests.
-        assumptions: what must hold of them and of the engine.
-        read_engine: longest wait (us) -> the engine row in declared order; called once a pass.
-        begin: told of the first pick of a pass; answers the engine's clock (us). Must not raise.
-        builtin_slot: the slot the built-in order would serve; what a shadow beside it is compared with.
+        assumptions: the checks of the waiting requests and the engine.
+        read_engine: longest wait (us) -> the engine row in declared order; called once per pass.
+        begin: called at the first pick of a pass; returns the engine's clock (us). Must not raise.
+        builtin_slot: returns the slot that the built-in order would serve, with which a shadow's pick is compared.
         deadline_ns: a decision that takes longer is late.
-        late_limit: late decisions in a row after which the policy is taken out.
+        late_limit: late decisions in a row after which the policy is quarantined.
         disabled: the kill switch.
     """
 
@@ -59,7 +58,8 @@ class Governor(Seat[VerifiedPolicy]):
         self.read_engine = read_engine
         self._begin = begin
         self.begun = False
-        """Whether somebody has been picked in this pass, or it was given up before: what may change has changed."""
+        """True once a request has been picked in this pass or the pass was given up: the work due at its start is done.
+        """
         self.builtin_slot = builtin_slot
         self._oldest_stamp = 0
         self._shadow_late = 0
@@ -72,7 +72,10 @@ class Governor(Seat[VerifiedPolicy]):
         warm_up_picking(assumptions)
 
     def choose(self) -> int:
-        """The slot to serve next, or `BUILT_IN`. Never raises. The first pick after `end_pass` begins the next pass."""
+        """Return the slot to serve next, or `BUILT_IN`. Never raises.
+
+        The first pick after `end_pass` begins the next pass.
+        """
         started = perf_counter_ns()
         if not self.begun:
             self.begun = True
@@ -83,7 +86,7 @@ class Governor(Seat[VerifiedPolicy]):
         policy, picking = self.active, self._picking
         if picking is None or picking.policy is not policy or self.shadow is not None or self.dropped or self.disabled:
             return self._choose_by_steps(started)
-        # All of a pick in one call. When anything is not as it should be, the steps say what.
+        # One call does the whole pick. When it fails, `_choose_by_steps` names the fault.
         columns = self.columns
         try:
             if columns.out_of_domain or columns.located is not picking.located:
@@ -109,7 +112,10 @@ class Governor(Seat[VerifiedPolicy]):
         return slot
 
     def _choose_by_steps(self, started: int) -> int:
-        """As `choose`, which is said to have begun at `started`: one thing after the other, so that a fault has a name."""
+        """Pick as `choose` does, one check after the other, so that a fault has a name.
+
+        `started` is when the pick began (ns).
+        """
         policy, shadow = self.active, self.shadow
         if (policy is None and shadow is None) or self.disabled:
             return BUILT_IN
@@ -117,7 +123,7 @@ class Governor(Seat[VerifiedPolicy]):
             return self._fall_back()
         try:
             if self._picking is None or self._picking.located is not self.columns.located:
-                self._picking = self._picking_for(policy)  # the queue has grown: one call again from the next pick on
+                self._picking = self._picking_for(policy)  # the queue has grown: the next pick is one call again
             slot = self._pick(policy, started)
         except Exception as error:  # ours: the policy's own are caught where it is called
             slot = self.give_up("adapter", f"{type(error).__name__}: {error}")
@@ -131,8 +137,8 @@ class Governor(Seat[VerifiedPolicy]):
     def _fall_back(self) -> int:
         """Return the pick of a step that is left to the built-in order. Never raises.
 
-        While a policy stays in place, its proved T holds in such a step as well: the oldest request is served first where the
-        built-in order would serve one that is younger by more than T, as an order by priority may.
+        While a policy stays in place, its proved T holds in such a step as well. The oldest request is served first
+        where the built-in order would serve a request younger by more than T, as an order by priority may.
         """
         policy, columns = self.active, self.columns
         if policy is None or policy.aging_us is None or self.disabled:
@@ -147,7 +153,7 @@ class Governor(Seat[VerifiedPolicy]):
         return BUILT_IN
 
     def end_pass(self) -> None:
-        """The step is over: the next pick sees the engine anew."""
+        """End the step; the next pick reads the engine again."""
         self.begun = self.dropped = self.snapshot = False
         self.step_ns = 0
 
@@ -157,24 +163,27 @@ class Governor(Seat[VerifiedPolicy]):
         self.drop(kind, detail)
 
     def _take_turn(self) -> None:
-        """A swap is due, or a trial may be over."""
+        """Begin a pass in which a swap is due or a shadow or canary may end."""
         try:
             self.begin_pass(self.now_us)
         except Exception as error:
             self.drop("adapter", f"{type(error).__name__}: {error}")
 
     def give_up(self, kind: str, detail: str) -> int:
-        """Drop to the built-in order for the rest of this pass, with the state of the queue; answers `BUILT_IN`."""
+        """Leave the rest of this pass to the built-in order, and report the queue's state. Return `BUILT_IN`."""
         self.drop(kind, detail, **self._state())
         return BUILT_IN
 
     def offer(self, policy: VerifiedPolicy | None, *args: Any, **kwargs: Any) -> None:
-        """As every seat; what the policy's picks take is made ready here, in the thread of whoever offers."""
+        """Offer a policy as `Seat.offer` does, after preparing the policy's picks in the calling thread."""
         self._prepared = self._picking_for(policy)
         super().offer(policy, *args, **kwargs)
 
     def _picking_for(self, policy: VerifiedPolicy | None) -> Picking | None:
-        """The one call for a policy whose scorer is machine code; None for others, which are asked step by step."""
+        """Build the one-call pick of a policy whose scorer is machine code.
+
+        The result is None for other policies, which are picked step by step.
+        """
         if policy is None or not isinstance(policy.scorer, Scorer):
             return None
         columns = self.columns
@@ -188,7 +197,7 @@ class Governor(Seat[VerifiedPolicy]):
         self._oldest_stamp = oldest_stamp = columns.set_waits(self.now_us)
         oldest_waited_us = self.now_us - oldest_stamp
         if oldest_waited_us > columns.max_wait_us:
-            # The view cannot hold such a wait and clamping it would break AGE: the overdue lane, first in, first out.
+            # The view cannot hold such a wait and clamping it would break AGE: overdue requests go first, oldest first.
             self.counters["overdue"] += 1
             return columns.oldest_slot()
         if not self.snapshot:
@@ -215,7 +224,10 @@ class Governor(Seat[VerifiedPolicy]):
         return slot if broken is None else self.give_up(*broken)
 
     def _broken(self, policy: VerifiedPolicy, slot: int, oldest_stamp: int) -> tuple[str, str] | None:
-        """The fault in a pick: no such slot, or against the rule its proved T implies."""
+        """Return the fault in a pick, or None.
+
+        A fault is a slot that does not exist, or a pick that breaks the policy's proved T.
+        """
         columns = self.columns
         if not 0 <= slot < columns.n:
             return "out-of-range", f"picked slot {slot} of {columns.n}"
@@ -229,7 +241,7 @@ class Governor(Seat[VerifiedPolicy]):
         return None
 
     def _compare(self, shadow: VerifiedPolicy, slot: int) -> None:
-        """Ask the shadow about the same queue; its answer is counted and changes nothing. Never raises."""
+        """Ask the shadow about the same queue; the answer is counted and changes nothing. Never raises."""
         columns = self.columns
         started = perf_counter_ns()
         try:

@@ -1,9 +1,9 @@
-"""Block counts over all KV-cache groups of an engine: what a request needs, what it holds, what a step may take.
+"""Block counts over all KV-cache groups: blocks that a request needs, that it holds, and that a step may take.
 
-A model with sliding-window layers beside full attention has several groups of layers. Each group has a block table of its
-own for every request, and a block size of its own; all take their blocks from one pool. A policy sees blocks of the engine's
-block size, which is a multiple of every group's. `units` translates the pool into such blocks: the blocks of pool memory that
-one request can fill. vLLM counts a group whose layers forget old tokens with at most the blocks of its window.
+A model with sliding-window layers beside full attention has several groups of layers. Each group has its own block
+table for every request, and its own block size; all groups take their blocks from one pool. A policy sees blocks of the
+engine's block size, which is a multiple of every group's. `units` translates the pool into such blocks: the blocks that
+one request can fill. For a group whose layers drop old tokens, vLLM counts at most the blocks of its window.
 """
 
 from bisect import bisect_right
@@ -30,9 +30,10 @@ class Group:
     block_size: int
     """Tokens a block of this group holds."""
     cap: int | None
-    """The most blocks that one request is counted with; None: as many as its tokens fill."""
+    """The most blocks that vLLM counts for one request; None when it counts all blocks that the request's tokens fill.
+    """
     extra_a_step: int = 0
-    """Blocks that a step may take for one request beside those that its tokens fill."""
+    """Blocks that a step may take for one request in addition to those that its tokens fill."""
 
     def needed(self, tokens: int) -> int:
         """Return the blocks that so many tokens of one request need in this group."""
@@ -41,7 +42,7 @@ class Group:
 
 
 class KVGroups:
-    """Arithmetic over the groups of one engine; all counts are of blocks of the pool, unless a name says `units`.
+    """Arithmetic over the groups of one engine; all counts are of pool blocks, unless a name says `units`.
 
     Args:
         manager: vLLM's `KVCacheManager`.
@@ -53,7 +54,7 @@ class KVGroups:
         self._manager = manager
         self._groups = tuple(groups)
         self.recycles = any(group.cap is not None for group in groups)
-        """Whether a request may give blocks back while it runs."""
+        """True when a request may give blocks back while it runs."""
         self._plain = len(groups) == 1 and not self.recycles and groups[0].block_size == block_size
         self._block_size = block_size
 
@@ -64,8 +65,8 @@ class KVGroups:
     def units(self, blocks: int) -> int:
         """Return the most blocks of the engine's block size that one request can fill in `blocks` of the pool.
 
-        Where every group forgets old tokens a request of any length may fit; then the answer is `blocks`. So it is where `blocks`
-        is negative: that many are lacking.
+        Where every group drops old tokens, a request of any length may fit; the result is then `blocks`. The result is
+        also `blocks` where it is negative: that many blocks are missing.
         """
         if self._plain or blocks <= 0:
             return blocks
@@ -88,12 +89,14 @@ class KVGroups:
         return sum(-(-tokens // group.block_size) + group.extra_a_step for group in self._groups)
 
     def filled_by(self, tokens: int) -> int:
-        """Return the most blocks that so many tokens fill to the end, whoever's they are."""
+        """Return the most blocks that so many tokens fill completely, whichever requests the tokens belong to."""
         return sum(tokens // group.block_size for group in self._groups)
 
 
 def read_groups(scheduler: Any) -> tuple[KVGroups, str]:
-    """Return the groups of a scheduler, and the name of a kind of group that admission cannot count; empty for none.
+    """Return the groups of a scheduler, and the name of a kind of group that admission cannot count.
+
+    The name is empty when there is no such group.
 
     Raises:
         TypeError: a group takes blocks in a way that is not known here.

@@ -29,13 +29,13 @@ COUNTERS = {
 
 
 class EngineMetrics:
-    """A collector for a `prometheus_client` registry; `collect` reads the counters as they stand."""
+    """A collector for a `prometheus_client` registry; `collect` reads the current values of the counters."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of this engine, labelled with its name."""
+        """Yield the metrics of this engine, labelled with its name."""
         status = self._watcher.status()
         engine = [status["engine"]]
         counters: dict[str, int] = status["counters"]
@@ -83,7 +83,7 @@ class EngineMetrics:
 
 
 def _modes(engine: list[str], seats: dict[str, dict[str, Any]]) -> Iterator[Metric]:
-    """How each policy type is run, and how its trial goes; labelled with the policy type."""
+    """Yield the mode of each policy type and the progress of its shadow or canary, labelled with the policy type."""
     labels = ["engine", "contract"]
     mode = GaugeMetricFamily(
         "autopoiesis_mode", "1 for the mode of the policy last published", labels=[*labels, "mode"]

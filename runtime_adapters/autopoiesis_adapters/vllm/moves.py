@@ -1,7 +1,7 @@
-"""What is done to the columns of waiting requests, as machine code: waits brought up to date, a row placed, a row moved.
+"""Machine code for the columns of waiting requests: it updates waits, places a row and moves a row.
 
-As machine code because a step has touched so much memory since the last one that a few numpy calls cost tens of microseconds
-here. Placing and moving take a block of words that says where the columns are; it is filled again when they grow.
+A step touches so much memory between two calls that a few numpy calls cost tens of microseconds here. Placing and
+moving take a block of words with the addresses of the columns; the block is filled again when the columns grow.
 """
 
 from functools import cache
@@ -16,8 +16,9 @@ from autopoiesis_lib.language.native import MachineCode
 __all__ = ["WORDS", "Moves", "moves_for", "words_of"]
 
 WORDS = ("columns", "stride", "stamps", "seqs", "check")
-"""What the words are: addresses, but for `stride`, the length of a row of `columns` in elements. `check` is the address of
-a function (columns, stride, n, columns) -> 1 when the n requests from there on may be shown to a policy."""
+"""Names of the words: all are addresses, except `stride`, the length of a row of `columns` in elements. `check` is the
+address of a function (columns, stride, n, columns) -> 1 when the n requests from `columns` on may be shown to a
+policy."""
 
 _WORD = """\
   %{name}.word = getelementptr i64, ptr %words, i64 {position}
@@ -44,17 +45,21 @@ done:
   ret i64 %least.next
 }
 """
-"""Assembly of waits[i] = now - stamps[i] for 0 <= i < n, n at least 1; it answers the least stamp. It needs `DECLARATIONS`."""
+"""Assembly of waits[i] = now - stamps[i] for 0 <= i < n, n at least 1; it returns the smallest stamp and needs
+`DECLARATIONS`."""
 
 
 class Moves:
-    """`waits(stamps, waits, n, now_us)` -> least stamp; `place(words, slot, *values, stamp, seq)` spreads a request's values
-    over a slot's column and answers whether it may be shown to a policy; `move(words, slot, last)` copies column `last` to
-    `slot`.
+    """Compiled operations on the columns of waiting requests.
+
+    - `waits(stamps, waits, n, now_us)` updates the waits and returns the smallest stamp.
+    - `place(words, slot, *values, stamp, seq)` writes a request's values to a slot's column. It returns 1 when the
+      request may be shown to a policy.
+    - `move(words, slot, last)` copies column `last` to `slot`.
 
     Args:
-        given: how many values a request is given by.
-        order: for each field of the view, which of the values it is.
+        given: the number of values staged per request.
+        order: for each field of the view, the index of its staged value.
     """
 
     def __init__(self, given: int, order: tuple[int, ...]) -> None:
@@ -95,10 +100,10 @@ class Moves:
 
 @cache
 def moves_for(given: int, order: tuple[int, ...]) -> Moves:
-    """The machine code for one layout; the same for every queue that has it."""
+    """Compile the machine code for one layout, once for all queues that have it."""
     return Moves(given, order)
 
 
 def words_of(**addresses: int) -> NDArray[np.int64]:
-    """A block of words, by name as in `WORDS`."""
+    """Return a block of words from addresses given by the names in `WORDS`."""
     return np.array([addresses[name] for name in WORDS], np.int64)

@@ -1,10 +1,12 @@
-"""One pick as one call of machine code: waits computed, what the proof takes for granted checked, the queue scored, the pick held
-against the proved bound.
+"""One pick as one call of machine code.
 
-The governor can do each of these by itself, and does when the answer here is no, to say what is wrong and whose fault it is.
-One call because between two steps vLLM has emptied the caches: there the way from call to call costs more than the calls. What
-a pick takes from memory it takes from vLLM's caches in turn, so it takes little: the queue goes by in blocks, of which only the
-fields that are read are copied to a few kilobytes of stack, where the waits are computed that nobody keeps.
+The call computes the waits, checks the assumptions, scores the queue and checks the pick against the proved bound.
+
+The ordering slot (`Governor`) can do each of these steps separately. It does so when this call fails, to name the fault
+and its cause. One call is used because vLLM empties the caches between two steps: calling several functions then costs
+more than their work. Memory that a pick reads evicts vLLM's data from the caches in turn, so a pick reads little. It
+processes the queue in blocks and copies only the fields that are read, to a few kilobytes of stack. Waits are computed
+there and not kept.
 """
 
 from collections.abc import Callable
@@ -24,13 +26,17 @@ from .waiting_columns import Located
 __all__ = ["NO_PICK", "Picking", "warm_up_picking"]
 
 NO_PICK = -1
-"""Something is not as it should be."""
+"""The result of a pick that failed a check."""
 NO_BOUND = 2**63 - 1
 WAITED = "waited_us"
 
 WORDS = ("rows", "columns", "stride", "tiebreak", "engine", "stamps", "longest", "aging", "copied", "last")
-"""The policy's loop, where the queue is and the engine's row (as a scorer's `Bound` has them); then where stamps are, the
-longest wait that a view can hold (us), the proved T (us), where the numbers of the copied fields are, and the last's place."""
+"""Names of the words of a policy.
+
+First come the policy's loop, the location of the queue and the engine's row, as a scorer's `Bound` has them. Then come
+the location of the stamps, the longest wait that a view can hold (us), the proved T (us), the location of the numbers
+of the copied fields, and the place of the last of these.
+"""
 
 _INTEGERS = ("stride", "longest", "aging", "last")
 
@@ -52,9 +58,9 @@ done:
 }
 """
 
-# The pick, or -1 when an assumption does not hold (asked only where `checked`) or the pick is against the rule. `rows` and
-# `all_hold` read no rows but those that are copied, and the one of the waits. Whole blocks are copied, since the capacity is a
-# multiple of them, in loops that are vectorised and not unrolled: short code is fast code where it comes from memory as well.
+# The pick, or -1 when an assumption fails (checked only where `checked`) or the pick breaks the rule. `rows` and
+# `all_hold` read only the copied rows and the row of waits. Whole blocks are copied, since the capacity is a
+# multiple of them, in loops that are vectorised and not unrolled: code also comes from memory, so short code is fast.
 _PICK = """\
 define internal i64 @pick(ptr %words, i64 %n, i64 %now, i64 %least, i1 %checked) nounwind {{
 entry:
@@ -160,16 +166,19 @@ no:
 
 
 class Picking:
-    """`first(words, n, now_us, *engine)` -> slot or `NO_PICK`, and `again(words, n, now_us)` for the later picks of a pass,
-    which see the engine as the first one did; `n` is at least 1. `words` is the address of a policy's words.
+    """The compiled pick of one policy over one queue.
+
+    `first(words, n, now_us, *engine)` returns the slot or `NO_PICK`. `again(words, n, now_us)` does the same for the
+    later picks of a pass, which see the engine as the first pick did. `n` is at least 1; `words` is the address of a
+    policy's words.
 
     Args:
         policy: the policy.
         scorer: its scorer.
-        located: where the waiting requests lie.
+        located: the arrays of the waiting requests.
         longest_us: the longest wait their view can hold.
-        assumptions: what must hold of them and of the engine.
-        engine: the row that policies are shown.
+        assumptions: the checks of the waiting requests and the engine.
+        engine: the engine row that policies read.
     """
 
     __slots__ = ("_alive", "again", "first", "located", "policy", "words")
@@ -186,7 +195,7 @@ class Picking:
         self.policy = policy
         self.first, self.again = _compiled(assumptions.request_names, assumptions.engine_names, assumptions.pass_check)
         self.located = located
-        """The arrays it was made for: when the queue has grown, a new one is due."""
+        """The arrays that the pick reads; a new `Picking` is needed when the queue has grown."""
         bound = scorer.argmax_over(located.fields, located.seqs, engine)
         aging = NO_BOUND if policy.aging_us is None else policy.aging_us
         read = (policy.reads | assumptions.pass_reads) - {WAITED}
@@ -198,7 +207,7 @@ class Picking:
 
 
 def warm_up_picking(assumptions: Assumptions) -> None:
-    """Compile what every policy shares, some ten milliseconds, before the engine serves."""
+    """Compile the code that all policies share, before the engine serves; this takes about ten milliseconds."""
     _compiled(assumptions.request_names, assumptions.engine_names, assumptions.pass_check)
 
 
@@ -217,7 +226,7 @@ def _compiled(
         for i, name in enumerate(engine_names)
     )
     values = "".join(f", i64 %value.{i}" for i in range(len(engine_names)))
-    # A view without waits has them behind its last row, where nobody looks.
+    # In a view without waits, the waits are behind its last row, where they are not read.
     fields = len(request_names)
     row = request_names.index(WAITED) if WAITED in request_names else fields
     pick = _PICK.format(loads=loads, size=(fields + 1) * BLOCK, waits=row * BLOCK, length=BLOCK)

@@ -1,4 +1,7 @@
-"""The scheduler vLLM would have chosen, with its waiting queue ordered by a verified policy. No vLLM code is copied."""
+"""The scheduler that vLLM would have chosen, with its waiting queue ordered by a verified policy.
+
+No vLLM code is copied.
+"""
 
 import logging
 from collections.abc import Callable
@@ -16,10 +19,10 @@ logger = logging.getLogger("autopoiesis.vllm")
 
 
 class PolicyScheduler:
-    """Mixin over vLLM's `Scheduler`, `AsyncScheduler` or any subclass: brackets its calls, changes none of its logic.
+    """Mixin over vLLM's `Scheduler`, `AsyncScheduler` or any subclass: it wraps calls and changes none of vLLM's logic.
 
-    `autopoiesis` holds everything of ours; it is None when the adapter could not be set up, and then this is vLLM as
-    it was.
+    `autopoiesis` holds the adapter's state. It is None when the adapter could not be set up; the scheduler is then
+    vLLM's, unchanged.
     """
 
     autopoiesis: EngineSide | None = None
@@ -42,19 +45,22 @@ class PolicyScheduler:
             log_event(logger, "adapter.failed", said, {}, level=logging.ERROR, exc_info=True)
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Hand the request to vLLM; it is stamped with the engine's clock, once in its life, by our queue or else here."""
+        """Hand the request to vLLM, stamped once with the engine's clock, by our queue or else here."""
         side = self.autopoiesis
         if side is None:
             return self._vllm_add_request(request, *args, **kwargs)
         answer = self._vllm_add_request(request, *args, **kwargs)
         if not hasattr(request, "autopoiesis_clock"):
-            side.stamp(request)  # vLLM keeps it elsewhere for now, where it waits all the same
+            side.stamp(request)  # vLLM keeps it outside the queue for now, and it waits there too
         if getattr(request, "resumable", False):
             side.updated(request.request_id)
         return answer
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """One step: our boundary work, vLLM's whole step (which asks our queue), our record of it."""
+        """Run one step: the adapter's work before it, vLLM's whole step, and the record of the step.
+
+        vLLM's step asks the policy queue for each pick.
+        """
         side = self.autopoiesis
         if side is None:
             return self._vllm_schedule(*args, **kwargs)
@@ -66,7 +72,10 @@ class PolicyScheduler:
         return output
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> bool:
-        """Let vLLM empty the prefix cache; running requests that it preempts for that go in the order of admission."""
+        """Let vLLM empty the prefix cache.
+
+        The running requests that vLLM preempts for that are in the order of admission.
+        """
         if reset_running_requests and self.autopoiesis is not None:
             self.autopoiesis.reset_running()
         return self._vllm_reset_prefix_cache(reset_running_requests, *args, **kwargs)
@@ -77,29 +86,29 @@ class PolicyScheduler:
         return self._vllm_free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:
-        """Stop our thread, then vLLM's own shutdown."""
+        """Stop our thread, then run vLLM's own shutdown."""
         if self.autopoiesis is not None:
             self.autopoiesis.close()
         super().shutdown()  # type: ignore[misc]
 
 
 def policy_scheduler_class(base: type[Any]) -> type[Any]:
-    """`base` with the mixin over it; `isinstance` checks against `base` hold."""
+    """Return a class that puts the mixin over `base`; `isinstance` checks against `base` hold."""
     return type(f"Policy{base.__name__}", (PolicyScheduler, base), {"__module__": __name__})
 
 
 def make_scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Factory for `--scheduler-cls autopoiesis_adapters.vllm.make_scheduler`.
+    """Make the scheduler for `--scheduler-cls autopoiesis_adapters.vllm.make_scheduler`.
 
-    Takes what a vLLM scheduler takes and returns one of the class vLLM would have chosen: choosing `Scheduler` where
-    `AsyncScheduler` belongs would cost throughput.
+    The factory takes the arguments of a vLLM scheduler and returns a scheduler of the class that vLLM would have
+    chosen. Choosing `Scheduler` where `AsyncScheduler` belongs would cost throughput.
     """
     attach_engine_calls()
     return policy_scheduler_class(base_scheduler(vllm_config))(vllm_config, *args, **kwargs)
 
 
 def base_scheduler(vllm_config: Any) -> type[Any]:
-    """The scheduler class vLLM picks when nobody names one."""
+    """Return the scheduler class that vLLM chooses by default."""
     asynchronous = bool(getattr(vllm_config.scheduler_config, "async_scheduling", False))
     if getattr(vllm_config, "diffusion_config", None) is not None:
         # Naming a scheduler class keeps vLLM from choosing its diffusion ones, so they are chosen here.

@@ -1,7 +1,8 @@
-"""Who decides one kind of decision in an engine: the active policy, a shadow beside it, a canary for a while, or nobody.
+"""Policy slots: each holds the policy that decides at one control point, and a shadow or canary beside it for a while.
 
-Every lever has one seat. It changes only at a step boundary, by one pointer assignment, and only downwards by itself:
-a fault takes a policy out, a canary that nobody promoted goes back to what decided before it.
+Every control point has one policy slot. An offered policy takes effect at a step boundary, by one pointer assignment.
+Without an offer, the slot only steps down: a fault removes a policy at once, and a canary that is not promoted gives
+way to the policy that decided before it.
 """
 
 import time
@@ -20,16 +21,18 @@ __all__ = ["Fault", "Offer", "Runnable", "Seat", "Swap"]
 Int64s = NDArray[np.int64]
 
 BLAMELESS = frozenset({"view-domain", "assumption", "late", "adapter"})
-"""Faults of the world (or of this adapter), not of the policy: the step is dropped, the policy stays. One late
-decision may be the machine's fault; several in a row are a `deadline` fault."""
+"""Faults of the engine's state or of this adapter, not of the policy: the step is dropped, the policy stays.
+
+One late decision may be the machine's fault; several in a row are a `deadline` fault.
+"""
 
 
 class Runnable(Protocol):
-    """A policy that may run: all a seat knows of it."""
+    """The part of a policy that a policy slot uses."""
 
     @property
     def digest(self) -> str:
-        """The policy's digest."""
+        """Return the policy's digest."""
 
 
 P = TypeVar("P", bound=Runnable)
@@ -37,7 +40,7 @@ P = TypeVar("P", bound=Runnable)
 
 @dataclass(frozen=True)
 class Fault:
-    """One drop to the built-in rule: what happened, under which policy, and the state it happened in."""
+    """One drop to the built-in rule: the kind of fault, the policy, and the engine's state at that moment."""
 
     kind: str
     """`view-domain`, `assumption`, `exception`, `out-of-range`, `pick-rule`, `late`, `deadline` or `adapter`."""
@@ -51,51 +54,51 @@ class Fault:
     seqs: Int64s | None = None
     contract: str = ORDERING
     shadow: bool = False
-    """Whether the policy was only tried beside what decides, so that nothing was dropped."""
+    """True when the policy was in shadow, so that nothing was dropped."""
 
 
 @dataclass(frozen=True)
 class Swap:
-    """A change of the deciding policy, seen from the engine."""
+    """A change of the deciding policy, as the engine records it."""
 
     digest: str | None
-    """None: the built-in rule."""
+    """Digest of the new policy; None for the built-in rule."""
     at_us: int
     requested_us: int
-    """When the request to swap was seen, in the same clock; `at_us - requested_us` is request-to-active."""
+    """The time of the request to swap, in the same clock; `at_us - requested_us` is the time from request to active."""
     step_ns: int
     """Time the swap itself added to its step."""
     requested: bool = True
-    """Whether anybody asked for it; the end of a canary and a quarantine come by themselves."""
+    """True when the swap was requested; false for a quarantine or the end of a canary."""
 
 
 @dataclass(frozen=True)
 class Offer(Generic[P]):
-    """What is wanted of a seat."""
+    """A policy offered to a policy slot, with its mode and bounds."""
 
     policy: P | None
-    """None: the built-in rule."""
+    """The policy; None for the built-in rule."""
     requested_us: int
     mode: Mode = "active"
     base: P | None = None
-    """What decides beside a shadow, and after a canary."""
+    """The policy that decides beside a shadow, and after a canary."""
     limit_us: int | None = None
-    """How long a shadow or canary lasts, from its first step."""
+    """The duration of a shadow or canary (us), from its first step."""
     limit_decisions: int | None = None
-    """How many decisions it lasts."""
+    """The number of decisions of a shadow or canary."""
 
 
 class Seat(Generic[P]):
-    """The policies of one type in one engine. Only the engine thread calls it, except `offer` and `status`.
+    """The policies of one type in one engine. Only the engine thread calls the slot, except for `offer` and `status`.
 
     Args:
         contract: the policy type.
         deadline_ns: a decision that takes longer is late.
-        late_limit: late decisions in a row after which the policy is taken out.
+        late_limit: late decisions in a row after which the policy is quarantined.
         disabled: the kill switch.
     """
 
-    # What a step reads lies together (see `EngineSide`).
+    # The attributes that a step reads are adjacent (see `EngineSide`).
     __slots__ = (
         "__dict__",
         "_counted",
@@ -128,58 +131,62 @@ class Seat(Generic[P]):
         self.deadline_ns = deadline_ns
         self.late_limit = late_limit
         self.active: P | None = None
-        """What decides; None: the built-in rule."""
+        """The deciding policy; None for the built-in rule."""
         self.shadow: P | None = None
-        """What is asked beside it."""
+        """The shadow policy, asked beside the deciding one."""
         self.mode: Mode = "active"
         self.base: P | None = None
         self.candidate = ""
-        """Digest of the policy last in shadow or canary."""
+        """Digest of the policy that was last in shadow or canary."""
         self.ended = ""
-        """Why the last shadow or canary came to its end by itself; empty while it lasts, or when nobody tries one."""
+        """The reason why the last shadow or canary ended by itself; empty while it lasts, or when there is none."""
         self.tried = 0
         """Decisions of the shadow or canary so far."""
         self.agreed = 0
-        """Those on which a shadow would have done the same as what decided."""
+        """Decisions in which the shadow agreed with the decision that was made."""
         self.decisions = 0
-        """Decisions of policies that decide, not of shadows."""
+        """Decisions of deciding policies, not of shadows."""
         self.decision_ns = 0
-        """Nanoseconds they took."""
+        """Nanoseconds that these decisions took."""
         self._counted = Counter(decisions=0, decision_ns=0)
         self.swaps: deque[Swap] = deque(maxlen=64)
         self.fallbacks = 0
         """Passes left to the built-in rule, as in `counters`."""
         self.idle = True
-        """Nothing decides, nothing is tried and nothing is offered: a lever that is idle is not called at all."""
+        """True when no policy decides, none is tried and none is offered: the engine skips an idle control point."""
         self.quarantined: dict[str, str] = {}
-        """Digest -> why. A digest in here is never active again in this process."""
+        """Digest -> reason. A quarantined digest is never active again in this process."""
         self.barred: frozenset[str] = frozenset()
         """Digests in quarantine on the channel, which do not decide here until they are released."""
         self.disabled = disabled
-        """The kill switch: every decision is the built-in rule's, whatever is loaded."""
+        """The kill switch: while it is set, the built-in rule makes every decision, whatever policy is loaded."""
         self.wake: Callable[[], None] = lambda: None
-        """Called when something is offered, from any thread, and when something was dropped."""
+        """A callback, called when a policy is offered, from any thread, and when a pass is dropped."""
         self.report: Callable[[Fault], None] = lambda _fault: None
-        """Told of every fault that quarantines, and of the first of each kind otherwise; must not block."""
+        """A callback for every fault that quarantines, and for the first fault of each other kind; it must not block.
+        """
         self.step_ns = 0
-        """Nanoseconds spent in decisions of this seat since the owner last set it to 0."""
+        """Nanoseconds spent in decisions of this slot since the owner last set it to 0."""
         self.pending: Offer[P] | None = None
-        """What the next pass takes."""
+        """The offer that the next pass takes."""
         self._limit_us: int | None = None
         self._limit_decisions: int | None = None
         self._ends_us: int | None = None
         self.now_us = 0
-        """When this pass began."""
+        """The time at which this pass began (us)."""
         self.dropped = False
-        """Whether this pass is left to the built-in rule."""
+        """True when this pass is left to the built-in rule."""
         self.snapshot = False
-        """Whether what this pass shows a policy has been read and checked."""
+        """True when the values that this pass shows a policy have been read and checked."""
         self._late = 0
         self._reported: set[tuple[str, str]] = set()
 
     @property
     def counters(self) -> Counter[str]:
-        """What happened here, by name. What every decision counts stands in attributes of its own and is copied here."""
+        """Event counts of this slot, by name.
+
+        Counters that change with every decision are separate attributes and are copied in here.
+        """
         counted = self._counted
         counted["decisions"], counted["decision_ns"] = self.decisions, self.decision_ns
         return counted
@@ -193,15 +200,15 @@ class Seat(Generic[P]):
         limit_us: int | None = None,
         limit_decisions: int | None = None,
     ) -> None:
-        """Hand over what the next step is to find (see `Offer`). Safe from any thread; the last offer wins."""
+        """Hand over a policy for the next step to take (see `Offer`). Safe from any thread; the last offer wins."""
         self.pending = Offer(policy, requested_us, mode, base, limit_us, limit_decisions)
         self.idle = False
         self.wake()
 
     def begin_pass(self, now_us: int) -> None:
-        """A scheduling step begins: the one place where the deciding policy changes.
+        """Begin a scheduling step: the deciding policy is replaced by an offer only here.
 
-        With nothing pending and no candidate it does no more than its first two lines.
+        With no offer pending and no shadow or canary, the method only runs its first two statements.
         """
         self.now_us = now_us
         self.dropped = self.snapshot = False
@@ -213,13 +220,12 @@ class Seat(Generic[P]):
     def rest(self, busy: bool = False) -> None:
         """Become idle when there is nothing to do."""
         self.idle = True
-        # Looked at afterwards: an offer made meanwhile must not be slept through.
+        # This is checked afterwards, so that an offer made meanwhile is not missed.
         if busy or self.active is not None or self.shadow is not None or self.pending is not None:
             self.idle = False
 
     def drop(self, kind: str, detail: str, **state: Any) -> None:
-        """Leave the rest of this pass to the built-in rule; unless the world is to blame, take the policy out for
-        good."""
+        """Leave the rest of this pass to the built-in rule, and quarantine the policy unless the fault is blameless."""
         self.dropped = True
         self.fallbacks += 1
         self.counters["fallbacks"] += 1
@@ -239,7 +245,7 @@ class Seat(Generic[P]):
         self._tell(kind, detail, digest, quarantine, state)
 
     def drop_shadow(self, kind: str, detail: str, **state: Any) -> None:
-        """The shadow's own fault: it is asked no more, and nothing else changes."""
+        """Stop the shadow for a fault of its own and quarantine it; the deciding policy does not change."""
         shadow = self.shadow
         if shadow is None:
             return
@@ -250,7 +256,7 @@ class Seat(Generic[P]):
         self._tell(kind, detail, shadow.digest, True, {"shadow": True, **state})
 
     def lateness(self, took_ns: int, what: str) -> tuple[str, str] | None:
-        """The fault in a decision that took so long, counted; None when it came in time."""
+        """Count a late decision and return its fault; return None when the decision came in time."""
         if took_ns <= self.deadline_ns:
             self._late = 0
             return None
@@ -261,11 +267,11 @@ class Seat(Generic[P]):
 
     @property
     def standing(self) -> P | None:
-        """What decides once nobody promotes the candidate."""
+        """The policy that decides when the shadow or canary is not promoted."""
         return self.active if self.mode == "active" or self.ended else self.base
 
     def status(self) -> dict[str, Any]:
-        """What decides here and what is tried, ready for JSON."""
+        """Return the slot's status, ready for JSON: the deciding policy and the shadow or canary."""
         active = self.active
         last = next((swap for swap in reversed(list(self.swaps)) if swap.requested), None)
         trial = {
@@ -306,7 +312,7 @@ class Seat(Generic[P]):
             self._changed(Swap(digest_of(self.active), now_us, offer.requested_us, step_ns))
 
     def _check_bounds(self, now_us: int) -> None:
-        """A shadow or canary at its bound ends by itself."""
+        """End a shadow or canary that has reached its bound."""
         if self._ends_us is not None and now_us >= self._ends_us:
             self.ended = "its time is over"
         elif self._limit_decisions is not None and self.tried >= self._limit_decisions:
@@ -320,7 +326,7 @@ class Seat(Generic[P]):
         self._seated()
 
     def _seated(self) -> None:
-        """Hook: `active` or `shadow` is another one from now on."""
+        """Hook for a change of `active` or `shadow`."""
 
     def _changed(self, swap: Swap) -> None:
         self.counters["swaps"] += 1
@@ -339,5 +345,5 @@ class Seat(Generic[P]):
 
 
 def digest_of(policy: Runnable | None) -> str | None:
-    """A policy's digest; None for the built-in rule."""
+    """Return a policy's digest; None for the built-in rule."""
     return policy.digest if policy is not None else None

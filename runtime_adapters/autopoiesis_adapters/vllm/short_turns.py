@@ -1,4 +1,4 @@
-"""How often Python's threads take turns while a policy is loaded beside a serving engine."""
+"""A short thread switch interval while a policy is loaded beside a serving engine."""
 
 import sys
 import threading
@@ -9,11 +9,12 @@ TURN_S = 0.0002
 
 
 class ShortTurns:
-    """While a policy is loaded, threads take turns every fifth of a millisecond instead of every five.
+    """A context in which threads switch every 0.2 ms instead of every 5 ms, for the load of a policy.
 
-    A load lets go of the interpreter dozens of times (files, signature, each call into LLVM), and each time the engine's
-    thread keeps it for a whole turn. Short turns make a load several times faster and take no more from the engine in all.
-    May be entered by several threads at once: the last one out puts back what the first one found.
+    A load releases the interpreter dozens of times (files, signature, each call into LLVM), and each time the engine's
+    thread keeps the interpreter for a whole interval. Short intervals make a load several times faster and take no more
+    time from the engine in total. Several threads may be inside at once: the last to leave restores the interval that
+    the first one found.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,8 @@
-"""What an engine did, step by step, and which requests came and left, in rings of fixed size: written by the engine, read
-by anybody.
+"""Telemetry of an engine in rings of fixed size: its steps, the requests that left, and the requests that came.
 
-Writing is one call. Reading copies while the engine goes on and throws away what was overwritten meanwhile,
-so that no snapshot ever waits for a step or a step for a snapshot. No request content is recorded, only counts and
-times.
+The engine writes a row in one call; any thread may read. Reading copies rows while the engine goes on, and discards the
+rows that were overwritten meanwhile. No snapshot ever waits for a step, nor a step for a snapshot. Only counts and
+times are recorded, no request content.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ __all__ = ["Ring", "Snapshot", "Telemetry"]
 Int64s = NDArray[np.int64]
 
 SLACK = 64
-"""Rows by which the array is longer than what readers are promised: so many may be written while one of them copies."""
+"""Rows that the array has beyond the capacity promised to readers: the engine may write so many during one copy."""
 INT64 = np.iinfo(np.int64)
 
 # Row `count` modulo the length, then the count: `words` are the rows' address, the length and the count.
@@ -45,10 +44,10 @@ entry:
 
 
 class Ring:
-    """The last `capacity` rows of int64 values. One writer; any number of readers in other threads.
+    """The last `capacity` rows of int64 values, with one writer and any number of readers in other threads.
 
-    Rows are written by machine code: numpy takes ten microseconds for one, because vLLM has emptied the caches since the
-    last, and rows kept as Python objects until there are many of them are more for the garbage collector to look at.
+    Machine code writes the rows. numpy takes ten microseconds for one row, because vLLM has emptied the caches since
+    the last. Rows buffered as Python objects would add to the garbage collector's work.
     """
 
     __slots__ = ("_capacity", "_rows", "_words", "at", "fields", "put")
@@ -56,17 +55,17 @@ class Ring:
     def __init__(self, fields: Sequence[str], capacity: int) -> None:
         self.fields = tuple(fields)
         self._capacity = capacity
-        # Row k lies at k modulo the length. Written once, or the kernel would find memory for it page by page while steps wait.
+        # Row k is at k modulo the length. It is filled once, or the kernel would allocate its pages during steps.
         self._rows: Int64s = np.empty((capacity + SLACK, len(self.fields)), np.int64)
         self._rows.fill(0)
         self._words = np.array([self._rows.ctypes.data, len(self._rows), 0], np.int64)
         self.put = _put(len(self.fields))
-        """`put(at, *row)` writes one row of ints; `OverflowError` or `TypeError` when one of them is not an int64, and nothing is
-        written."""
+        """`put(at, *row)` writes one row of ints. It raises `OverflowError` or `TypeError`, and writes nothing, when a
+        value is not an int64."""
         self.at: int = self._words.ctypes.data
 
     def append(self, *row: int) -> None:
-        """Write one row; what does not fit 64 bits becomes the nearest that does, what is no integer 0."""
+        """Write one row; an integer beyond 64 bits is clamped, and a value that is not an integer is written as 0."""
         try:
             self.put(self.at, *row)
         except (OverflowError, TypeError):
@@ -74,11 +73,14 @@ class Ring:
             self.put(self.at, *(min(max(value, INT64.min), INT64.max) for value in fitting))
 
     def since(self, first: int = 0) -> tuple[int, Int64s]:
-        """Rows `first` and later that are still there: (number of the first row given, rows of shape (k, fields))."""
+        """Return the rows from `first` on that are still held.
+
+        The result is (number of the first row returned, rows of shape (k, fields)).
+        """
         count = int(self._words[2])
         start = max(first, count - self._capacity, 0)
         rows = self._rows[np.arange(start, count) % len(self._rows)]
-        # While we copied, the writer may have gone round; the row it writes now is not to be trusted either.
+        # The writer may have wrapped around during the copy; the row that it writes now is not valid either.
         overwritten = int(self._words[2]) + 1 - len(self._rows)
         lost = min(max(overwritten - start, 0), len(rows))
         return start + lost, rows[lost:]
@@ -106,9 +108,9 @@ class Snapshot:
     requests: dict[str, Int64s]
     arrivals: dict[str, Int64s]
     next: tuple[int, int, int]
-    """Rows of the three where the next snapshot goes on."""
+    """Row numbers in the three rings at which the next snapshot begins."""
     lost: tuple[int, int, int]
-    """Rows of the three that were overwritten before anybody read them."""
+    """Rows in the three rings that were overwritten before they were read."""
 
 
 class Telemetry:
@@ -120,8 +122,8 @@ class Telemetry:
         self.arrivals = Ring(ARRIVAL_FIELDS, capacity)
 
     def snapshot(self, first: tuple[int, int, int] = (0, 0, 0)) -> Snapshot:
-        """What has been recorded since the given rows of steps, requests and arrivals. Never blocks a step."""
-        # Requests before arrivals: whoever has left by then is among those that have come.
+        """Return the telemetry since the given rows of steps, requests and arrivals. The method never blocks a step."""
+        # Requests are read before arrivals, so that every request that has left is also among the arrivals.
         rings = (self.steps, self.requests, self.arrivals)
         found = [ring.since(row) for ring, row in zip(rings, first, strict=True)]
         columns = [

@@ -1,13 +1,15 @@
-"""The preemption control point: a certified policy says which running request loses its place when the KV memory runs out.
+"""The preemption control point, where a certified policy chooses the request to preempt when KV memory runs out.
 
-Under first-come first-served vLLM preempts `running[-1]`. So before a step that might run out of blocks, the running
-requests but the oldest are put in the order of their scores, the likeliest victim last, ties to the latest admitted. The
-oldest stays first: it is never offered, and it is served first. While memory is plentiful nothing is read or moved; as soon
-as it is plentiful again, or no policy decides any more, the requests go back to the order of their admission.
+Under first-come first-served vLLM preempts `running[-1]`. Before a step that might run out of blocks, this module sorts
+the running requests except the oldest by their scores. The likeliest victim comes last, with ties to the latest
+admitted. The oldest stays first: it is never offered to the policy, and it is served first. While memory is plentiful
+nothing is read or moved. Once it is plentiful again, or no policy decides any more, the requests return to the order of
+their admission.
 
-vLLM can still do two things that the proof rules out, and both are counted. `oldest_preempted`: the oldest lost its place,
-because the operator reset the cache or because requests that wait hold the memory it needs. `oldest_idle`: the oldest had
-tokens to compute and computed none, as when the encoder cache is full.
+vLLM can still do two things that the proof rules out, and both are counted. `oldest_preempted` counts preemptions of
+the oldest, because the operator reset the cache or because waiting requests hold the memory it needs.
+`oldest_idle` counts steps in which the oldest had tokens to compute and computed none, as when the encoder cache is
+full.
 """
 
 import time
@@ -51,23 +53,23 @@ _plain = attrgetter("num_prompt_tokens", "num_output_tokens", "max_tokens", "num
 
 
 class Scores(Protocol):
-    """What this lever needs of a `Scorer`."""
+    """The part of a `Scorer` that this control point needs."""
 
     def __call__(self, columns: Int64s, *context: Int64s, n: int | None = None) -> Int64s:
-        """The scores of the first `n` columns."""
+        """Return the scores of the first `n` columns."""
 
 
 class VictimLever(Seat[VerifiedVictims]):
-    """Orders `scheduler.running` before a step in which somebody may be preempted.
+    """The policy slot of preemption: it orders `scheduler.running` before a step in which a request may be preempted.
 
     Args:
         scheduler: a vLLM scheduler under first-come first-served.
         groups: its KV-cache groups.
-        assumptions: what must hold of the running requests and the engine.
-        read_engine: longest wait (us) of the waiting requests -> the engine's row.
-        oldest_waited_us: that longest wait; 0 when nobody waits.
+        assumptions: the checks of the running requests and the engine.
+        read_engine: longest wait (us) of the waiting requests -> the engine row.
+        oldest_waited_us: a function that returns this longest wait; 0 when no request waits.
         deadline_ns: an ordering that takes longer is late.
-        late_limit: late ones in a row after which the policy is taken out.
+        late_limit: late orderings in a row after which the policy is quarantined.
         disabled: the kill switch.
     """
 
@@ -91,7 +93,7 @@ class VictimLever(Seat[VerifiedVictims]):
         self._free_blocks: Callable[[], int] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks
         self._moved = False
         self._oldest: Any = None
-        """The oldest running request, as this step began."""
+        """The oldest running request at the beginning of this step."""
         step_tokens = 1 + int(scheduler.num_spec_tokens) + int(scheduler.num_lookahead_tokens)
         self._growth = groups.growth(step_tokens)
         """The most blocks that a running request may take in a step in which it generates."""
@@ -100,7 +102,10 @@ class VictimLever(Seat[VerifiedVictims]):
         self._pack_engine = Struct("=7q").pack_into
 
     def begin_pass(self, now_us: int) -> None:
-        """See `Seat.begin_pass`; then the order, when this step may run out of blocks. Never raises."""
+        """Begin a pass as `Seat.begin_pass` does, then sort the running requests if necessary. Never raises.
+
+        Sorting is necessary when this step may run out of blocks.
+        """
         super().begin_pass(now_us)
         if self.active is None and self.shadow is None and not self._moved:
             return
@@ -110,7 +115,7 @@ class VictimLever(Seat[VerifiedVictims]):
             wanted = not self.disabled and (self.active is not None or self.shadow is not None)
             asked = wanted and self._tight() and len(running) > (1 if self._moved else 2)
             if self.active is None or not asked:
-                self._restore()  # the oldest may have finished since, and the next oldest stands anywhere
+                self._restore()  # the oldest may have finished, and the next oldest may be at any place
             if asked:
                 self._order()
             self._oldest = running[0] if running and self.active is not None and not self.disabled else None
@@ -119,7 +124,7 @@ class VictimLever(Seat[VerifiedVictims]):
         self.step_ns += time.perf_counter_ns() - started
 
     def end_pass(self, output: Any, preempted: int) -> None:
-        """The step is over, with this output, and preempted so many."""
+        """End the step: count its preemptions, and record an oldest request that was preempted or idle."""
         self.step_ns = 0
         if preempted and self._moved:
             self.counters["preempted"] += preempted
@@ -132,7 +137,7 @@ class VictimLever(Seat[VerifiedVictims]):
         self.rest(self._moved)
 
     def reset(self) -> None:
-        """Everybody is about to be preempted by an operator's reset: they go back to wait in the order of their admission."""
+        """Restore the order of admission before an operator's reset preempts every running request."""
         self._restore()
         if self.active is not None and not self.disabled and self._scheduler.running:
             self.counters["oldest_preempted"] += 1
@@ -147,8 +152,8 @@ class VictimLever(Seat[VerifiedVictims]):
     def _tight(self) -> bool:
         """Return true when the running requests might need more blocks in this step than are free.
 
-        A request that generates takes what its next tokens and those drafted ahead may fill in every group; prompts computed in
-        chunks may use up the token budget.
+        A request that generates takes the blocks that its next tokens and its draft tokens may fill in every group.
+        Prompts computed in chunks may use the whole token budget.
         """
         running, free = self._scheduler.running, self._free_blocks()
         needed = len(running) * self._growth
@@ -197,7 +202,7 @@ class VictimLever(Seat[VerifiedVictims]):
                 self.drop_shadow("exception", f"{type(error).__name__}: {error}")
 
     def _ranked(self, policy: VerifiedVictims, n: int) -> tuple[list[int], tuple[str, str] | None]:
-        """Places in the order of their scores, the victim last; and the fault in it, if any."""
+        """Return the places in the order of their scores, the victim last, and the fault in the scores, if any."""
         score: Scores = policy.scorer  # type: ignore[assignment]  # a `Scorer` is both
         scores = score(self._columns, self._engine, n=n)
         if scores.shape != (n,) or int(scores.max()) > SCORE_LIMIT or int(scores.min()) < -SCORE_LIMIT:
@@ -214,7 +219,7 @@ class VictimLever(Seat[VerifiedVictims]):
         return np.argsort(scores, kind="stable").tolist(), None
 
     def _view(self, offered: list[Any]) -> str | None:
-        """Read the offered requests, in the order of their admission; what is wrong with them, if anything."""
+        """Read the offered requests in the order of their admission; return the problem with their values, or None."""
         n = len(offered)
         if n > self._columns.shape[1]:
             self._columns = np.zeros((len(FIELDS), 2 * n), np.int64)

@@ -1,5 +1,4 @@
-"""The waiting requests as int64 columns, kept up to date as requests come and go, so that a step scores without a
-loop."""
+"""The waiting requests as int64 columns, updated as requests come and go, so that a step scores without a loop."""
 
 from collections.abc import Callable
 from operator import attrgetter
@@ -22,24 +21,27 @@ Int64s = NDArray[np.int64]
 PLAIN = ("num_prompt_tokens", "num_output_tokens", "max_tokens", "num_preemptions")
 """Fields of a request view that a vLLM request has under the same name."""
 STAGED = (*PLAIN, "priority", "num_cached_tokens", "waited_us")
-"""Every field of a request view this engine can supply, in the order in which they are staged."""
+"""Fields of a request view that this engine can supply, in the order in which they are staged."""
 
 _plain = attrgetter(*PLAIN)
 
 
 def priority_of(request: Any) -> int:
-    """vLLM serves low numbers first and defaults to 0; contracts serve high numbers first and call the default 8."""
+    """Return the contract's priority of a request.
+
+    vLLM serves low numbers first and defaults to 0; contracts serve high numbers first and their default is 8.
+    """
     return min(max(DEFAULT_PRIORITY - int(request.priority), 0), 15)
 
 
 class UnknownFieldError(AutopoiesisError):
-    """The contract's request view has a field this engine cannot supply."""
+    """Error for a contract whose request view has a field this engine cannot supply."""
 
 
 class RequestClock:
-    """When things happened to one request, in microseconds of the engine's monotonic clock; 0 means not yet.
+    """The times of events of one request, in microseconds of the engine's monotonic clock; 0 means not yet.
 
-    It lives on the request itself, so it survives preemption and goes with the request.
+    The clock is an attribute of the request, so it survives preemption and is removed with the request.
     """
 
     __slots__ = ("admission", "admitted_us", "cached_tokens", "finished_us", "first_token_us", "seq", "stamp_us")
@@ -47,7 +49,7 @@ class RequestClock:
     def __init__(self, stamp_us: int, seq: int) -> None:
         self.stamp_us = stamp_us
         self.seq = seq
-        self.admission = 0  # counts admissions in the engine: the latest of this request
+        self.admission = 0  # the number of this request's latest admission, counted over the engine
         self.admitted_us = 0
         self.first_token_us = 0
         self.finished_us = 0
@@ -55,7 +57,7 @@ class RequestClock:
 
 
 class Located(NamedTuple):
-    """Where the columns lie, for machine code that picks: another one as soon as they have grown."""
+    """The arrays of the columns, for machine code that picks; a new object replaces it when the columns have grown."""
 
     fields: Int64s
     seqs: Int64s
@@ -63,13 +65,15 @@ class Located(NamedTuple):
 
 
 class WaitingColumns:
-    """Columns of the waiting requests; slot `i < n` is one request. Leaving moves the last slot into the hole.
+    """Columns of the waiting requests; slot `i < n` is one request.
+
+    Removing a request moves the last slot into its place.
 
     `fields` has shape (number of view fields, capacity), rows in the view's declared order; `stamps` (us) and `seqs`
-    have shape (capacity,). Slots carry no order: ties are broken by `seqs`, given once when a request is first added.
+    have shape (capacity,). Slots have no order: ties are broken by `seqs`, assigned once when a request is first added.
     """
 
-    # What a step reads lies together (see `EngineSide`).
+    # The attributes that a step reads are adjacent (see `EngineSide`).
     __slots__ = (
         "__dict__",
         "_bad",
@@ -101,10 +105,10 @@ class WaitingColumns:
             )
         self.n = 0
         self.out_of_domain = 0
-        """How many waiting requests lie outside the contract's domains or assumptions: nothing is proved about
-        those."""
+        """Number of waiting requests outside the contract's domains or assumptions; the proofs do not cover them."""
         self.reads_cached_tokens = False
-        """Whether the prefix cache is asked at all: only a policy that reads the answer pays for it."""
+        """True when the active policy or a shadow, canary or base reads cached tokens; the prefix cache is queried only
+        then."""
         self._specs = specs
         self._cached_tokens = cached_tokens
         self._stamp = stamp
@@ -112,7 +116,8 @@ class WaitingColumns:
         self._bounds = {spec.name: (spec.domain.lo, spec.domain.hi, spec.domain.saturates) for spec in specs}
         self._waited_row = next((row for row, spec in enumerate(specs) if spec.name == "waited_us"), None)
         self.max_wait_us = self._bounds["waited_us"][1] if self._waited_row is not None else 2**62
-        """The longest wait the view can hold; beyond it a request is overdue and served before anything scored."""
+        """The longest wait that the view can hold; a request beyond it is overdue and is served before any scored
+        request."""
         self._rotation = 0
         moves = moves_for(len(STAGED), (*(STAGED.index(spec.name) for spec in specs),))
         self._waits, self._place, self._move = moves.waits, moves.place, moves.move
@@ -125,15 +130,17 @@ class WaitingColumns:
         self._slots: dict[str, int] = {}
 
     def slot(self, request_id: str) -> int:
-        """Where a request stands; `KeyError` when it does not wait here."""
+        """Return the slot of a request; `KeyError` when it does not wait here."""
         return self._slots[request_id]
 
     def __contains__(self, request: Any) -> bool:
         return request.request_id in self._slots
 
     def add(self, request: Any) -> None:
-        """Append one request, reading its fields once: they stand still while it waits (see `reread` for those that do
-        not)."""
+        """Append one request, reading its fields once.
+
+        Fields do not change while a request waits (see `reread` for those that do).
+        """
         n = self.n
         if n == self.capacity:
             self._grow()
@@ -158,14 +165,16 @@ class WaitingColumns:
             self.out_of_domain = len(self._bad)
 
     def reread(self, request: Any) -> None:
-        """Read a waiting request's fields again: late tokens of a preempted request still arrive under async
-        scheduling."""
+        """Read a waiting request's fields again.
+
+        Under async scheduling, late tokens of a preempted request may still arrive.
+        """
         self._write(self._slots[request.request_id], request)
 
     def reread_next(self) -> None:
         """Read one waiting request again, in rotation, so that cached-token hints do not age without bound.
 
-        One a pass keeps the cost of a step flat; the contract calls the field a hint for this reason.
+        One request per pass keeps the cost of a step constant. The contract calls the field a hint for this reason.
         """
         if self.n:
             self._rotation = slot = (self._rotation + 1) % self.n
@@ -180,13 +189,13 @@ class WaitingColumns:
         return least
 
     def oldest_slot(self) -> int:
-        """The slot that came first, ties to the earlier sequence number."""
+        """Return the slot of the request that came first, ties to the earlier sequence number."""
         stamps = self.stamps[: self.n]
         oldest = np.flatnonzero(stamps == stamps.min())
         return int(oldest[np.argmin(self.seqs[oldest])])
 
     def row(self, slot: int) -> dict[str, int]:
-        """One request's view as a dictionary, for dumps and explanations."""
+        """Return one request's view as a dictionary, for dumps and explanations."""
         return {spec.name: int(value) for spec, value in zip(self._specs, self.fields[:, slot], strict=True)}
 
     def _write(self, slot: int, request: Any) -> None:
@@ -204,7 +213,10 @@ class WaitingColumns:
             self.out_of_domain = len(self._bad)
 
     def _write_clamped(self, slot: int, request: Any, clock: RequestClock, cached: int) -> int:
-        """Clamp what the contract lets saturate; whether the request is then inside domains and assumptions."""
+        """Write a row with saturating fields clamped.
+
+        The result is 1 when the request is inside domains and assumptions, else 0.
+        """
         values = dict(zip(STAGED, (*_plain(request), priority_of(request), cached, 0), strict=True))
         inside = True
         for name, (lo, hi, saturates) in self._bounds.items():
@@ -232,7 +244,7 @@ class WaitingColumns:
         self._find_addresses()
 
     def _find_addresses(self) -> None:
-        # Kept here, since machine code knows only where it is: a view without waits has none among its fields.
+        # Machine code knows only the address of this array, so it is kept here: a view without waits has no such row.
         self._waits_row = self.fields[self._waited_row] if self._waited_row is not None else np.zeros_like(self.stamps)
         self.located = Located(self.fields, self.seqs, self.stamps)
         self.fields_at, self.capacity = self.fields.ctypes.data, self.stamps.shape[0]

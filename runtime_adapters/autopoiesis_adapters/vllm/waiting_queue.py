@@ -1,4 +1,4 @@
-"""The waiting queue a policy orders: vLLM's own queue interface over int64 columns. Nothing is ever permuted."""
+"""The waiting queue that a policy orders: vLLM's queue interface over int64 columns. The columns are never sorted."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -11,17 +11,17 @@ from .waiting_columns import WaitingColumns
 __all__ = ["BUILT_IN", "PolicyQueue"]
 
 BUILT_IN = -1
-"""What a chooser answers to leave the pick to the engine's built-in order."""
+"""The answer of a chooser that leaves the pick to the engine's built-in order."""
 
 
 class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type information
-    """`peek_request` is the policy's argmax (or the built-in order's first), `pop_request` hands out that same peek.
+    """A waiting queue whose next request is the policy's pick, or the built-in order's first.
 
-    Everything vLLM does to its queue works as before: requests vLLM skips in a pass are popped and prepended again,
-    and so are out of reach of the policy for exactly that pass.
+    `pop_request` returns the request that `peek_request` showed. vLLM's other queue operations work as before. Requests
+    that vLLM skips in a pass are popped and prepended again; the policy cannot pick them in that pass.
     """
 
-    # What a step reads lies together (see `EngineSide`).
+    # The attributes that a step reads are adjacent (see `EngineSide`).
     __slots__ = ("_choose", "_columns", "_order", "gate", "on_pop", "on_unsettled", "peeked", "unsettled")
 
     def __init__(self, columns: WaitingColumns, order: BuiltinOrder, choose: Callable[[], int]) -> None:
@@ -29,18 +29,18 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         self._order = order
         self._choose = choose
         self.peeked: Request | None = None
-        """What the last peek showed; the owner empties it at the beginning of a step."""
+        """The request that the last peek showed; the owner clears it at the end of a step."""
         self.gate: Callable[[], None] | None = None
-        """Called whenever vLLM asks whether anybody waits, which it does before each admission."""
+        """A callback, called whenever vLLM asks for waiting requests, which it does before each admission."""
         self.on_pop: Callable[[Request], None] | None = None
         self.on_unsettled: Callable[[], None] | None = None
-        """Told of a request in `unsettled`."""
-        # Whether there are any is asked every step: of `()`, which is one object in all of Python and never far away.
+        """A callback for each request added to `unsettled`."""
+        # Every step checks this. The empty value is `()`, one object for all of Python, which stays in the caches.
         self.unsettled: Sequence[Request] = ()
-        """Preempted requests whose last tokens are still on their way: their fields will change while they wait."""
+        """Preempted requests whose last tokens have not arrived: their fields will change while they wait."""
 
     def peek_request(self) -> Request:
-        """The request to serve next; `IndexError` when nobody waits."""
+        """Return the request to serve next; `IndexError` when no request waits."""
         peeked = self.peeked
         if peeked is None:
             columns = self._columns
@@ -51,11 +51,11 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         return peeked
 
     def builtin_slot(self) -> int:
-        """Where the request stands that the built-in order would serve next."""
+        """Return the slot of the request that the built-in order would serve next."""
         return self._columns.slot(self._order.first())
 
     def pop_request(self) -> Request:
-        """Take out exactly what `peek_request` shows."""
+        """Remove and return exactly the request that `peek_request` shows."""
         request = self.peeked
         if request is None:
             request = self.peek_request()
@@ -67,14 +67,16 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
         return request
 
     def add_request(self, request: Request) -> None:
-        """A new request, or one that comes back to wait."""
+        """Add a new request, or one that comes back to wait."""
         self._columns.add(request)
         self._order.append(request)
         self.peeked = None
 
     def prepend_request(self, request: Request) -> None:
-        """A preempted or skipped request. It keeps its stamp and its sequence number, so the policy sees its whole
-        wait."""
+        """Put a preempted or skipped request back.
+
+        The request keeps its stamp and its sequence number, so the policy sees its whole wait.
+        """
         self._columns.add(request)
         self._order.prepend(request)
         self.peeked = None
@@ -84,24 +86,24 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vLLM ships no type inf
                 self.on_unsettled()
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
-        """One after the other to the front, as a deque's `extendleft` does."""
+        """Put requests at the front one after the other, as a deque's `extendleft` does."""
         for request in requests:
             self.prepend_request(request)
 
     def remove_request(self, request: Request) -> None:
-        """Take out one request; `KeyError` when it does not wait here."""
+        """Remove one request; `KeyError` when it does not wait here."""
         self._columns.remove(request)
         self._order.discard(request)
         self.peeked = None
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
-        """Take out those of `requests` that wait here; vLLM asks every queue it has."""
+        """Remove those of `requests` that wait here; vLLM calls this on each of its queues."""
         for request in list(requests):
             if request in self._columns:
                 self.remove_request(request)
 
     def settle(self) -> None:
-        """Read preempted requests again: their late tokens may have come."""
+        """Read preempted requests again, because their late tokens may have arrived."""
         columns = self._columns
         waiting = [request for request in self.unsettled if request in columns]
         for request in waiting:

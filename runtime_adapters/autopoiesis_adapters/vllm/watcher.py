@@ -1,8 +1,8 @@
-"""The threads beside the engine: one follows the channel, loads policies and writes status; one is the kill switch's own.
+"""The threads beside the engine: one follows the channel, loads policies and writes status; one reads the kill switch.
 
-Everything slow happens here, so that a step only ever sees a finished policy behind one pointer. The engine does not
-need these threads: when they are late, stuck or dead, requests are served as before. The kill switch has a thread of its own,
-which does nothing but one `stat` a round, so that no read, proof or compilation can hold it up.
+All slow work happens in these threads, so that a step only reads one pointer to a finished policy. The engine does not
+need the threads: when they are late, stuck or dead, requests are served as before. The kill switch has its own thread,
+which makes only one `stat` call per round, so that no read, proof or compilation can delay it.
 """
 
 import logging
@@ -40,25 +40,26 @@ __all__ = ["Load", "Watcher", "engine_name"]
 logger = logging.getLogger("autopoiesis.vllm")
 
 Load = Callable[[str, str | bytes], Any]
-"""(policy text, certificate file) -> a policy that may run; raises `AutopoiesisError` with one line when it may not."""
+"""(policy text, certificate file) -> a policy that may run; it raises `AutopoiesisError` with one line when the policy
+may not."""
 
 SLOTS = (ORDERING, "admission", "preemption")
-"""The slots watched, whether or not this engine has the lever: one without says so."""
+"""The channel's slots that are watched. The engine refuses a policy in a slot for which it has no control point."""
 ORDERS = "orders"
-"""The standing orders, among the files that are followed."""
+"""The name of the standing orders among the followed files."""
 STATUS_EVERY_S = 1.0
 KILL_SWITCH_S = 0.05
-"""Seconds between two looks of the kill switch's own thread."""
+"""Interval in seconds between two checks of the kill switch by its own thread."""
 DAMAGED = frozenset({ChannelProblem.UNREADABLE, ChannelProblem.MALFORMED, ChannelProblem.VERSION})
-"""Problems of a file as such; the others are a well-formed notice that must not be followed."""
+"""Problems of a file itself; the other problems are those of a well-formed notice that must not be followed."""
 RETRY_S = 1.0
-"""How long until what could not be read is tried again."""
+"""Interval in seconds before another read of a file that could not be read."""
 IDLE_POLL_S = 0.5
-"""Without a channel only dumps of faults are to be written."""
+"""Interval in seconds between two rounds without a channel, when only dumps of faults are written."""
 
 
 class Watcher:
-    """Watches one channel for one engine. `look` is one round and may be called by hand, as tests do."""
+    """The watcher of one channel for one engine. `look` is one round and may be called by hand, as tests do."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Watcher:
         self._shape = shape
         self.faults: SimpleQueue[Fault] = SimpleQueue()
         self.refusals: dict[str, str] = {}
-        """Slot -> the reason why the policy last wanted there does not run; nothing for slots in which it does."""
+        """Slot -> the reason why the policy last wanted there does not run; slots whose policy runs have no entry."""
         self.wanted: dict[str, Notice] = {}
         """Slot -> the notice last accepted."""
         self.orders: StandingOrders | None = None
@@ -85,11 +86,11 @@ class Watcher:
         self.started = time.time()
         self.refused = 0
         self.errors = 0
-        """Rounds that failed for a reason of their own: an unreadable channel, a full disk."""
+        """Rounds that failed for a cause outside the policies: an unreadable channel, a full disk."""
         self.limits: Mapping[str, int] = {}
-        """What the engine is bounded by, under the simulator's names: a control plane calibrates with it."""
+        """The engine's limits, under the simulator's names, with which a control plane calibrates."""
         self.loads: deque[tuple[int, int]] = deque(maxlen=64)
-        """Wall and CPU nanoseconds of the last loads: reading, checking, compiling."""
+        """Wall and CPU nanoseconds of the last loads: reading, checking and compiling."""
         self._short_turns = ShortTurns()
         self._seats = seats
         self._governor = seats[ORDERING]
@@ -98,24 +99,26 @@ class Watcher:
         self._channel = channel
         self._poll_s = poll_s if channel is not None else IDLE_POLL_S
         self._paths: dict[str, str] = {}
-        """Orders come first: they say which notices may be followed."""
+        """File name -> path. The orders come first, because they say which notices may be followed."""
         if channel is not None:
             self._paths = {ORDERS: str(channel.orders_path), **{name: str(channel.slot_path(name)) for name in SLOTS}}
         self._disabled_path = str(channel.disabled_path) if channel is not None else ""
         self._keep_disabled = keep_disabled
         self._seen: dict[str, tuple[int, int, int]] = {}
         self._unread = set(SLOTS)
-        """Slots in which this engine has not read a notice yet: a canary in one began, perhaps, before the engine did."""
+        """Slots in which this engine has not read a notice yet. A canary found there may have begun before the engine
+        did."""
         self._followed: dict[str, tuple[Notice, str]] = {}
-        """Slot -> the notice that has been followed, and the refusal that came of it. Put back, it begins nothing anew."""
+        """Slot -> the last followed notice, and the refusal that resulted. The same notice, put back, starts nothing
+        again."""
         self._retry_at: dict[str, float] = {}
-        """Slots whose notice, or what it names, could not be read -> when to try again."""
+        """Slots whose notice, or a file that it names, could not be read -> the time of the next try."""
         self._said: dict[str, str] = {}
-        """What each piece of the work last failed of: a condition that lasts is logged once, not once a round."""
+        """Part of the work -> its last failure, so that a lasting failure is logged once and not every round."""
         self._undumped: Fault | None = None
-        """A fault whose dump could not be written yet: a full disk must not cost what a person needs to see."""
+        """A fault whose dump could not be written yet, kept so that a full disk does not lose it."""
         self._claimed = False
-        """Whether a status of this engine lies in the channel, under its name."""
+        """True when the channel has a status of this engine under its name."""
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
         self._heartbeat_at = 0.0
@@ -123,14 +126,14 @@ class Watcher:
         self._snapshot_s = snapshot_s
         self._snapshot_at = time.monotonic()
         self._next_rows = (0, 0, 0)
-        self._pieces = time.time_ns() // 1_000_000_000  # later than any piece a former engine of this name left
+        self._pieces = time.time_ns() // 1_000_000_000  # later than any piece of a former engine of this name
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._switch: threading.Thread | None = None
 
     @property
     def refusal(self) -> str:
-        """The refusal of the ordering slot, or else of any other one; empty when every policy wanted runs."""
+        """Return the refusal of the ordering slot, or else of another slot; empty when every wanted policy runs."""
         return self.refusals.get(ORDERING) or next(iter(self.refusals.values()), "")
 
     def start(self) -> None:
@@ -150,7 +153,7 @@ class Watcher:
         return _runs(self._thread) and (self._channel is None or _runs(self._switch))
 
     def stop(self) -> None:
-        """Stop the thread and write what is still to be written."""
+        """Stop the threads and write the pending output."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
@@ -159,7 +162,7 @@ class Watcher:
         self._guarded("status", lambda: self._write_status(force=True))
 
     def look(self) -> None:
-        """One round: kill switch, orders, notices, dumps, status. Never raises."""
+        """Run one round: kill switch, orders, notices, dumps, status. Never raises."""
         self._guarded("kill switch", self.check_kill_switch)
         self._guarded("channel", self._read_channel)
         self._guarded("faults", self._write_faults)
@@ -167,7 +170,10 @@ class Watcher:
         self._guarded("status", self._write_status)
 
     def read_orders(self) -> None:
-        """Go by the standing orders before the first policy comes: those in the channel, or those known from before."""
+        """Follow the standing orders before the first policy arrives.
+
+        These are the orders in the channel, or else the last accepted ones.
+        """
         if self._channel is not None:
             self._guarded(ORDERS, partial(self._first_orders, self._channel))
 
@@ -179,10 +185,10 @@ class Watcher:
             raise
 
     def check_kill_switch(self) -> None:
-        """Put every seat on its built-in rule while something called `DISABLED` is in the channel.
+        """Put every policy slot on its built-in rule while the channel has an entry called `DISABLED`.
 
-        A file of any kind counts, a FIFO or a dangling link too: it is never opened, and removing it releases the switch. While
-        the channel cannot be asked, the switch stays as it is.
+        A file of any kind counts, including a FIFO or a dangling link: it is never opened, and removing it releases the
+        switch. While the channel cannot be read, the switch stays as it is.
         """
         disabled = self._keep_disabled
         if self._disabled_path and not disabled:
@@ -193,7 +199,7 @@ class Watcher:
                 disabled = False
             except OSError:
                 return
-        # Every seat is looked at: two threads come here, and one may have been overtaken by the other half way.
+        # Every slot is checked: two threads run this, and one may have overtaken the other halfway.
         if any(seat.disabled != disabled for seat in self._seats.values()):
             for seat in self._seats.values():
                 seat.disabled = disabled
@@ -211,10 +217,10 @@ class Watcher:
         seconds: float | None = None,
         decisions: int | None = None,
     ) -> Any:
-        """Verify, compile and offer one policy to the engine; see `Notice` for how it is to be used.
+        """Verify, compile and offer one policy to the engine; the arguments are those of a `Notice`.
 
         Raises:
-            AutopoiesisError: it may not run; `refusals` holds the line, and what ran before goes on.
+            AutopoiesisError: the policy may not run; `refusals` holds the line, and the active policy goes on.
         """
         requested_us = self._clock_us() if requested_us is None else requested_us
         try:
@@ -281,7 +287,7 @@ class Watcher:
     def _read_channel(self) -> None:
         if self._channel is None:
             return
-        # One call a file and round, whatever the channel holds: each round takes the interpreter away from the engine.
+        # One call per file and round, whatever the channel holds: each round takes the interpreter from the engine.
         gone = ""
         for name, path in self._paths.items():
             try:
@@ -299,7 +305,7 @@ class Watcher:
                 requested_us = self._clock_us()
                 self._seen[name] = seen
                 self._retry_at.pop(name, None)
-                self._status_at = 0.0  # what comes of it is worth telling at once
+                self._status_at = 0.0  # the outcome is reported at once
                 with self._short_turns:
                     self._guarded(name, partial(self._follow, self._channel, name, requested_us))
         if gone:
@@ -307,7 +313,11 @@ class Watcher:
             raise ChannelError(f"{gone} is gone; what decided goes on deciding", ChannelProblem.UNREADABLE)
 
     def _follow(self, channel: Channel, name: str, requested_us: int) -> None:
-        """Do what a file of the channel says; a second later again when it, or what it needs, is out of reach just now."""
+        """Follow one file of the channel.
+
+        The watcher tries again a second later when it cannot read the file, or another file that it needs, at the
+        moment.
+        """
         try:
             if name == ORDERS:
                 self._obey(channel.accept_orders(), requested_us)
@@ -328,13 +338,16 @@ class Watcher:
             return
         try:
             self._follow_notice(channel, notice, requested_us)
-        except AutopoiesisError as error:  # the policy that ran goes on
+        except AutopoiesisError as error:  # the active policy goes on
             if _may_pass(error):
                 self._retry_at[name] = time.monotonic() + RETRY_S
             self._refuse_once(name, str(error))
 
     def _obey(self, orders: StandingOrders | None, requested_us: int) -> None:
-        """Take out what is quarantined, and look again at what was refused under earlier orders."""
+        """Apply the standing orders.
+
+        Quarantined policies are removed, and policies refused under earlier orders are checked again.
+        """
         self.orders = orders
         self._look_again()
         if orders is None:
@@ -342,7 +355,7 @@ class Watcher:
         barred = frozenset(orders.quarantined)
         for contract, seat in self._seats.items():
             seat.barred = barred
-            # What is offered replaces what decides before the next decision; its base is checked when it is taken.
+            # An offer replaces the deciding policy before the next decision; its base is checked when it is taken.
             pending, shadow = seat.pending, seat.shadow
             if pending is not None:
                 out, refuge = pending.policy, seat.standing if pending.mode == "active" else pending.base
@@ -352,11 +365,11 @@ class Watcher:
                 out, refuge = seat.active, seat.standing
             if out is not None and out.digest in barred:
                 seat.offer(refuge if digest_of(refuge) not in barred else None, requested_us)
-                self._followed.pop(contract, None)  # once it is released, the notice that stands is followed again
+                self._followed.pop(contract, None)  # once the policy is released, the current notice is followed again
                 self._refuse_once(contract, _in_quarantine(out.digest, orders))
 
     def _look_again(self) -> None:
-        """Read the notices of the slots that are refused, because what they were refused for may be over."""
+        """Mark the notices of the refused slots for another read, because the cause of a refusal may be over."""
         for name in self.refusals:
             self._seen.pop(name, None)
 
@@ -381,7 +394,7 @@ class Watcher:
             return
         base = self._base(channel, notice)
         if began_before and notice.mode == "canary":
-            # How much of its bound was used before this engine stopped is not known, so it is over.
+            # The part of its bound that was used before this engine stopped is unknown, so the canary ends.
             self._seats[contract].offer(base, requested_us)
             self._refuse_once(
                 contract, f"policy {notice.digest[:12]}: the engine started during its canary; publish it again"
@@ -403,7 +416,7 @@ class Watcher:
         self._followed[contract] = (notice, "")
 
     def _say_if_forgetful(self, channel: Channel) -> None:
-        """Log once that what was accepted is forgotten with this process: its record cannot be written."""
+        """Log once that the record of accepted notices cannot be written, so that a restart forgets them."""
         problem = channel.freshness.problem
         if problem != self._said.get("freshness", ""):
             self._said["freshness"] = problem
@@ -412,7 +425,11 @@ class Watcher:
                 log_event(logger, "freshness.unwritable", said, {"reason": problem}, level=logging.WARNING)
 
     def _base(self, channel: Channel, notice: Notice) -> Runnable | None:
-        """What decides beside or after a trial: what already decides here, or else the same policy from the channel."""
+        """Return the policy that decides beside or after a trial.
+
+        It is the active policy or base with that digest when the slot has one, or else the policy loaded from the
+        channel. The result is None, the built-in rule, when the notice names no base or the base is refused.
+        """
         if notice.mode == "active" or notice.base is None:
             return None
         seat = self._seats[notice.contract]
@@ -429,7 +446,7 @@ class Watcher:
         return base
 
     def _refuse_once(self, contract: str, why: str) -> None:
-        """Refuse, unless the slot is refused for that already: what is tried again is not counted again."""
+        """Refuse, unless the slot is already refused for the same reason: a repeated try is not counted again."""
         if _line(why) != self.refusals.get(contract):
             self._refuse(contract, why)
 
@@ -468,7 +485,7 @@ class Watcher:
         columns |= {f"requests.{name}": column for name, column in taken.requests.items()}
         columns |= {f"arrivals.{name}": column for name, column in taken.arrivals.items()}
         self._channel.record(self.engine, self._pieces + 1, columns)
-        # Only now: what could not be written is in the next piece, as long as the ring holds it.
+        # Set only after the write: rows that could not be written are in the next piece, while the ring holds them.
         self._next_rows = taken.next
         self._pieces += 1
 
@@ -486,7 +503,7 @@ class Watcher:
             self._status, self._heartbeat_at, self._claimed = status, now, True
 
     def _yield_name(self) -> None:
-        """Take another name when another engine reports under this one, as two that were started at once would."""
+        """Take another name when another engine reports under this one, as two engines started at once would."""
         assert self._channel is not None
         found = _claim_on(self._channel, self.engine) if self._claimed else None
         if found is None or (found.host, found.pid, found.started) == (socket.gethostname(), os.getpid(), self.started):
@@ -495,9 +512,9 @@ class Watcher:
             self.engine, self._claimed = _renamed(self.engine), False
 
     def status(self) -> dict[str, Any]:
-        """What the engine runs, has refused and has dropped, ready for JSON (see `protocol.status`).
+        """Return the engine's status, ready for JSON (see `protocol.status`).
 
-        The top level speaks of request ordering; `levers` has the other policy types, each with its counters.
+        The top level is about request ordering; `levers` has the other policy types, each with its counters.
         """
         governor = self._governor
         return {
@@ -526,7 +543,7 @@ class Watcher:
         }
 
     def _slot(self, contract: str) -> dict[str, Any]:
-        """What is wanted in a slot, and why it does not run."""
+        """Return the wanted policy of a slot, and the reason why it does not run."""
         notice = self.wanted.get(contract)
         return {
             "wanted": None if notice is None else notice.digest,
@@ -541,7 +558,7 @@ class Watcher:
         return f"this engine has no control point for {contract}{known}"
 
     def drift(self) -> dict[str, float]:
-        """What the control plane last measured of drift on this channel."""
+        """Return the drift that the control plane last measured on this channel."""
         return self._channel.drift() if self._channel is not None else {}
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
@@ -559,7 +576,7 @@ class Watcher:
 
 
 def ignores_priority(scheduling: str, policy: Runnable | None) -> bool:
-    """Return true for an ordering policy under which requests lose the precedence that the engine gives to priorities."""
+    """Return true for an ordering policy under which requests lose the precedence that their priorities give."""
     return scheduling == "priority" and not getattr(policy, "by_priority", True)
 
 
@@ -567,7 +584,8 @@ def engine_name(chosen: str | None, rank: int, channel: Channel | None) -> str:
     """Return a name that no other engine of the channel has.
 
     Args:
-        chosen: the operator's name, to which a data-parallel rank above 0 is added; None: host, process and chance.
+        chosen: the operator's name, to which a data-parallel rank above 0 is added; None for a name made of the host,
+            the process and random characters.
         rank: the data-parallel rank.
         channel: the channel, whose engines are asked for their names.
     """
@@ -611,10 +629,13 @@ def _claim_on(channel: Channel, name: str) -> _Claim | None:
 
 
 def _may_pass(error: AutopoiesisError) -> bool:
-    """Return true for what another try may end although the file stays as it is: a disk, the keys, the engine's own record."""
+    """Return true when another try may succeed although the file stays as it is.
+
+    The cause may lie in a disk, in the keys or in the engine's own record.
+    """
     if isinstance(error, SigningError):
         return not isinstance(error, SignatureRefused)
-    passing = (ChannelProblem.UNREADABLE, ChannelProblem.EXPIRED)  # a clock may be set right
+    passing = (ChannelProblem.UNREADABLE, ChannelProblem.EXPIRED)  # a clock may be corrected
     return isinstance(error, FreshnessError) or getattr(error, "problem", None) in passing
 
 
