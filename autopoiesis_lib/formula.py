@@ -231,7 +231,7 @@ def checked_method(cls: type, name: str) -> types.FunctionType:
         raise ContractError(f"{where}: it is wrapped, or defined under another name; define it here by a plain `def`")
     if method.__defaults__:
         raise ContractError(f"{where}: its parameters may have no defaults")
-    found = {**method.__builtins__, **method.__globals__}  # type: ignore[attr-defined]  # typeshed does not know the first
+    found: dict[str, object] = {**getattr(method, "__builtins__", vars(builtins)), **method.__globals__}
     taken = [item for item in _BUILTINS if found.get(item) is not getattr(builtins, item)]
     if taken:
         raise ContractError(f"{where}: its module gives `{taken[0]}` another meaning; rename that")
