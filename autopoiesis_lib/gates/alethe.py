@@ -5,7 +5,7 @@ from typing import Final
 
 from ..proofs import ProofError, check
 from ..proofs.stored import packed
-from .second_solver import DEFAULT_RESOURCES
+from .second_solver import DEFAULT_RESOURCES, asked
 from .verdict import ObligationResult
 
 __all__ = ["NoProof", "proof_of", "with_proof", "without_proofs_that_do_not_fit"]
@@ -32,19 +32,9 @@ def proof_of(smtlib: str, resources: int = DEFAULT_RESOURCES) -> str:
     """
     import cvc5
 
-    solver = cvc5.Solver(cvc5.TermManager())
-    for name, value in _OPTIONS.items():
-        solver.setOption(name, value)
-    solver.setOption("rlimit", str(resources))
-    solver.setLogic("QF_NIA")
-    parser = cvc5.InputParser(solver)
-    parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, smtlib, "obligation")
-    symbols = parser.getSymbolManager()
-    answer = ""
-    while not (command := parser.nextCommand()).isNull():
-        answer = command.invoke(solver, symbols).strip() or answer
+    solver, answer = asked(smtlib, resources, _OPTIONS)
     if answer != "unsat":
-        raise NoProof(f"cvc5 answers {answer or 'nothing'} within {resources:,} resource units")
+        raise NoProof(f"cvc5 answers {answer} within {resources:,} resource units")
     proof = solver.proofToString(solver.getProof()[0], cvc5.ProofFormat.ALETHE).decode()
     if proof.lstrip(" (\n").startswith("error"):  # where a proof was asked for
         said = proof.partition('"')[2].partition('"')[0]

@@ -1,12 +1,15 @@
 """cvc5 as a second opinion: it reads the SMT-LIB text of an obligation, sharing nothing with our encoder or with Z3."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import z3
 
 from ..errors import AutopoiesisError
 from .solving import Answer, Scope, assumptions_used, to_smtlib
 from .verdict import ObligationResult
 
-__all__ = ["DEFAULT_RESOURCES", "Disagreement", "agreed", "certified", "second_opinion"]
+__all__ = ["DEFAULT_RESOURCES", "Disagreement", "agreed", "asked", "certified", "second_opinion"]
 
 DEFAULT_RESOURCES = 300_000
 """cvc5 resource units a query may use: about a second here, and the same answer everywhere."""
@@ -17,11 +20,17 @@ class Disagreement(AutopoiesisError):
 
 
 def second_opinion(smtlib: str, resources: int = DEFAULT_RESOURCES) -> Answer:
-    """cvc5's answer to an SMT-LIB 2 text with one `check-sat`."""
+    """Return cvc5's answer to an SMT-LIB 2 text with one `check-sat`."""
+    return asked(smtlib, resources)[1]
+
+
+def asked(smtlib: str, resources: int, options: Mapping[str, str] | None = None) -> tuple[Any, Answer]:
+    """Return a cvc5 solver that was given an SMT-LIB 2 text with one `check-sat`, and its answer."""
     import cvc5
 
     solver = cvc5.Solver(cvc5.TermManager())
-    solver.setOption("rlimit", str(resources))
+    for name, value in {**(options or {}), "rlimit": str(resources)}.items():
+        solver.setOption(name, value)
     solver.setLogic("QF_NIA")
     parser = cvc5.InputParser(solver)
     parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, smtlib, "obligation")
@@ -30,8 +39,8 @@ def second_opinion(smtlib: str, resources: int = DEFAULT_RESOURCES) -> Answer:
     while not (command := parser.nextCommand()).isNull():
         answer = command.invoke(solver, symbols).strip() or answer
     if answer == "sat":
-        return "sat"
-    return "unsat" if answer == "unsat" else "unknown"
+        return solver, "sat"
+    return solver, "unsat" if answer == "unsat" else "unknown"
 
 
 def agreed(name: str, smtlib: str) -> tuple[str, ...]:
