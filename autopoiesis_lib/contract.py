@@ -8,7 +8,7 @@ language, so one text serves the proof gate (on symbols) and the fuzz gate and r
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from pydantic import BaseModel, ConfigDict
 
 from .errors import ContractError
-from .formula import Formula, MethodReader, checked_method, condition_of, hints_of, meaning_of_domain, roles_of, words
+from .formula import (
+    Formula,
+    MethodReader,
+    add_views,
+    checked_method,
+    condition_of,
+    hints_of,
+    meaning_of_domain,
+    roles_of,
+    words,
+)
 from .language import Interface, Param, Signature
 from .theorem import Theorem, theorem_formulas
 from .view import View, domain_of
@@ -151,15 +161,18 @@ class Contract(BaseModel):
 
 @dataclass(frozen=True)
 class Unhashed:
-    """A contract that a cache is not keyed by: its digest is."""
+    """A contract as a cache holds it beside its digest: told apart by the modules that policy texts import from.
+
+    Contracts of one meaning in two modules have one digest.
+    """
 
     contract: Contract
 
     def __hash__(self) -> int:
-        return 0
+        return hash(self.contract.interface.modules)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Unhashed)
+        return isinstance(other, Unhashed) and self.contract.interface.modules == other.contract.interface.modules
 
 
 @dataclass(frozen=True)
@@ -210,7 +223,7 @@ def _meaning_of(cls: type[Contract], values: tuple[tuple[str, type, int], ...]) 
     views: dict[str, type[View]] = {}
     for name in named.get("decision", ()):
         signatures[name], read = _signature(cls, name)
-        _add(views, read, cls)
+        add_views(views, read, cls.__name__)
     interface = _interface(cls, signatures, dict(views))
     reader = MethodReader(cls, parameters, interface.enums, signatures)
     assumptions = tuple(reader.read(name, calls=False) for name in named.get("assumption", ()))
@@ -224,7 +237,7 @@ def _meaning_of(cls: type[Contract], values: tuple[tuple[str, type, int], ...]) 
                 f"{cls.__name__}.{formula.name}: `{scalar}` is no view, and an assumption is about views alone"
             )
     for formula in (*assumptions, *invariants):
-        _add(views, formula.views, cls)
+        add_views(views, formula.views, cls.__name__)
     bounds = [formula.least.name for formula in invariants if formula.least is not None]
     twice = next((name for name in bounds if bounds.count(name) > 1), None)
     if twice is not None:
@@ -298,17 +311,6 @@ def _interface(cls: type[Contract], signatures: Mapping[str, Signature], views: 
     return Interface(signatures, views, enums, modules, cls.max_operations)
 
 
-def _add(views: dict[str, type[View]], read: Iterable[type[View]], cls: type) -> None:
-    """Add views by class name.
-
-    Raises:
-        ContractError: another view has one of the names: what is proved of the one would be claimed of the other.
-    """
-    for view in read:
-        if views.setdefault(view.__name__, view) is not view:
-            raise ContractError(f"{cls.__name__}: two different views are called `{view.__name__}`; rename one")
-
-
 def _signature(cls: type[Contract], name: str) -> tuple[Signature, list[type[View]]]:
     method = checked_method(cls, name)
     hints = hints_of(method)
@@ -336,7 +338,7 @@ def _theorem(theorem: type[Theorem], parameters: Mapping[str, int], meaning: _Me
     formulas = theorem_formulas(theorem, parameters, meaning.interface.enums, meaning.decisions)
     views = dict(meaning.views)
     for formula in formulas.values():
-        _add(views, formula.views, theorem)
+        add_views(views, formula.views, where)
     state = formulas["step"].params[0].view if "step" in formulas else None
     if state in meaning.views.values():
         raise ContractError(

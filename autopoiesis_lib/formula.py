@@ -33,6 +33,7 @@ __all__ = [
     "FormulaParam",
     "Least",
     "MethodReader",
+    "add_views",
     "assumption",
     "checked_method",
     "claim_of",
@@ -299,7 +300,8 @@ class MethodReader:
                 else f"`{bounds[0]}` is marked Least, which only a parameter of an invariant may be"
             )
             raise ContractError(f"{where}: {problem}")
-        views = _by_name((param.view for param in params if param.view is not None), where)
+        views: dict[str, type[View]] = {}
+        add_views(views, (param.view for param in params if param.view is not None), where)
         decisions = self._decisions if calls else {}
         scope = Scope(
             views, self._scope.enums, {}, {}, frozenset(), self._scope.self_path, decisions, self._scope.parameters
@@ -346,17 +348,15 @@ class MethodReader:
         return FormulaParam(name, domain=domain, least_limit=limit)
 
 
-def _by_name(views: Iterable[type[View]], where: str) -> dict[str, type[View]]:
-    """Return views by class name.
+def add_views(known: dict[str, type[View]], views: Iterable[type[View]], where: str) -> None:
+    """Add views to those known by class name.
 
     Raises:
-        ContractError: two different views have one name.
+        ContractError: another view has one of the names: what is proved of the one would be claimed of the other.
     """
-    found: dict[str, type[View]] = {}
     for view in views:
-        if found.setdefault(view.__name__, view) is not view:
+        if known.setdefault(view.__name__, view) is not view:
             raise ContractError(f"{where}: two different views are called `{view.__name__}`; rename one")
-    return found
 
 
 def _is_view(annotation: Any) -> bool:

@@ -144,7 +144,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Pick:
-    """What the engine's pick was made from: by the order of arrival, unless a policy scored."""
+    """Inputs of the engine's pick: by the order of arrival, unless a policy scored."""
 
     certified: Certified | None = None
     views: dict[int, list[Any]] = field(default_factory=dict)

@@ -121,7 +121,7 @@ def certified_of(contract: str) -> dict[str, Certified]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """How one engine is set up."""
+    """Set-up of one engine."""
 
     asynchronous: bool
     two_groups: bool

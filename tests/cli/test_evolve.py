@@ -70,7 +70,7 @@ def test_a_minute_of_search_gains_at_least_forty_percent_over_fcfs_on_held_out_t
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run printed, and what its store holds of each candidate, times aside."""
+    """Output of a run, and the content of its store of each candidate, times aside."""
 
     document: dict[str, Any]
     fates: list[tuple[object, ...]]

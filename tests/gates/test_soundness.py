@@ -382,6 +382,15 @@ class TestDigest:
         assert len({meaning_of_domain(domain) for domain in domains}) == len(domains)
 
 
+def test_contracts_of_one_meaning_in_two_modules_take_texts_of_their_own() -> None:
+    there = Base()
+    here = type("Base", (Base,), {"__module__": __name__})()
+    assert here.digest == there.digest
+    for _ in range(2):
+        assert check(HONEST, there).verdict is Verdict.PROVED
+        assert check(HERE, here).verdict is Verdict.PROVED
+
+
 class TestChain:
     def test_a_policy_of_another_contract_is_invalid(self) -> None:
         policy = Policy.from_source(HONEST, Base())
